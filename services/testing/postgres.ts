@@ -1,0 +1,15 @@
+import type { TestProject } from 'vitest/node';
+import { startPostgres } from '../../local/postgres.ts';
+
+declare module 'vitest' {
+  export interface ProvidedContext {
+    postgresUrl: string;
+  }
+}
+
+/** One Postgres for the whole run: starting it takes longer than most test files do. */
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const postgres = await startPostgres({ databases: [] });
+  project.provide('postgresUrl', postgres.url('postgres'));
+  return postgres.stop;
+}
