@@ -1,0 +1,125 @@
+import { pipeline } from 'node:stream/promises';
+import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/config.ts';
+import { Database } from '@payloop/kit/database.ts';
+import { HttpError } from '@payloop/kit/http-error.ts';
+import { createLog } from '@payloop/kit/log.ts';
+import type { Self } from '@payloop/kit/run.ts';
+import { requestId, route, startServer, type Running } from '@payloop/kit/server.ts';
+import type { Request, Response } from 'express';
+import { z } from 'zod';
+import {
+  listInvoices,
+  migrations,
+  parseInvoiceName,
+  resetInvoices,
+  seed,
+  toContract,
+  type Invoice,
+} from './invoices.ts';
+import { payInvoices } from './pay.ts';
+import { Provider } from './provider.ts';
+
+const service = 'invoice-app';
+
+const defaultProviderUrl = 'http://payment-provider:8082/payments/pay';
+const providerUrl = z
+  .string()
+  .refine(
+    (url) => /^https?:$/.test(URL.parse(url)?.protocol ?? ''),
+    must(`a full URL such as ${defaultProviderUrl}`),
+  )
+  .optional();
+
+const variables = {
+  PORT: integer(0, 65_535).default(8081),
+  PAYMENT_PROVIDER_URL: providerUrl,
+  PAYMENT_PROVIDER_ENDPOINT: providerUrl,
+  SEED_INVOICES: integer(0, 1_000_000).default(3),
+};
+
+/**
+ * Starts the service that keeps invoices and pays them.
+ * @throws {ConfigError} when a variable or the port cannot be used
+ */
+export async function start({ env, source, instance }: Self): Promise<Running> {
+  const config = readConfig(variables, env);
+  const { PAYMENT_PROVIDER_URL: url, PAYMENT_PROVIDER_ENDPOINT: endpoint } = config;
+  if (url !== undefined && endpoint !== undefined && url !== endpoint) {
+    throw new ConfigError(
+      'PAYMENT_PROVIDER_URL must be the same as PAYMENT_PROVIDER_ENDPOINT where both are set',
+    );
+  }
+  const log = createLog(service, config.LOG_LEVEL);
+  const provider = new Provider(url ?? endpoint ?? defaultProviderUrl, log);
+  const database = new Database({
+    service,
+    url: config.databaseUrl,
+    migrations,
+    seed: (query) => seed(query, config.SEED_INVOICES),
+    log,
+  });
+  const options = {
+    host: config.HOST,
+    port: config.PORT,
+    shutdownDelay: config.SHUTDOWN_DELAY_MS,
+    database,
+    log,
+  };
+  return startServer(options, (app) => {
+    route(app, '/version', {
+      get: async (_request, response) => {
+        response.json({ service, source, instance, provider: await provider.version() });
+      },
+    });
+    route(app, '/invoices', { get: (request, response) => sendInvoices(database, request, response) });
+    route(app, '/invoices/pay', {
+      // The body is never read: clients send none, a form, or broken JSON.
+      post: async (_request, response) => {
+        const tally = await payInvoices(database, provider, requestId(response));
+        if (tally.unknown === 0) response.json({});
+        else response.status(502).json({ error: 'the payment provider gave no definite answer', ...tally });
+      },
+    });
+    if (config.ALLOW_RESET) {
+      route(app, '/reset', {
+        post: async (_request, response) => {
+          await provider.reset();
+          await resetInvoices(database, config.SEED_INVOICES);
+          response.json({});
+        },
+      });
+    }
+  });
+}
+
+/** What may be asked of `GET /invoices`. */
+const invoiceQuery = z.object({
+  status: z.enum(['paid', 'unpaid'], must('paid or unpaid')).optional(),
+  limit: integer(1, 1_000_000).optional(),
+  after: z
+    .string()
+    .refine((name) => parseInvoiceName(name) !== undefined, must('the id of an invoice, such as I1'))
+    .transform(parseInvoiceName)
+    .optional(),
+});
+
+/** Streams the invoices as one JSON array, as fast as the client reads. */
+async function sendInvoices(database: Database, request: Request, response: Response): Promise<void> {
+  const query = invoiceQuery.safeParse(request.query);
+  if (!query.success) throw new HttpError(400, describe(query.error));
+  const { status, limit, after } = query.data;
+  const text = toJson(listInvoices(database, { paid: status && status === 'paid', limit, after }));
+  // A database that is away shows at the first page, when the status can still be another.
+  const opening = await text.next();
+  response.type('json').write(opening.value);
+  await pipeline(text, response);
+}
+
+async function* toJson(pages: AsyncIterable<Invoice[]>): AsyncGenerator<string> {
+  let separator = '[';
+  for await (const invoices of pages) {
+    yield separator + invoices.map((invoice) => JSON.stringify(toContract(invoice))).join(',');
+    separator = ',';
+  }
+  yield separator === '[' ? '[]' : ']';
+}

@@ -1,0 +1,27 @@
+// Bundles one service into dist/<service>/main.js, with the hash of its sources baked in.
+//   node services/kit/build.ts <service>
+import { resolve } from 'node:path';
+import { build } from 'esbuild';
+import { hashSource } from './src/source.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+const [service = ''] = process.argv.slice(2);
+
+await build({
+  absWorkingDir: root,
+  entryPoints: [`services/${service}/src/main.ts`],
+  outfile: `dist/${service}/main.js`,
+  bundle: true,
+  platform: 'node',
+  target: 'node24',
+  // Not ESM: Express and pg call require() of Node's own modules, which an ESM bundle cannot.
+  format: 'cjs',
+  minify: true,
+  keepNames: true,
+  sourcemap: 'linked',
+  define: { BUNDLED_SOURCE: JSON.stringify(hashSource(root, service)) },
+  // Optional parts of pg that are not installed.
+  external: ['pg-native', 'pg-cloudflare'],
+  logLevel: 'warning',
+  logOverride: { 'empty-import-meta': 'silent' },
+});

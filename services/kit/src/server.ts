@@ -1,0 +1,157 @@
+import { randomUUID } from 'node:crypto';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { setTimeout } from 'node:timers/promises';
+import express, { type ErrorRequestHandler, type Express, type Handler } from 'express';
+import { ConfigError } from './config.ts';
+import { DatabaseUnavailable, type Database } from './database.ts';
+import { HttpError } from './http-error.ts';
+import type { Log } from './log.ts';
+
+/** How long requests under way may still take once the server is told to stop, in milliseconds. */
+const drainTimeout = 20_000;
+/** How long an idle connection is kept, in milliseconds: longer than a client or a load balancer keeps it. */
+const keepAliveTimeout = 65_000;
+
+export interface ServerOptions {
+  host?: string | undefined;
+  port: number;
+  /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
+  shutdownDelay: number;
+  database: Database;
+  log: Log;
+}
+
+/** A service that answers. */
+export interface Running {
+  /** The port it listens on: the one asked for, or the one it got for 0. */
+  port: number;
+  /** Fails readiness, answers what is under way, closes the port and the database. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Starts an HTTP server with what every service has: request ids and logs, `/livez`, `/readyz`, JSON errors.
+ * @param routes adds the service's own routes
+ * @throws {ConfigError} when the port cannot be had
+ */
+export async function startServer(options: ServerOptions, routes: (app: Express) => void): Promise<Running> {
+  const { database, log } = options;
+  let stopping = false;
+
+  const app = express();
+  app.disable('x-powered-by').disable('etag');
+  app.use((_request, response, next) => {
+    // Else a client that keeps its connection busy would keep this process from ending.
+    if (stopping) response.set('Connection', 'close');
+    next();
+  });
+  route(app, '/livez', { get: (_request, response) => void response.type('text').send('ok') });
+  route(app, '/readyz', {
+    get: async (_request, response) => {
+      if (stopping) throw new HttpError(503, 'shutting down');
+      await database.check();
+      response.type('text').send('ok');
+    },
+  });
+  app.use(logRequests(log));
+  routes(app);
+  app.use(() => {
+    throw new HttpError(404, 'not found');
+  });
+  app.use(answerError(log));
+
+  const server = createServer({ keepAliveTimeout }, app);
+  const port = await listen(server, options);
+  log.info({ port }, 'listening');
+  return {
+    port,
+    async stop() {
+      stopping = true;
+      await setTimeout(options.shutdownDelay);
+      await close(server);
+      await database.close();
+    },
+  };
+}
+
+/**
+ * Registers all that one path answers; any other method gets 405 with `Allow`.
+ * GET answers HEAD too, without the body.
+ */
+export function route(
+  app: Express,
+  path: string,
+  handlers: { get?: Handler | Handler[]; post?: Handler | Handler[] },
+) {
+  const here = app.route(path);
+  if (handlers.get) here.get(handlers.get);
+  if (handlers.post) here.post(handlers.post);
+  const allowed = [handlers.get && 'GET, HEAD', handlers.post && 'POST'].filter(Boolean).join(', ');
+  here.all((_request, response) => {
+    response.set('Allow', allowed);
+    throw new HttpError(405, `method not allowed, only ${allowed}`);
+  });
+}
+
+/** The id of a request, which its log lines carry, and the requests that it causes. */
+export function requestId(response: express.Response): string {
+  return response.locals.requestId;
+}
+
+/** Logs each request when its answer is done, and gives it an id: the caller's `X-Request-Id`, or a new one. */
+function logRequests(log: Log): Handler {
+  return (request, response, next) => {
+    const start = performance.now();
+    const given = request.get('X-Request-Id') ?? '';
+    const id = /^[\w.-]{1,64}$/.test(given) ? given : randomUUID();
+    response.locals.requestId = id;
+    response.set('X-Request-Id', id);
+    const { method, path } = request;
+    response.on('close', () => {
+      const ms = Math.round(performance.now() - start);
+      const status = response.writableFinished ? response.statusCode : 'client gone';
+      log.info({ requestId: id, method, path, status, ms }, 'request');
+    });
+    next();
+  };
+}
+
+function answerError(log: Log): ErrorRequestHandler {
+  return (err: Error & { status?: number; type?: string; limit?: number }, _request, response, next) => {
+    if (response.headersSent) {
+      log.error({ err, requestId: requestId(response) }, 'the answer broke off');
+      next(err);
+      return;
+    }
+    const { status = 500, message } = err;
+    if (status >= 500) {
+      const cause = err instanceof DatabaseUnavailable ? err.cause : err;
+      log[status === 503 ? 'warn' : 'error']({ err: cause, requestId: requestId(response) }, message);
+    }
+    response.status(status);
+    if (err.type === 'entity.too.large') {
+      response.json({ error: `request body too large, at most ${(err.limit ?? 0) / 1024} kB` });
+    } else {
+      response.json({ error: status === 500 ? 'internal error' : message });
+    }
+  };
+}
+
+function listen(server: Server, { host, port }: ServerOptions): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) => {
+      const reason = error.code === 'EADDRINUSE' ? 'it is taken by another process' : error.message;
+      reject(new ConfigError(`PORT ${port} cannot be listened on: ${reason}`, { cause: error }));
+    });
+    server.listen({ port, host }, () => resolve((server.address() as AddressInfo).port));
+  });
+}
+
+/** Stops accepting, waits for the requests under way, and ends those that take too long. */
+async function close(server: Server): Promise<void> {
+  const closed = new Promise((resolve) => server.close(resolve));
+  const timer = globalThis.setTimeout(() => server.closeAllConnections(), drainTimeout);
+  await closed;
+  clearTimeout(timer);
+}

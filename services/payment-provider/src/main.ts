@@ -1,0 +1,3 @@
+import { run } from '@payloop/kit/run.ts';
+
+void run('payment-provider', () => import('./service.ts'));
