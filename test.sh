@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# The payment test: TAP on standard output; exit code 0 if every check passed, else one line that says why not.
+#
+#   ./test.sh [URL [REPLICAS]]     URL of invoice-app, by default http://localhost:8081
+#
+# It waits until REPLICAS processes of each service run the code in this folder (without a number: until ten
+# answers running came from it), resets where that is allowed, pays, and pays again. Needs curl and jq.
+set -o errexit -o nounset -o pipefail
+
+readonly url=${1:-http://localhost:8081} replicas=${2:-0} wait_seconds=20
+if command -v sha256sum >/dev/null; then sha256=(sha256sum); else sha256=(shasum -a 256); fi
+count=0
+
+ok() { count=$((count + 1)) && echo "ok $count - $*"; }
+
+fail() {
+  echo "not ok $((count + 1)) - $1"
+  echo "payment test failed: $1: $2" >&2
+  exit 1
+}
+
+# check NAME WHY COMMAND…: passes if the command does.
+check() { if "${@:3}"; then ok "$1"; else fail "$1" "$2"; fi; }
+
+# Sets `status` (000 where there was no answer) and `body`.
+request() {
+  body=$(curl --silent --show-error --max-time 60 --write-out '\n%{http_code}' "$@" 2>&1) || true
+  status=${body##*$'\n'} body=${body%$'\n'*}
+}
+
+# What a service that runs the code in this folder gives as its source; see services/kit/src/source.ts.
+hash_source() {
+  find services/kit/src "services/$1/src" -name '*.ts' ! -name '*.test.ts' | LC_ALL=C sort |
+    xargs "${sha256[@]}" | "${sha256[@]}" | cut -d ' ' -f 1
+}
+
+# Judges the answers of /version so far, of which all but the last came from this code.
+judge() {
+  jq --slurp --raw-output --arg app "$app" --arg provider "$provider" --argjson replicas "$replicas" '
+    def other(name): "\(name) (\(.instance)) runs other code: \(.source)"; def seen(f): map(f) | unique | length;
+    if last.source != $app then last | other("invoice-app")
+    elif last.provider == null then "invoice-app gets no answer from payment-provider"
+    elif last.provider.source != $provider then last.provider | other("payment-provider")
+    elif (if $replicas == 0 then length < 10 else ([seen(.instance), seen(.provider.instance)] | min) < $replicas end)
+    then "only \(seen(.instance)) invoice-app and \(seen(.provider.instance)) payment-provider answered, not \($replicas)"
+    else "ready" end' <<<"$answers" 2>/dev/null || echo "no answer from $url/version: $body"
+}
+
+wait_for_code() {
+  local -r name='every replica runs the code in this folder'
+  local app='' provider='' verdict='' answers=''
+  until [[ $verdict == ready ]]; do
+    if [[ $verdict != only* ]]; then
+      # The folder may have changed meanwhile: it counts as it is now.
+      answers='' app=$(hash_source invoice-app) provider=$(hash_source payment-provider)
+    fi
+    ((SECONDS < wait_seconds)) || fail "$name" "after $wait_seconds s: $verdict"
+    request --max-time 5 "$url/version"
+    [[ $status != 404 ]] || { ok "$name # SKIP no /version here" && return; }
+    answers+=$body$'\n' verdict=$(judge)
+    [[ $verdict == ready ]] || sleep 0.02 # leaves a starting service the processor
+  done
+  ok "$name"
+  printf '# %s %s\n' invoice-app "$app" payment-provider "$provider"
+}
+
+# Sets `invoices` (all of them) and `unpaid` (how many).
+read_invoices() {
+  request "$url/invoices"
+  unpaid=$(jq 'map(select(.IsPaid | not)) | length' <<<"$body" 2>/dev/null) ||
+    fail 'the invoices can be read' "GET $url/invoices answered $status: $body"
+  invoices=$body
+}
+
+pay() {
+  request --request POST "$url/invoices/pay"
+  check "$1" "POST $url/invoices/pay answered $status: $body" test "$status" = 200
+}
+
+main() {
+  cd "$(dirname "${BASH_SOURCE[0]}")"
+  local status body invoices unpaid before amounts='map(del(.IsPaid))' skip='' no_reset=''
+  echo 1..8
+  wait_for_code
+  request --request POST "$url/reset"
+  [[ $status != 404 ]] || no_reset=' # SKIP not allowed here'
+  check "the invoices are reset$no_reset" "POST $url/reset answered $status: $body" test "${status/404/200}" = 200
+  read_invoices
+  [[ -z $no_reset || $unpaid != 0 ]] || skip=' # SKIP nothing unpaid'
+  check "there are unpaid invoices$skip" 'all are paid' test "$unpaid$skip" != 0
+  before=$(jq "$amounts" <<<"$invoices")
+  pay 'paying is answered with 200'
+  read_invoices
+  check "every invoice is paid$skip" "$unpaid are not" test "$unpaid" = 0
+  check 'the amounts are untouched' 'GET /invoices differs from before' test "$(jq "$amounts" <<<"$invoices")" = "$before"
+  before=$invoices
+  pay 'paying again is answered with 200'
+  read_invoices
+  check 'paying again changes nothing' 'GET /invoices differs from before' test "$invoices" = "$before"
+}
+main
