@@ -3,12 +3,13 @@ import { randomBytes } from 'node:crypto';
 import { constants, existsSync } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { createServer } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Client, escapeIdentifier, escapeLiteral } from 'pg';
+import { freePort } from './ports.ts';
+import { processOf, signal } from './processes.ts';
 
 export interface Options {
   /** Where the data stay between runs. Without it they are for this run only: no fsync, removed by stop(). */
@@ -22,6 +23,9 @@ export interface Options {
 export interface Postgres {
   port: number;
   pid: number;
+  /** The folder of the data, and the log of this run. */
+  home: string;
+  log: string;
   /** Of one of the databases, as its owner; `postgres` is the superuser's. */
   url: (database: string) => string;
   /** Settles when no process of this Postgres is left. */
@@ -69,23 +73,19 @@ export async function startPostgres({ folder, port, databases }: Options): Promi
       await stop();
       throw error;
     }
-    return { port: chosenPort, pid: server.child.pid!, url, stop, ended: server.ended };
+    return {
+      port: chosenPort,
+      pid: server.child.pid!,
+      home,
+      log: logFile(home),
+      url,
+      stop,
+      ended: server.ended,
+    };
   } catch (error) {
     if (folder === undefined) await fs.rm(home, { recursive: true, force: true });
     throw error;
   }
-}
-
-/** Free at this moment: somebody else may be faster. */
-export async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', reject).listen(0, '127.0.0.1', resolve);
-  });
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (address === null || typeof address === 'string') throw new Error('no free port');
-  return address.port;
 }
 
 async function unprivilegedUser(): Promise<User> {
@@ -255,24 +255,13 @@ async function endLeftover(home: string, data: string): Promise<void> {
       `Postgres already runs on ${data} (pid ${pid}), for process ${owner}: end that first`,
     );
   }
-  for (const [signal, bound] of shutdownSteps) {
-    signalProcess(pid, signal);
+  for (const [name, bound] of shutdownSteps) {
+    signal(pid, name);
     for (const until = Date.now() + bound; Date.now() < until; await delay(50)) {
       if (!(await processOf(pid))) return;
     }
   }
   throw new PostgresError(`Postgres of an earlier run (pid ${pid}, on ${data}) cannot be ended`);
-}
-
-async function processOf(pid: number): Promise<{ parent: number; command: string } | undefined> {
-  try {
-    const { stdout } = await run('ps', ['-ww', '-o', 'ppid=,stat=,command=', '-p', String(pid)]);
-    const [, parent, state, command] = /^\s*(\d+)\s+(\S+)\s+(.*)$/m.exec(stdout) ?? [];
-    if (command === undefined || state?.startsWith('Z')) return undefined;
-    return { parent: Number(parent), command };
-  } catch {
-    return undefined;
-  }
 }
 
 interface Server {
@@ -366,12 +355,12 @@ const shutdownSteps: [NodeJS.Signals, number][] = [
 ];
 
 async function shutDown(child: ChildProcess): Promise<void> {
-  for (const [signal, bound] of shutdownSteps) {
+  for (const [name, bound] of shutdownSteps) {
     if (hasEnded(child)) return;
     const exited = new Promise<boolean>((resolve) => {
       child.once('exit', () => resolve(true));
     });
-    child.kill(signal);
+    child.kill(name);
     const timer = new AbortController();
     const timedOut = delay(bound, false, { signal: timer.signal }).catch(() => false);
     if (await Promise.race([exited, timedOut])) {
@@ -383,14 +372,6 @@ async function shutDown(child: ChildProcess): Promise<void> {
 
 function hasEnded(child: ChildProcess): boolean {
   return child.exitCode !== null || child.signalCode !== null;
-}
-
-function signalProcess(pid: number, signal: NodeJS.Signals): void {
-  try {
-    process.kill(pid, signal);
-  } catch {
-    // It has ended meanwhile.
-  }
 }
 
 function logFile(home: string): string {

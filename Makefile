@@ -1,0 +1,36 @@
+# Another shell than make's own: else make 3.81 looks up commands in the PATH that it was started with.
+SHELL := bash
+export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
+
+OVERLAY ?= dev
+export OVERLAY
+
+.PHONY: help install up test ci prod down
+
+help:
+	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
+	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses)'
+	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
+	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
+	@echo 'make prod   make up with the prod overlay'
+	@echo 'make down   remove the cluster'
+
+# The Node of node_modules must not run the npm that replaces node_modules.
+install:
+	@PATH="$${PATH#*:}" local/install.sh
+
+up: install
+	@local/up.sh
+
+test: install
+	@local/check.sh
+	@vitest run
+
+ci: install
+	@cluster/ci.sh
+
+prod: install
+	@MODE=cluster local/up.sh -- --overlay=prod
+
+down:
+	@cluster/down.sh

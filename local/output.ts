@@ -1,0 +1,64 @@
+import { styleText } from 'node:util';
+
+export type Say = (text: string) => void;
+
+const colours = ['cyan', 'magenta', 'yellow', 'green', 'blue'] as const;
+
+/** Gives each speaker a way to write whole lines that say who wrote them. */
+export function createOutput<Name extends string>(
+  names: readonly Name[],
+  { write, colour }: { write: (text: string) => void; colour: boolean },
+): (name: Name) => Say {
+  const width = Math.max(...names.map((name) => name.length));
+  return (name) => {
+    const label = `${name.padEnd(width)} |`;
+    const style = colours[names.indexOf(name) % colours.length] ?? 'cyan';
+    const prefix = colour ? styleText(style, label, { validateStream: false }) : label;
+    return (text) => {
+      for (const line of text.split('\n')) write(`${prefix} ${line}\n`);
+    };
+  };
+}
+
+/** Colour is for people: https://no-color.org */
+export function wantsColour(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv): boolean {
+  return stream.isTTY === true && !env.NO_COLOR && env.TERM !== 'dumb';
+}
+
+/** A line of a service's JSON log as a person reads it, any other line as it is. */
+export function readable(line: string): string {
+  const event = parse(line);
+  if (!event) return line;
+  const { level, time, msg, service: _prefixed, requestId, err, ...rest } = event;
+  const fields = Object.entries(rest).map(([key, value]) => `${key}=${show(value)}`);
+  // Enough of it to follow one request from service to service by eye.
+  if (typeof requestId === 'string') fields.push(`requestId=${requestId.slice(0, 8)}`);
+  const clock = new Date(String(time)).toTimeString().slice(0, 8);
+  return [[clock, level, msg, ...fields].join(' '), ...describe(err)].join('\n');
+}
+
+function parse(line: string): Record<string, unknown> | undefined {
+  if (!line.startsWith('{"level":')) return undefined;
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined;
+  }
+}
+
+function show(value: unknown): string {
+  return typeof value === 'string' && /^\S+$/.test(value) ? value : JSON.stringify(value);
+}
+
+function describe(error: unknown): string[] {
+  if (typeof error !== 'object' || error === null) return [];
+  const { stack, message } = error as { stack?: string; message?: string };
+  return (stack ?? message ?? JSON.stringify(error)).split('\n').map((line) => `  ${line}`);
+}
+
+const nodemonsRoutine = /^\[nodemon\] (\d+\.|to restart at|or send|watching|starting|reading config)/;
+
+/** What nodemon says each time it starts, and nobody needs to read. */
+export function isRoutine(line: string): boolean {
+  return nodemonsRoutine.test(line);
+}

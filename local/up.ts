@@ -1,0 +1,236 @@
+// The services and their test as processes of this machine, on a Postgres from npm; `make up` runs it.
+import * as fs from 'node:fs/promises';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { endGroup, startGroup, type Command, type Group } from './groups.ts';
+import { createOutput, isRoutine, readable, wantsColour } from './output.ts';
+import { whyTaken } from './ports.ts';
+import { PostgresError, startPostgres, type Postgres } from './postgres.ts';
+import { processOf, signal } from './processes.ts';
+
+interface Service {
+  name: string;
+  database: string;
+  port: number;
+  env: NodeJS.ProcessEnv;
+}
+
+/** Thrown with a message that is meant for the user as it is. */
+class UpError extends Error {}
+
+const root = path.resolve(import.meta.dirname, '..');
+const state = path.join(root, '.payloop');
+const nodemon = path.join(root, 'node_modules/nodemon/bin/nodemon.js');
+
+const speakers = ['up', 'payment-provider', 'invoice-app', 'test'];
+const output = createOutput(speakers, {
+  write: (text) => process.stdout.write(text),
+  colour: wantsColour(process.stdout, process.env),
+});
+const say = output('up');
+
+async function main(): Promise<void> {
+  const ports = {
+    INVOICE_APP_PORT: portFrom('INVOICE_APP_PORT', 8081),
+    PAYMENT_PROVIDER_PORT: portFrom('PAYMENT_PROVIDER_PORT', 8082),
+    POSTGRES_PORT: portFrom('POSTGRES_PORT', 25432),
+  };
+  const services: Service[] = [
+    {
+      name: 'payment-provider',
+      database: 'payment_provider',
+      port: ports.PAYMENT_PROVIDER_PORT,
+      env: {},
+    },
+    {
+      name: 'invoice-app',
+      database: 'invoice_app',
+      port: ports.INVOICE_APP_PORT,
+      env: { PAYMENT_PROVIDER_URL: `http://127.0.0.1:${ports.PAYMENT_PROVIDER_PORT}/payments/pay` },
+    },
+  ];
+  const start = performance.now();
+  const stop = stopRequest();
+  await endLeftovers();
+  await checkPorts(ports);
+
+  const postgres = await startPostgres({
+    folder: path.join(state, 'postgres'),
+    port: ports.POSTGRES_PORT,
+    databases: services.map(({ database }) => database),
+  });
+  say(`Postgres on 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
+  const groups: Group[] = [];
+  try {
+    const testUrl = `http://localhost:${ports.INVOICE_APP_PORT}`;
+    for (const command of [...services.map((service) => serve(service, postgres)), test(services, testUrl)]) {
+      if (stop.requested) return;
+      groups.push(await startGroup(command, createListener(command.name)));
+      await remember(groups);
+    }
+    stop.onAgain = () => {
+      for (const { pid } of groups) signal(-pid, 'SIGKILL');
+    };
+    void announce(services, testUrl, start);
+    const end = await Promise.race([
+      stop.promise,
+      postgres.ended.then(() => `Postgres ended by itself, see ${postgres.log}`),
+      ...groups.map(({ name, ended }) => ended.then((how) => `${name}'s watcher ended by itself: ${how}`)),
+    ]);
+    if (end !== undefined) throw new UpError(end);
+  } finally {
+    say('ending');
+    await endAll(groups, postgres);
+  }
+}
+
+function portFrom(variable: string, fallback: number): number {
+  const text = process.env[variable] || String(fallback);
+  const port = Number(text);
+  if (Number.isInteger(port) && port >= 1 && port <= 65_535) return port;
+  throw new UpError(`${variable} must be a port, 1 to 65535, not '${text}'`);
+}
+
+async function checkPorts(ports: Record<string, number>): Promise<void> {
+  const entries = Object.entries(ports);
+  const twice = entries.find(([, port], index) =>
+    entries.some(([, other], at) => at < index && other === port),
+  );
+  if (twice)
+    throw new UpError(`${twice[0]} is ${twice[1]}, which another part uses already: set it to a free port`);
+  const answers = await Promise.all(entries.map(([variable, port]) => whyTaken(variable, port)));
+  const taken = answers.find((answer) => answer !== undefined);
+  if (taken) throw new UpError(taken);
+}
+
+function serve({ name, database, port, env }: Service, postgres: Postgres): Command {
+  // A file of the user's shell would contradict the URL.
+  const { DATABASE_URL_FILE: _unused, ...inherited } = process.env;
+  return watch(name, ['services/kit/src', `services/${name}/src`], `node services/${name}/src/main.ts`, {
+    ...inherited,
+    ENVIRONMENT: 'dev',
+    ALLOW_RESET: 'true',
+    // Not for the whole network: the service pays whoever asks.
+    HOST: '127.0.0.1',
+    PORT: String(port),
+    DATABASE_URL: postgres.url(database),
+    ...env,
+  });
+}
+
+function test(services: Service[], url: string): Command {
+  const folders = ['services/kit/src', ...services.map(({ name }) => `services/${name}/src`), 'test.sh'];
+  // nodemon calls every failure a crash; test.sh says itself what failed.
+  return watch('test', folders, `./test.sh ${url} 1`, process.env, ['--quiet', '--ext', 'ts,sh']);
+}
+
+function watch(
+  name: string,
+  paths: string[],
+  command: string,
+  env: NodeJS.ProcessEnv,
+  options: string[] = [],
+): Command {
+  const watched = paths.flatMap((each) => ['--watch', each]);
+  const config = ['--config', 'services/kit/nodemon.json', '--no-stdin', '--no-colours', ...options];
+  // Else nodemon starts the new process when the shell between has ended, which the old may outlive.
+  const args = [nodemon, ...config, ...watched, '--exec', `exec ${command}`];
+  return { name, file: process.execPath, args, env, cwd: root };
+}
+
+function createListener(name: string): (line: string) => void {
+  const sayAs = output(name);
+  return (line) => {
+    if (!isRoutine(line)) sayAs(readable(line));
+  };
+}
+
+/** Says once where the services are, when both are ready. */
+async function announce(services: Service[], url: string, start: number): Promise<void> {
+  for (const { port } of services) {
+    while (!(await isReady(port))) await delay(50);
+  }
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  say(
+    `serving ${url} after ${seconds} s; every save restarts what it touches and runs the test; Ctrl-C ends it`,
+  );
+}
+
+async function isReady(port: number): Promise<boolean> {
+  try {
+    const response = await fetch(`http://127.0.0.1:${port}/readyz`, { signal: AbortSignal.timeout(1_000) });
+    return response.ok;
+  } catch {
+    return false;
+  }
+}
+
+interface Stop {
+  requested: boolean;
+  promise: Promise<undefined>;
+  /** Called when the user asks once more. */
+  onAgain: () => void;
+}
+
+/** Ctrl-C, SIGTERM, or nobody left who reads what is said. */
+function stopRequest(): Stop {
+  const { promise, resolve } = Promise.withResolvers<undefined>();
+  const stop: Stop = { requested: false, promise, onAgain: () => undefined };
+  const request = () => {
+    if (stop.requested) stop.onAgain();
+    stop.requested = true;
+    resolve(undefined);
+  };
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, request);
+  // A closed terminal or pipe; unhandled, it would end this process and leave the others.
+  for (const stream of [process.stdout, process.stderr]) {
+    stream.on('error', () => {
+      if (!stop.requested) request();
+    });
+  }
+  return stop;
+}
+
+async function endAll(groups: Group[], postgres: Postgres): Promise<void> {
+  const ended = await Promise.all(groups.map(({ pid }) => endGroup(pid)));
+  await postgres.stop();
+  const left = groups.filter((_, index) => ended[index] === false);
+  if (left.length > 0)
+    throw new UpError(`could not end ${left.map(({ name, pid }) => `${name} (${pid})`).join()}`);
+  await fs.rm(stateFile(), { force: true });
+}
+
+/** What runs, for the next `make up` in case this one is killed and cannot end it. */
+async function remember(groups: Group[]): Promise<void> {
+  const known = { owner: process.pid, groups: groups.map(({ pid }) => pid) };
+  await fs.writeFile(stateFile(), JSON.stringify(known));
+}
+
+async function endLeftovers(): Promise<void> {
+  const text = await fs.readFile(stateFile(), 'utf8').catch(() => undefined);
+  if (text === undefined) return;
+  const known: { owner: number; groups: number[] } = JSON.parse(text);
+  for (const pid of known.groups) {
+    const found = await processOf(pid);
+    // Its number may be somebody else's by now.
+    if (!found?.command.includes(nodemon)) continue;
+    if (found.parent === known.owner)
+      throw new UpError(`make up runs here already, as process ${known.owner}`);
+    say(`ending what an earlier run left behind (pid ${pid})`);
+    await endGroup(pid);
+  }
+  await fs.rm(stateFile(), { force: true });
+}
+
+function stateFile(): string {
+  return path.join(state, 'processes.json');
+}
+
+try {
+  await main();
+  process.exit();
+} catch (error) {
+  const expected = error instanceof UpError || error instanceof PostgresError;
+  say(expected ? error.message : String(error instanceof Error ? error.stack : error));
+  process.exit(1);
+}
