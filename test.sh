@@ -2,7 +2,6 @@
 # The payment test: TAP on standard output; exit code 0 if every check passed, else one line that says why not.
 #
 #   ./test.sh [URL [REPLICAS]]     URL of invoice-app, by default http://localhost:8081
-#
 # It waits until REPLICAS processes of each service run the code in this folder (without a number: until ten
 # answers running came from it), resets where that is allowed, pays, and pays again. Needs curl and jq.
 set -o errexit -o nounset -o pipefail

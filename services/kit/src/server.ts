@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
-import express, { type ErrorRequestHandler, type Express, type Handler } from 'express';
+import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
 import { HttpError } from './http-error.ts';
@@ -41,9 +41,12 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 
   const app = express();
   app.disable('x-powered-by').disable('etag');
+  const unanswered = new Set<Response>();
   app.use((_request, response, next) => {
-    // Else a client that keeps its connection busy would keep this process from ending.
+    // A client that keeps its connection would keep this process from ending.
     if (stopping) response.set('Connection', 'close');
+    unanswered.add(response);
+    response.on('close', () => unanswered.delete(response));
     next();
   });
   route(app, '/livez', { get: (_request, response) => void response.type('text').send('ok') });
@@ -69,6 +72,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     async stop() {
       stopping = true;
       await setTimeout(options.shutdownDelay);
+      for (const response of unanswered) if (!response.headersSent) response.set('Connection', 'close');
       await close(server);
       await database.close();
     },
@@ -95,7 +99,7 @@ export function route(
 }
 
 /** The id of a request, which its log lines carry, and the requests that it causes. */
-export function requestId(response: express.Response): string {
+export function requestId(response: Response): string {
   return response.locals.requestId;
 }
 
@@ -151,7 +155,10 @@ function listen(server: Server, { host, port }: ServerOptions): Promise<number> 
 /** Stops accepting, waits for the requests under way, and ends those that take too long. */
 async function close(server: Server): Promise<void> {
   const closed = new Promise((resolve) => server.close(resolve));
-  const timer = globalThis.setTimeout(() => server.closeAllConnections(), drainTimeout);
+  // An answer that had begun before could not say that its connection closes.
+  const idle = setInterval(() => server.closeIdleConnections(), 100);
+  const late = globalThis.setTimeout(() => server.closeAllConnections(), drainTimeout);
   await closed;
-  clearTimeout(timer);
+  clearInterval(idle);
+  clearTimeout(late);
 }

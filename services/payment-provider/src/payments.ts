@@ -6,12 +6,12 @@ export type Outcome = 'charged' | 'declined';
 export const migrations: Migration[] = [
   {
     name: '1-payments',
-    // numeric: the contract takes amounts up to the largest float32, which int8 cannot hold.
+    // The contract takes values up to the largest float32: 39 digits before the point, and at most 4 behind it.
     sql: `
       CREATE TABLE payments (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         payment_id text NOT NULL,
-        amount numeric(42, 0) NOT NULL,
+        amount numeric(43, 0) NOT NULL,
         currency text NOT NULL,
         outcome text NOT NULL CHECK (outcome IN ('charged', 'declined')),
         created_at timestamptz NOT NULL DEFAULT now()

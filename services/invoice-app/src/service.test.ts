@@ -1,0 +1,233 @@
+import { once } from 'node:events';
+import { createServer, type RequestListener } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { Client } from 'pg';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import * as paymentProvider from '../../payment-provider/src/service.ts';
+import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import * as invoiceApp from './service.ts';
+
+const seeded = [
+  { InvoiceId: 'I1', Value: 12.15, Currency: 'EUR', IsPaid: false },
+  { InvoiceId: 'I2', Value: 10.25, Currency: 'GBP', IsPaid: false },
+  { InvoiceId: 'I3', Value: 66.13, Currency: 'DKK', IsPaid: false },
+];
+const allPaid = seeded.map((invoice) => ({ ...invoice, IsPaid: true }));
+
+/** invoice-app with a provider at `url`. */
+const startApp = (url: string, env: Record<string, string> = {}) =>
+  startService(invoiceApp, { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env });
+
+const invoicesOf = async (app: RunningService, query = '') => (await ask(`${app.url}/invoices${query}`)).body;
+
+let provider: RunningService;
+let app: RunningService;
+beforeAll(async () => {
+  provider = await startService(paymentProvider, { ALLOW_RESET: 'true' });
+  app = await startApp(provider.url);
+});
+beforeEach(() => post(`${app.url}/reset`));
+afterAll(async () => {
+  await app[Symbol.asyncDispose]();
+  await provider[Symbol.asyncDispose]();
+});
+
+/** What the provider has charged, as text, in the order of the invoices. */
+async function charges({ databaseUrl }: RunningService): Promise<string[]> {
+  const client = new Client({ connectionString: databaseUrl });
+  await client.connect();
+  try {
+    const { rows } = await client.query(
+      `SELECT payment_id || ' ' || amount || ' ' || currency AS charge FROM payments WHERE outcome = 'charged'
+       ORDER BY length(payment_id), payment_id`,
+    );
+    return rows.map(({ charge }) => charge);
+  } finally {
+    await client.end();
+  }
+}
+
+describe('GET /invoices', () => {
+  test('answers with the original invoices, keys as in the original', async () => {
+    const response = await fetch(`${app.url}/invoices`);
+    expect(response.headers.get('Content-Type')).toBe('application/json; charset=utf-8');
+    expect(await response.text()).toBe(JSON.stringify(seeded));
+  });
+
+  test('narrows by status, limit and after', async () => {
+    expect(await invoicesOf(app, '?status=paid')).toEqual([]);
+    expect(await invoicesOf(app, '?status=unpaid&limit=1&after=I1')).toEqual([seeded[1]]);
+    expect(await invoicesOf(app, '?after=I3')).toEqual([]);
+  });
+
+  test.each([
+    ['status=open', 'status must be paid or unpaid, not "open"'],
+    ['limit=0', 'limit must be a whole number from 1 to 1000000, not "0"'],
+    ['limit=many', 'limit must be a whole number from 1 to 1000000, not "many"'],
+    ['after=1', 'after must be the id of an invoice, such as I1, not "1"'],
+  ])('refuses ?%s', async (query, error) => {
+    expect(await ask(`${app.url}/invoices?${query}`)).toEqual({ status: 400, body: { error } });
+  });
+
+  test('streams more than a page, in id order, each once', async () => {
+    await using large = await startApp(provider.url, { SEED_INVOICES: '2500' });
+    const invoices = (await invoicesOf(large)) as typeof seeded;
+    expect(invoices.map(({ InvoiceId }) => InvoiceId)).toEqual(
+      Array.from({ length: 2500 }, (_, n) => `I${n + 1}`),
+    );
+    expect(invoices.slice(0, 3)).toEqual(seeded);
+    expect(((await invoicesOf(large, '?limit=1700&after=I200')) as unknown[]).length).toBe(1700);
+  });
+
+  test('is an empty array without invoices', async () => {
+    await using empty = await startApp(provider.url, { SEED_INVOICES: '0' });
+    expect(await ask(`${empty.url}/invoices`)).toEqual({ status: 200, body: [] });
+  });
+});
+
+describe('POST /invoices/pay', () => {
+  test('pays every invoice once, with its amount and currency', async () => {
+    expect(await post(`${app.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(app)).toEqual(allPaid);
+    expect(await post(`${app.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await charges(provider)).toEqual(['I1 1215 EUR', 'I2 1025 GBP', 'I3 6613 DKK']);
+  });
+
+  test.each([
+    ['no body', '', {}],
+    ['a form', '{}', { 'Content-Type': 'application/x-www-form-urlencoded' }],
+    ['broken JSON', '{"id":', { 'Content-Type': 'application/json' }],
+    ['a large body', 'x'.repeat(2_000_000), {}],
+    ['an encoding that nobody knows', 'x', { 'Content-Encoding': 'nonsense' }],
+  ])('does not read %s', async (_name, body, headers: Record<string, string>) => {
+    expect(await post(`${app.url}/invoices/pay`, body, headers)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(app)).toEqual(allPaid);
+  });
+
+  test('charges each invoice once when it is asked for at once, on two replicas', async () => {
+    await using one = await startApp(provider.url, { SEED_INVOICES: '100' });
+    await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl });
+    const answers = await Promise.all([one, one, other, other].map(({ url }) => post(`${url}/invoices/pay`)));
+    expect(answers).toEqual(Array.from({ length: 4 }, () => ({ status: 200, body: {} })));
+    expect(await charges(provider)).toHaveLength(100);
+    expect(await invoicesOf(other, '?status=unpaid')).toEqual([]);
+  });
+
+  test('is 200 where invoices are declined: they stay unpaid, and are asked for again', async () => {
+    await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
+    await using unlucky = await startApp(declining.url);
+    expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(unlucky)).toEqual(seeded);
+    expect(await charges(declining)).toEqual([]);
+  });
+});
+
+describe('a provider that cannot be relied on leaves the invoice unpaid and says how many', () => {
+  const error = 'the payment provider gave no definite answer';
+
+  test('down', async () => {
+    await using alone = await startApp('http://127.0.0.1:1');
+    expect(await post(`${alone.url}/invoices/pay`)).toEqual({
+      status: 502,
+      body: { error, paid: 0, declined: 0, unknown: 3 },
+    });
+    expect(await invoicesOf(alone)).toEqual(seeded);
+  });
+
+  test('down with more invoices than it is asked for in vain', async () => {
+    await using alone = await startApp('http://127.0.0.1:1', { SEED_INVOICES: '2000' });
+    expect((await post(`${alone.url}/invoices/pay`)).body).toMatchObject({ unknown: 2000 });
+  });
+
+  test.each<[string, RequestListener]>([
+    ['slower than the timeout', () => {}],
+    [
+      'a wrong id',
+      (_request, response) => response.setHeader('Content-Type', 'application/json').end('{"id":"I9"}'),
+    ],
+    ['no JSON', (_request, response) => response.end('<html>')],
+    ['an empty answer', (_request, response) => response.end()],
+    ['500', (_request, response) => response.writeHead(500).end('{"id":"I1"}')],
+    ['a redirect', (_request, response) => response.writeHead(302, { Location: '/' }).end()],
+    [
+      'an answer without end',
+      (_request, response) => void setInterval(() => response.write('x'.repeat(9_000)), 1).unref(),
+    ],
+    ['a reset connection', (request) => request.socket.resetAndDestroy()],
+    [
+      'an answer that breaks off',
+      (request, response) =>
+        response.writeHead(200, { 'Content-Length': 9 }).write('{', () => request.socket.destroy()),
+    ],
+  ])('%s', { timeout: 10_000 }, async (_name, answer) => {
+    const server = createServer(answer).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    try {
+      await using unlucky = await startApp(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+      expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({
+        status: 502,
+        body: { error, paid: 0, declined: 0, unknown: 3 },
+      });
+      expect(await invoicesOf(unlucky)).toEqual(seeded);
+    } finally {
+      server.closeAllConnections();
+      server.close();
+    }
+  });
+});
+
+describe('/reset', () => {
+  test('makes both services anew', async () => {
+    await post(`${app.url}/invoices/pay`);
+    expect(await post(`${app.url}/reset`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(app)).toEqual(seeded);
+    expect(await charges(provider)).toEqual([]);
+  });
+
+  test('changes nothing where the provider refuses it', async () => {
+    await using strict = await startService(paymentProvider);
+    await using asking = await startApp(strict.url);
+    await post(`${asking.url}/invoices/pay`);
+    expect(await post(`${asking.url}/reset`)).toEqual({
+      status: 502,
+      body: { error: 'payment-provider was not reset: 404' },
+    });
+    expect(await invoicesOf(asking)).toEqual(allPaid);
+  });
+
+  test('is not there unless it is allowed', async () => {
+    await using strict = await startApp(provider.url, { ALLOW_RESET: 'false' });
+    expect(await post(`${strict.url}/reset`)).toEqual({ status: 404, body: { error: 'not found' } });
+  });
+});
+
+describe('/version', () => {
+  test('names both services', async () => {
+    expect(await ask(`${app.url}/version`)).toEqual({
+      status: 200,
+      body: {
+        service: 'invoice-app',
+        source: 'the code under test',
+        instance: 'test',
+        provider: { service: 'payment-provider', source: 'the code under test', instance: 'test' },
+      },
+    });
+  });
+
+  test('has null for a provider that does not answer', async () => {
+    await using alone = await startApp('http://127.0.0.1:1');
+    expect((await ask(`${alone.url}/version`)).body).toMatchObject({ provider: null });
+  });
+});
+
+test.each([
+  ['GET', '/nowhere', 404, { error: 'not found' }, null],
+  ['GET', '/%ff', 404, { error: 'not found' }, null],
+  ['DELETE', '/invoices', 405, { error: 'method not allowed, only GET, HEAD' }, 'GET, HEAD'],
+  ['GET', '/invoices/pay', 405, { error: 'method not allowed, only POST' }, 'POST'],
+  ['OPTIONS', '/invoices/pay', 405, { error: 'method not allowed, only POST' }, 'POST'],
+])('%s %s is %d', async (method, path, status, body, allow) => {
+  const response = await fetch(app.url + path, { method });
+  expect([response.status, await response.json()]).toEqual([status, body]);
+  expect(response.headers.get('Allow')).toBe(allow);
+});

@@ -1,0 +1,196 @@
+import { createServer, connect, type AddressInfo, type Server, type Socket } from 'node:net';
+import { once } from 'node:events';
+import { Client } from 'pg';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { createDatabase, type TestDatabase } from '../../testing/database.ts';
+import { Database, DatabaseUnavailable, type DatabaseOptions } from './database.ts';
+import { createLog } from './log.ts';
+
+const log = createLog('test', 'silent');
+const migrations = [
+  { name: '1', sql: 'CREATE TABLE things (id bigint PRIMARY KEY)' },
+  { name: '2', sql: 'INSERT INTO things VALUES (1)' },
+];
+
+let empty: TestDatabase;
+const open: Database[] = [];
+beforeEach(async () => {
+  empty = await createDatabase();
+});
+afterEach(async () => {
+  await Promise.all(open.splice(0).map((database) => database.close()));
+  await empty.drop();
+});
+
+function openDatabase(options: Partial<DatabaseOptions> = {}): Database {
+  const database = new Database({ url: empty.url, migrations, log, service: 'test', ...options });
+  open.push(database);
+  return database;
+}
+
+test('replicas that start together apply each migration once', async () => {
+  const replicas = Array.from({ length: 5 }, () => openDatabase());
+  expect(await Promise.all(replicas.map(({ opened }) => opened))).toEqual([true, true, true, true, true]);
+  const { rows } = await replicas[0]!.query('SELECT id FROM things');
+  expect(rows).toEqual([{ id: 1 }]);
+});
+
+test('a later version applies what is new', async () => {
+  await openDatabase({ migrations: migrations.slice(0, 1) }).opened;
+  const later = openDatabase();
+  await later.opened;
+  expect((await later.query('SELECT id FROM things')).rows).toHaveLength(1);
+});
+
+test('a transaction is all or nothing', async () => {
+  const database = openDatabase();
+  await database.opened;
+  const broken = database.transaction(async (query) => {
+    await query('INSERT INTO things VALUES (2)');
+    throw new Error('no further');
+  });
+  await expect(broken).rejects.toThrow('no further');
+  expect((await database.query('SELECT id FROM things')).rows).toEqual([{ id: 1 }]);
+});
+
+test('a wrong statement is not taken for a database that is away', async () => {
+  const database = openDatabase();
+  await database.opened;
+  await expect(database.query('SELECT nonsense')).rejects.not.toBeInstanceOf(DatabaseUnavailable);
+});
+
+test('only one at a time works exclusively, whichever replica asks', async () => {
+  const replicas = [openDatabase(), openDatabase()];
+  await Promise.all(replicas.map(({ opened }) => opened));
+  let working = 0;
+  let most = 0;
+  const work = async () => {
+    most = Math.max(most, (working += 1));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    working -= 1;
+  };
+  await Promise.all([...replicas, ...replicas].map((database) => database.exclusively(1, work)));
+  expect(most).toBe(1);
+});
+
+test('a failed exclusive work lets the next one work', async () => {
+  const database = openDatabase();
+  await database.opened;
+  await expect(database.exclusively(1, () => Promise.reject(new Error('failed')))).rejects.toThrow('failed');
+  expect(await database.exclusively(1, () => Promise.resolve('worked'))).toBe('worked');
+});
+
+test('sessions that the server ends are replaced by new ones', async () => {
+  const database = openDatabase();
+  await database.opened;
+  const admin = new Client({ connectionString: empty.url });
+  await admin.connect();
+  try {
+    const held = database.transaction(async (query) => {
+      await admin.query(
+        'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+      );
+      await query('SELECT 1');
+    });
+    await expect(held).rejects.toBeInstanceOf(DatabaseUnavailable);
+  } finally {
+    await admin.end();
+  }
+  await database.check();
+});
+
+/** A way to Postgres that can be cut: what a pod that is deleted looks like from outside. */
+class Link {
+  readonly #server: Server;
+  readonly #sockets = new Set<Socket>();
+  readonly url: string;
+
+  private constructor(server: Server, url: string) {
+    this.#server = server;
+    this.url = url;
+  }
+
+  static async to(url: string): Promise<Link> {
+    const target = new URL(url);
+    const server = createServer();
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    const link = new Link(
+      server,
+      url.replace(target.host, `127.0.0.1:${(server.address() as AddressInfo).port}`),
+    );
+    server.on('connection', (socket) => {
+      const onward = connect(Number(target.port), target.hostname);
+      for (const end of [socket, onward]) {
+        link.#sockets.add(end);
+        end.on('error', () => {}).on('close', () => link.#sockets.delete(end));
+      }
+      socket.pipe(onward).pipe(socket);
+    });
+    return link;
+  }
+
+  /** Nothing that is sent arrives any more, and nobody says so. */
+  silence(): void {
+    for (const socket of this.#sockets) socket.unpipe().pause();
+  }
+
+  async cut(): Promise<void> {
+    const closed = once(this.#server, 'close');
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+    await closed;
+  }
+
+  async mend(): Promise<void> {
+    this.#server.listen(Number(new URL(this.url).port), '127.0.0.1');
+    await once(this.#server, 'listening');
+  }
+}
+
+test('away at first: not ready, and ready by itself once it is there', async () => {
+  const link = await Link.to(empty.url);
+  await link.cut();
+  const database = openDatabase({ url: link.url });
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  await expect(database.check()).rejects.toBeInstanceOf(DatabaseUnavailable);
+  await link.mend();
+  expect(await database.opened).toBe(true);
+  await database.check();
+  await database.close();
+  open.pop();
+  await link.cut();
+});
+
+test('away later: unavailable at once, and back by itself', async () => {
+  const link = await Link.to(empty.url);
+  const database = openDatabase({ url: link.url });
+  await database.opened;
+  await link.cut();
+  await expect(database.check()).rejects.toBeInstanceOf(DatabaseUnavailable);
+  await link.mend();
+  await database.check();
+  await database.close();
+  open.pop();
+  await link.cut();
+});
+
+test('a server that vanished without a word is given up on', { timeout: 20_000 }, async () => {
+  const link = await Link.to(empty.url);
+  const database = openDatabase({ url: link.url });
+  await database.opened;
+  link.silence();
+  const start = performance.now();
+  await expect(database.check()).rejects.toBeInstanceOf(DatabaseUnavailable);
+  expect(performance.now() - start).toBeLessThan(11_000);
+  await database.check();
+  await database.close();
+  open.pop();
+  await link.cut();
+});
+
+test('closing one that was never reached does not wait', async () => {
+  const database = new Database({ url: 'postgres://u:p@127.0.0.1:1/x', migrations, log, service: 'test' });
+  await database.close();
+  expect(await database.opened).toBe(false);
+});
