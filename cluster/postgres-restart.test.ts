@@ -1,0 +1,115 @@
+import { setTimeout } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import { isReady, kubectl, pods, restarts, services, sql, until, url, type Pod } from './cluster.ts';
+
+/** So many that paying them takes longer than Postgres is away. */
+const invoices = 3_000;
+
+interface Invoice {
+  InvoiceId: string;
+  IsPaid: boolean;
+}
+
+/** @throws {Error} where they cannot be read */
+async function readInvoices(): Promise<Invoice[]> {
+  const response = await fetch(`${url}/invoices`, { signal: AbortSignal.timeout(5_000) });
+  if (response.status !== 200) throw new Error(`GET /invoices answered ${response.status}`);
+  return (await response.json()) as Invoice[];
+}
+
+async function pay(): Promise<number> {
+  const response = await fetch(`${url}/invoices/pay`, {
+    method: 'POST',
+    signal: AbortSignal.timeout(30_000),
+  });
+  await response.text();
+  return response.status;
+}
+
+/** By SQL, as no request adds an invoice. */
+function addInvoices(): Promise<string> {
+  return sql(
+    'invoice_app',
+    `INSERT INTO invoices (id, customer_id, amount, currency)
+     SELECT (SELECT coalesce(max(id), 0) FROM invoices) + n, 1, 1000 + n, 'EUR'
+     FROM generate_series(1, ${invoices}) AS n`,
+  );
+}
+
+type Answer = number | 'failed';
+
+/** Sends a request at a time, with a pause between them, until told to stop; a failed one is just counted. */
+function trickle(request: () => Promise<number>, pause: number): { stop(): Promise<Answer[]> } {
+  const answers: Answer[] = [];
+  const stopping = new AbortController();
+  const loop = async () => {
+    while (!stopping.signal.aborted) {
+      answers.push(await request().catch(() => 'failed' as const));
+      await setTimeout(pause);
+    }
+    return answers;
+  };
+  const done = loop();
+  return {
+    stop() {
+      stopping.abort();
+      return done;
+    },
+  };
+}
+
+test('the Postgres pod is deleted under load: both services recover, and what was paid stays paid', async () => {
+  const before = await Promise.all(services.map((service) => pods(service)));
+  const [postgres] = await pods('postgres');
+  await addInvoices();
+
+  const seenPaid = new Set<string>();
+  const lost = new Set<string>();
+  const reads = trickle(async () => {
+    for (const { InvoiceId, IsPaid } of await readInvoices()) {
+      if (IsPaid) seenPaid.add(InvoiceId);
+      // Looked for in each read: the next pay request would hide it, by paying twice.
+      else if (seenPaid.has(InvoiceId)) lost.add(InvoiceId);
+    }
+    return 200;
+  }, 50);
+  await until('the invoices are read', 10, () => seenPaid.size > 0);
+  const old = seenPaid.size;
+  const pays = trickle(pay, 100);
+  await until('the first of them are paid', 10, () => seenPaid.size > old + 100);
+  const paidBefore = seenPaid.size;
+  await kubectl('delete', 'pod', 'postgres-0', '--namespace=postgres', '--wait=false');
+  await until('a new Postgres pod is ready', 60, async () => {
+    const [pod] = await pods('postgres');
+    return pod !== undefined && pod.metadata.uid !== postgres?.metadata.uid && isReady(pod);
+  });
+  await until('both services are ready again', 20, async () =>
+    (await Promise.all(services.map((service) => pods(service)))).flat().every(isReady),
+  );
+  const recovered = seenPaid.size;
+  await until('more invoices are paid', 30, () => seenPaid.size > recovered);
+  await until('a pay request is answered with 200', 30, async () => (await pay()) === 200);
+  const answers = { pay: count(await pays.stop()), read: count(await reads.stop()) };
+  process.stdout.write(
+    `# ${paidBefore} were paid when Postgres went, ${recovered} when it was back; answers: ${JSON.stringify(answers)}\n`,
+  );
+
+  expect(lost).toEqual(new Set());
+  expect((await readInvoices()).filter(({ IsPaid }) => !IsPaid)).toEqual([]);
+  // Else Postgres was not missed, and nothing was tried.
+  expect(Object.keys(answers.pay).length).toBeGreaterThan(1);
+  expect(restartsByPod(await Promise.all(services.map((service) => pods(service))))).toEqual(
+    restartsByPod(before),
+  );
+});
+
+/** How often there was which answer. */
+function count(answers: Answer[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const answer of answers) counts[answer] = (counts[answer] ?? 0) + 1;
+  return counts;
+}
+
+function restartsByPod(found: Pod[][]): Record<string, number> {
+  return Object.fromEntries(found.flat().map((pod) => [pod.metadata.name, restarts(pod)]));
+}
