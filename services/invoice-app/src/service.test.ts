@@ -148,7 +148,13 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     ['no JSON', (_request, response) => response.end('<html>')],
     ['an empty answer', (_request, response) => response.end()],
     ['500', (_request, response) => response.writeHead(500).end('{"id":"I1"}')],
-    ['a redirect', (_request, response) => response.writeHead(302, { Location: '/' }).end()],
+    [
+      'a redirect',
+      ({ url }, response) =>
+        url === '/elsewhere'
+          ? response.setHeader('Content-Type', 'application/json').end('{"id":"I1"}')
+          : response.writeHead(302, { Location: '/elsewhere' }).end(),
+    ],
     [
       'an answer without end',
       (_request, response) => void setInterval(() => response.write('x'.repeat(9_000)), 1).unref(),

@@ -28,11 +28,20 @@ function openDatabase(options: Partial<DatabaseOptions> = {}): Database {
   return database;
 }
 
-test('replicas that start together apply each migration once', async () => {
-  const replicas = Array.from({ length: 5 }, () => openDatabase());
+function watchWarnings() {
+  const warnings: unknown[] = [];
+  const watched = log.child({});
+  watched.warn = (_details: unknown, message?: string) => void warnings.push(message);
+  return { log: watched, warnings };
+}
+
+test('replicas that start together apply each migration once, and wait for each other', async () => {
+  const { log: watched, warnings } = watchWarnings();
+  const replicas = Array.from({ length: 5 }, () => openDatabase({ log: watched }));
   expect(await Promise.all(replicas.map(({ opened }) => opened))).toEqual([true, true, true, true, true]);
   const { rows } = await replicas[0]!.query('SELECT id FROM things');
   expect(rows).toEqual([{ id: 1 }]);
+  expect(warnings).toEqual([]);
 });
 
 test('a later version applies what is new', async () => {
@@ -81,8 +90,11 @@ test('a failed exclusive work lets the next one work', async () => {
 });
 
 test('sessions that the server ends are replaced by new ones', async () => {
-  const database = openDatabase();
+  const { log: watched, warnings } = watchWarnings();
+  const database = openDatabase({ log: watched });
   await database.opened;
+  // Two sessions, of which one is idle when they end.
+  await Promise.all([database.check(), database.check()]);
   const admin = new Client({ connectionString: empty.url });
   await admin.connect();
   try {
@@ -96,6 +108,7 @@ test('sessions that the server ends are replaced by new ones', async () => {
   } finally {
     await admin.end();
   }
+  await expect.poll(() => warnings).toEqual(['an idle database connection broke']);
   await database.check();
 });
 
