@@ -8,8 +8,15 @@ export interface Invoice {
   /** In minor units. */
   amount: number;
   currency: string;
+}
+
+/** An invoice as clients see it. */
+export interface ListedInvoice extends Invoice {
   paid: boolean;
 }
+
+/** How many invoices are claimed at a time: as many as the provider takes in one request. */
+export const batchSize = 1_000;
 
 export const migrations: Migration[] = [
   {
@@ -28,6 +35,45 @@ export const migrations: Migration[] = [
       );
       CREATE INDEX invoices_unpaid ON invoices (id) WHERE paid_at IS NULL`,
   },
+  {
+    name: '2-attempts',
+    sql: `
+      -- The idempotency key of the attempt that is open: there before its first request, replaced by a decline.
+      ALTER TABLE invoices ADD COLUMN attempt_key uuid NOT NULL DEFAULT uuidv7();
+
+      -- Invoices are claimed by the batch: one row is written for a thousand of them. Free: no holder, or a
+      -- lease that has run out. A lease that ran out, with or without a holder, left invoices open.
+      CREATE TABLE batches (
+        first_id bigint PRIMARY KEY,
+        last_id bigint NOT NULL,
+        holder text,
+        leased_until timestamptz
+      );
+      CREATE INDEX batches_leased ON batches (leased_until) WHERE leased_until IS NOT NULL;
+      INSERT INTO batches (first_id, last_id)
+      SELECT first_id, first_id + ${batchSize - 1}
+      FROM (SELECT DISTINCT (id - 1) / ${batchSize} * ${batchSize} + 1 FROM invoices) AS used (first_id);
+
+      CREATE TABLE payment_events (
+        id bigint GENERATED ALWAYS AS IDENTITY,
+        invoice_id bigint NOT NULL,
+        idempotency_key uuid NOT NULL,
+        kind text NOT NULL CHECK (kind IN ('charged', 'declined')),
+        amount bigint NOT NULL,
+        currency text NOT NULL,
+        happened_at timestamptz NOT NULL DEFAULT now()
+      );
+      CREATE FUNCTION keep_payment_events() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          IF TG_OP = 'TRUNCATE' AND current_setting('payloop.reset', true) = 'on' THEN
+            RETURN NULL;
+          END IF;
+          RAISE EXCEPTION 'payment_events is only ever added to';
+        END
+      $$;
+      CREATE TRIGGER keep_payment_events BEFORE UPDATE OR DELETE OR TRUNCATE ON payment_events
+        FOR EACH STATEMENT EXECUTE FUNCTION keep_payment_events()`,
+  },
 ];
 
 const pageSize = 1_000;
@@ -38,7 +84,7 @@ export function parseInvoiceName(name: string): number | undefined {
 }
 
 /** The invoice as clients of the original know it. */
-export function toContract({ id, amount, currency, paid }: Invoice) {
+export function toContract({ id, amount, currency, paid }: ListedInvoice) {
   return { InvoiceId: `I${id}`, Value: toMajorUnits(amount, currency), Currency: currency, IsPaid: paid };
 }
 
@@ -50,24 +96,31 @@ export async function seed(query: Query, count: number): Promise<void> {
   const { rows } = await query('SELECT 1 FROM customers LIMIT 1');
   if (rows.length > 0) return;
   await query(`INSERT INTO customers (id, currency) VALUES (1, 'EUR'), (2, 'DKK')`);
+  // In parts, as a statement's time is limited.
+  const part = 100_000;
+  for (let from = 1; from <= count; from += part) {
+    await query(
+      `INSERT INTO invoices (id, customer_id, amount, currency)
+       SELECT n, coalesce(o.customer_id, 1 + n % 2), coalesce(o.amount, 100 + n * 7919 % 99900),
+         coalesce(o.currency, (ARRAY['EUR', 'GBP', 'DKK', 'USD', 'JPY'])[1 + n % 5])
+       FROM generate_series($1::bigint, $2::bigint) AS n
+       LEFT JOIN (VALUES (1, 1, 1215, 'EUR'), (2, 1, 1025, 'GBP'), (3, 1, 6613, 'DKK'))
+         AS o (id, customer_id, amount, currency) ON o.id = n`,
+      [from, Math.min(from + part - 1, count)],
+    );
+  }
   await query(
-    `INSERT INTO invoices (id, customer_id, amount, currency)
-     SELECT id, customer_id, amount, currency
-     FROM (VALUES (1, 1, 1215, 'EUR'), (2, 1, 1025, 'GBP'), (3, 1, 6613, 'DKK')) AS original (id, customer_id, amount, currency)
-     WHERE id <= $1::bigint
-     UNION ALL
-     SELECT n, 1 + n % 2, 100 + n * 7919 % 99900, (ARRAY['EUR', 'GBP', 'DKK', 'USD', 'JPY'])[1 + n % 5]
-     FROM generate_series(4, $1::bigint) AS n`,
-    [count],
+    `INSERT INTO batches (first_id, last_id)
+     SELECT n, n + $2::bigint - 1 FROM generate_series(1, $1::bigint, $2::bigint) AS n`,
+    [count, batchSize],
   );
 }
 
 /** Makes the data anew, as if the database had been empty. */
-export async function resetInvoices(database: Database, count: number): Promise<void> {
-  await database.transaction(async (query) => {
-    await query('TRUNCATE invoices, customers');
-    await seed(query, count);
-  });
+export async function resetInvoices(query: Query, count: number): Promise<void> {
+  await query(`SET LOCAL payloop.reset = 'on'`);
+  await query('TRUNCATE invoices, customers, batches, payment_events');
+  await seed(query, count);
 }
 
 export interface InvoiceFilter {
@@ -86,13 +139,13 @@ export interface InvoiceFilter {
 export async function* listInvoices(
   database: Database,
   filter: InvoiceFilter = {},
-): AsyncGenerator<Invoice[]> {
+): AsyncGenerator<ListedInvoice[]> {
   let { after = 0, limit = Infinity } = filter;
   const where = { true: 'AND paid_at IS NOT NULL', false: 'AND paid_at IS NULL', undefined: '' }[
     `${filter.paid}`
   ];
   while (limit > 0) {
-    const { rows } = await database.query<Invoice>(
+    const { rows } = await database.query<ListedInvoice>(
       `SELECT id, amount, currency, paid_at IS NOT NULL AS paid
        FROM invoices WHERE id > $1 ${where} ORDER BY id LIMIT $2`,
       [after, Math.min(limit, pageSize)],
@@ -103,9 +156,4 @@ export async function* listInvoices(
     after = last.id;
     limit -= rows.length;
   }
-}
-
-/** Marks an invoice as paid; when this resolves, it is final. @throws {DatabaseUnavailable} */
-export async function markPaid(database: Database, id: number): Promise<void> {
-  await database.query('UPDATE invoices SET paid_at = now() WHERE id = $1 AND paid_at IS NULL', [id]);
 }

@@ -1,49 +1,175 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Database } from '@payloop/kit/database.ts';
-import { listInvoices, markPaid, type Invoice } from './invoices.ts';
+import { reduceError, type Log } from '@payloop/kit/log.ts';
+import type { Step } from '@payloop/kit/step.ts';
+import { ExponentialBackoff, fullJitterGenerator, handleWhenResult, retry } from 'cockatiel';
+import * as batches from './batches.ts';
 import type { Outcome, Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
 export type Tally = Record<'paid' | 'declined' | 'unknown', number>;
 
-/** Requests to the provider at a time. */
-const concurrency = 8;
-/** After so many invoices in a row without a usable answer the provider is taken to be down, and the run ends. */
-const givingUpAfter = 3 * concurrency;
-/** The lock that one run at a time holds, over all replicas. */
-const runLock = 8081;
-
-/**
- * Pays every unpaid invoice. Of all replicas one runs at a time; another waits, and finds what is left.
- * @returns how many were paid and declined, and for how many the outcome is unknown: those stay unpaid
- * @throws {DatabaseUnavailable} when it went away; each invoice is then in the state it had reached
- */
-export async function payInvoices(database: Database, provider: Provider, requestId: string): Promise<Tally> {
-  const tally: Tally = { paid: 0, declined: 0, unknown: 0 };
-  let unknownInARow = 0;
-
-  const pay = async (invoice: Invoice) => {
-    const outcome = await provider.pay(invoice, requestId);
-    if (outcome === 'charged') await markPaid(database, invoice.id);
-    tally[ends[outcome]] += 1;
-    unknownInARow = outcome === 'unknown' ? unknownInARow + 1 : 0;
-  };
-
-  await database.exclusively(runLock, async () => {
-    for await (const invoices of listInvoices(database, { paid: false })) {
-      const queue = invoices.values();
-      const worker = async () => {
-        for (const invoice of queue) {
-          if (unknownInARow >= givingUpAfter) tally.unknown += 1;
-          else await pay(invoice);
-        }
-      };
-      await Promise.all(Array.from({ length: concurrency }, worker));
-    }
-  });
-  return tally;
+export interface PaymentsOptions {
+  database: Database;
+  provider: Provider;
+  /** Names this process as a holder of leases. */
+  holder: string;
+  step: Step;
+  log: Log;
+  /** How long to wait before an unknown outcome is asked for again. */
+  backoff?: ExponentialBackoff<unknown>;
 }
 
-const ends = { charged: 'paid', declined: 'declined', unknown: 'unknown' } as const satisfies Record<
-  Outcome,
-  keyof Tally
->;
+/** What is left to do, and what came of the rest; shared by the workers of a run. */
+interface Run {
+  requestId: string;
+  /** Batches that nobody in this run has claimed yet, by the first id in them. */
+  remaining: Set<number>;
+  tally: Tally;
+  /** Set once a whole batch got no definite answer: the provider is taken to be down. */
+  givenUp: boolean;
+}
+
+/** Batches under way at a time: one waits for the provider while another is stored. */
+const workers = 3;
+/** Requests for one invoice in a run: the first, and these again where its outcome stayed unknown. */
+const retries = 3;
+/** How long to wait for a batch that another replica holds, in milliseconds. */
+const claimDelay = 50;
+/** How often to look for leases that ran out, in milliseconds. */
+const recoveryInterval = 2_000;
+
+const defaultBackoff = () =>
+  new ExponentialBackoff({ initialDelay: 100, maxDelay: 2_000, generator: fullJitterGenerator });
+
+/** Pays invoices. The rules that hold whatever dies when are in README.md, under Payments. */
+export class Payments {
+  readonly #options: PaymentsOptions;
+  readonly #step: Step;
+  readonly #retry;
+  readonly #stopping = new AbortController();
+  #claims = 0;
+  #running: Promise<Tally> | undefined;
+  #recovery: Promise<void> | undefined;
+
+  constructor(options: PaymentsOptions) {
+    this.#options = options;
+    this.#step = options.step;
+    // The one layer that asks again, always under the same key.
+    this.#retry = retry(
+      handleWhenResult((left) => Array.isArray(left) && left.length > 0),
+      { maxAttempts: retries, backoff: options.backoff ?? defaultBackoff() },
+    );
+  }
+
+  /**
+   * Pays every unpaid invoice; a call while a run is under way joins it.
+   * @returns how many were paid and declined, and for how many the outcome is unknown: those stay unpaid
+   * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
+   */
+  pay(requestId: string): Promise<Tally> {
+    this.#running ??= this.#payUnpaid(requestId).finally(() => {
+      this.#running = undefined;
+    });
+    return this.#running;
+  }
+
+  /** From now on, and until `stop`, takes over leases that ran out, without anyone calling pay. */
+  startRecovery(): void {
+    this.#recovery ??= this.#recover();
+  }
+
+  /** Finishes the batches that are under way, and claims no other. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    await this.#running?.catch(() => {});
+    await this.#recovery;
+  }
+
+  /** Takes over, once, every lease that ran out. */
+  async recoverOnce(requestId = 'recovery'): Promise<Tally> {
+    const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
+    return this.#work(expired, requestId);
+  }
+
+  async #recover(): Promise<void> {
+    const { signal } = this.#stopping;
+    while (!signal.aborted) {
+      try {
+        await this.recoverOnce();
+      } catch (err) {
+        this.#options.log.debug(`recovery comes later: ${reduceError(err).message}`);
+      }
+      // Jittered, so that replicas do not ask in step.
+      await sleep(recoveryInterval * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
+    }
+  }
+
+  async #payUnpaid(requestId: string): Promise<Tally> {
+    const unpaid = await this.#step('find unpaid', () => batches.findUnpaid(this.#options.database));
+    return this.#work(unpaid, requestId);
+  }
+
+  async #work(among: number[], requestId: string): Promise<Tally> {
+    const tally = { paid: 0, declined: 0, unknown: 0 };
+    const run: Run = { requestId, remaining: new Set(among), tally, givenUp: false };
+    await Promise.all(Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)));
+    if (run.remaining.size > 0) {
+      const left = [...run.remaining];
+      tally.unknown += await this.#step('count left', () =>
+        batches.countUnpaid(this.#options.database, left),
+      );
+    }
+    return tally;
+  }
+
+  async #payBatches(run: Run): Promise<void> {
+    const { database, holder } = this.#options;
+    while (run.remaining.size > 0 && !run.givenUp && !this.#stopping.signal.aborted) {
+      const among = [...run.remaining];
+      this.#claims += 1;
+      const name = `${holder}/${this.#claims}`;
+      const batch = await this.#step('claim', () => batches.claim(database, name, among));
+      if (batch === undefined) {
+        // All that is left is being paid by somebody else: what they leave is then for this run.
+        await this.#step('wait', () => sleep(claimDelay));
+      } else {
+        run.remaining.delete(batch.first);
+        await this.#payBatch(batch, run);
+      }
+    }
+  }
+
+  async #payBatch(batch: batches.Batch, run: Run): Promise<void> {
+    const { database } = this.#options;
+    const attempts = await this.#step('read attempts', () => batches.readAttempts(database, batch));
+    let unknown = attempts;
+    let held = true;
+    await this.#retry.execute(async ({ attempt }) => {
+      if (attempt > 0) held = await this.#step('renew', () => batches.renew(database, batch));
+      if (!held) return [];
+      unknown = await this.#payAttempts(unknown, run);
+      return unknown;
+    });
+    if (!held) {
+      // Whoever holds it now asks under the same keys. This run looks again once they are done.
+      run.remaining.add(batch.first);
+      return;
+    }
+    run.tally.unknown += unknown.length;
+    run.givenUp ||= attempts.length > 0 && unknown.length === attempts.length;
+    await this.#step('release', () => batches.release(database, batch, unknown.length > 0));
+  }
+
+  /** Asks for each attempt once, stores what is definite, and returns what is not. */
+  async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<batches.Attempt[]> {
+    const { database, provider } = this.#options;
+    if (attempts.length === 0) return [];
+    const outcomes = await this.#step('ask', () => provider.pay(attempts, requestId));
+    await this.#step('record', () => batches.record(database, attempts, outcomes));
+    const count = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
+    tally.paid += count('charged');
+    tally.declined += count('declined');
+    return attempts.filter((_attempt, index) => outcomes[index] === 'unknown');
+  }
+}

@@ -3,65 +3,121 @@ import { Agent as HttpsAgent } from 'node:https';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
-import axios from 'axios';
-import type { Invoice } from './invoices.ts';
+import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
+import type { Attempt } from './batches.ts';
+import { createUndiciAdapter } from './undici-adapter.ts';
 
-/** What is known of a payment after it was asked for. Unknown: it may or may not have been charged. */
+/** What is known of an attempt after it was asked for. Unknown: it may or may not have been charged. */
 export type Outcome = 'charged' | 'declined' | 'unknown';
 
+export interface ProviderOptions {
+  /** Where payments are posted to. */
+  url: string;
+  log: Log;
+  /** False where the provider is known to take one payment a request only. */
+  arrays?: boolean;
+  /** What axios sends requests with. */
+  adapter?: AxiosAdapter;
+}
+
 /** How long the provider may take for an answer, in milliseconds. */
-const timeout = 5_000;
+const timeout = 2_000;
 /** The same for its version, which only the payment test waits for. */
 const versionTimeout = 1_000;
 /** More than any answer of the provider holds, in bytes. */
-const maxContentLength = 10_000;
+const maxContentLength = 1_000_000;
+/** Requests at a time where each is for one payment. */
+const concurrency = 64;
 
 /** The payment provider, reached over HTTP. */
 export class Provider {
   readonly #url: string;
   readonly #log: Log;
-  readonly #http = axios.create({
-    timeout,
-    maxContentLength,
-    maxRedirects: 0,
-    // Proxy variables are meant for traffic that leaves the cluster.
-    proxy: false,
-    validateStatus: () => true,
-    httpAgent: new HttpAgent({ keepAlive: true }),
-    httpsAgent: new HttpsAgent({ keepAlive: true }),
-  });
+  readonly #http: AxiosInstance;
+  #arrays: boolean;
 
-  /** @param url where payments are posted to */
-  constructor(url: string, log: Log) {
+  constructor({ url, log, arrays = true, adapter }: ProviderOptions) {
     this.#url = url;
     this.#log = log;
+    this.#arrays = arrays;
+    this.#http = axios.create({
+      adapter: adapter ?? createUndiciAdapter({ connections: concurrency }),
+      timeout,
+      maxContentLength,
+      maxRedirects: 0,
+      // Proxy variables are meant for traffic that leaves the cluster.
+      proxy: false,
+      validateStatus: () => true,
+    });
   }
 
-  /** Asks for one payment; never throws. */
-  async pay(invoice: Invoice, requestId: string): Promise<Outcome> {
-    const id = `I${invoice.id}`;
-    const payment = { id, value: toMajorUnits(invoice.amount, invoice.currency), currency: invoice.currency };
-    try {
-      const { status, data } = await this.#http.post(this.#url, payment, {
-        headers: { 'X-Request-Id': requestId },
-      });
-      if (status === 200 && data?.id === id) return 'charged';
-      if (status === 402) return 'declined';
-      this.#log.warn({ requestId, invoice: id, status }, 'the provider gave no usable answer');
-    } catch (err) {
-      const { message, code } = reduceError(err);
-      this.#log.warn({ requestId, invoice: id, code }, `the provider could not be asked: ${message}`);
+  /**
+   * Asks for each of these payments once, under its own key; never throws.
+   * @param attempts at most 1,000, what the provider takes in one request
+   * @returns an outcome for each, in their order
+   */
+  async pay(attempts: Attempt[], requestId: string): Promise<Outcome[]> {
+    if (this.#arrays) {
+      const outcomes = await this.#payArray(attempts, requestId);
+      if (outcomes !== undefined) return outcomes;
+      this.#arrays = false;
+      this.#log.info('the provider takes one payment a request');
     }
-    return 'unknown';
+    return this.#payEach(attempts, requestId);
+  }
+
+  /** Undefined where the provider does not know arrays, and so has charged nothing. */
+  async #payArray(attempts: Attempt[], requestId: string): Promise<Outcome[] | undefined> {
+    const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
+    const answer = await this.#post(payments, { 'X-Request-Id': requestId });
+    if (answer?.status === 400 && !Array.isArray(answer.data)) return undefined;
+    const answers = answer?.status === 200 && Array.isArray(answer.data) ? answer.data : [];
+    return attempts.map((attempt, index) => toOutcome(attempt, answers[index]?.status, answers[index]));
+  }
+
+  async #payEach(attempts: Attempt[], requestId: string): Promise<Outcome[]> {
+    const outcomes = attempts.map((): Outcome => 'unknown');
+    const queue = attempts.entries();
+    // After as many unusable answers in a row as there are requests at a time, the others are not asked for.
+    let unknownInARow = 0;
+    const worker = async () => {
+      for (const [index, attempt] of queue) {
+        const headers = { 'X-Request-Id': requestId, 'Idempotency-Key': attempt.key };
+        const answer = await this.#post(toPayment(attempt), headers);
+        const outcome = toOutcome(attempt, answer?.status, answer?.data);
+        outcomes[index] = outcome;
+        unknownInARow = outcome === 'unknown' ? unknownInARow + 1 : 0;
+        if (unknownInARow >= concurrency) return;
+      }
+    };
+    await Promise.all(Array.from({ length: concurrency }, worker));
+    return outcomes;
+  }
+
+  /** Undefined without an answer. */
+  async #post(body: unknown, headers: Record<string, string>) {
+    try {
+      const answer = await this.#http.post(this.#url, body, { headers });
+      const { status } = answer;
+      if (status !== 200 && status !== 402) {
+        this.#log.warn({ requestId: headers['X-Request-Id'], status }, 'the provider gave no usable answer');
+      }
+      return answer;
+    } catch (error) {
+      const { message, code } = reduceError(error);
+      this.#log.warn({ requestId: headers['X-Request-Id'], code }, `the provider did not answer: ${message}`);
+      return undefined;
+    }
   }
 
   /** The provider's own `/version`, over a connection made for it, as any replica may answer; null without one. */
   async version(): Promise<unknown> {
-    const fresh = { httpAgent: new HttpAgent(), httpsAgent: new HttpsAgent() };
     try {
       const { status, data } = await this.#http.get(this.#path('/version'), {
+        adapter: 'http',
         timeout: versionTimeout,
-        ...fresh,
+        httpAgent: new HttpAgent(),
+        httpsAgent: new HttpsAgent(),
       });
       return status === 200 && typeof data === 'object' ? data : null;
     } catch {
@@ -71,15 +127,23 @@ export class Provider {
 
   /** Makes the provider forget every payment. @throws {HttpError} 502 when it did not */
   async reset(): Promise<void> {
-    const url = this.#path('/reset');
-    const status = await this.#http.post(url).then(
-      (response) => response.status,
-      (error: unknown) => reduceError(error).message,
-    );
-    if (status !== 200) throw new HttpError(502, `payment-provider was not reset: ${status}`);
+    const answer = await this.#http.post(this.#path('/reset')).catch((error: unknown) => ({
+      status: reduceError(error).message,
+    }));
+    if (answer.status !== 200) throw new HttpError(502, `payment-provider was not reset: ${answer.status}`);
   }
 
   #path(path: string): string {
     return new URL(path, this.#url).href;
   }
+}
+
+function toPayment({ id, amount, currency }: Attempt) {
+  return { id: `I${id}`, value: toMajorUnits(amount, currency), currency };
+}
+
+/** Definite is only what the contract calls so: 200 with the payment's own id, and 402. */
+function toOutcome({ id }: Attempt, status: unknown, body: { id?: unknown } | undefined): Outcome {
+  if (status === 200 && body?.id === `I${id}`) return 'charged';
+  return status === 402 ? 'declined' : 'unknown';
 }

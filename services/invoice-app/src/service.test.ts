@@ -165,7 +165,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
       (request, response) =>
         response.writeHead(200, { 'Content-Length': 9 }).write('{', () => request.socket.destroy()),
     ],
-  ])('%s', { timeout: 10_000 }, async (_name, answer) => {
+  ])('%s', { timeout: 20_000 }, async (_name, answer) => {
     const server = createServer(answer).listen(0, '127.0.0.1');
     await once(server, 'listening');
     try {

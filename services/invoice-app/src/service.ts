@@ -1,10 +1,12 @@
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/config.ts';
 import { Database } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { requestId, route, startServer, type Running } from '@payloop/kit/server.ts';
+import { step as direct } from '@payloop/kit/step.ts';
 import type { Request, Response } from 'express';
 import { z } from 'zod';
 import {
@@ -14,9 +16,9 @@ import {
   resetInvoices,
   seed,
   toContract,
-  type Invoice,
+  type ListedInvoice,
 } from './invoices.ts';
-import { payInvoices } from './pay.ts';
+import { Payments } from './pay.ts';
 import { Provider } from './provider.ts';
 
 const service = 'invoice-app';
@@ -41,7 +43,7 @@ const variables = {
  * Starts the service that keeps invoices and pays them.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance }: Self): Promise<Running> {
+export async function start({ env, source, instance, step = direct }: Self): Promise<Running> {
   const config = readConfig(variables, env);
   const { PAYMENT_PROVIDER_URL: url, PAYMENT_PROVIDER_ENDPOINT: endpoint } = config;
   if (url !== undefined && endpoint !== undefined && url !== endpoint) {
@@ -50,7 +52,7 @@ export async function start({ env, source, instance }: Self): Promise<Running> {
     );
   }
   const log = createLog(service, config.LOG_LEVEL);
-  const provider = new Provider(url ?? endpoint ?? defaultProviderUrl, log);
+  const provider = new Provider({ url: url ?? endpoint ?? defaultProviderUrl, log });
   const database = new Database({
     service,
     url: config.databaseUrl,
@@ -58,14 +60,16 @@ export async function start({ env, source, instance }: Self): Promise<Running> {
     seed: (query) => seed(query, config.SEED_INVOICES),
     log,
   });
+  const payments = new Payments({ database, provider, holder: instance, step, log });
   const options = {
     host: config.HOST,
     port: config.PORT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
     database,
+    stopWork: () => payments.stop(),
     log,
   };
-  return startServer(options, (app) => {
+  const running = await startServer(options, (app) => {
     route(app, '/version', {
       get: async (_request, response) => {
         response.json({ service, source, instance, provider: await provider.version() });
@@ -75,7 +79,7 @@ export async function start({ env, source, instance }: Self): Promise<Running> {
     route(app, '/invoices/pay', {
       // The body is never read: clients send none, a form, or broken JSON.
       post: async (_request, response) => {
-        const tally = await payInvoices(database, provider, requestId(response));
+        const tally = await payments.pay(requestId(response));
         if (tally.unknown === 0) response.json({});
         else response.status(502).json({ error: 'the payment provider gave no definite answer', ...tally });
       },
@@ -83,13 +87,36 @@ export async function start({ env, source, instance }: Self): Promise<Running> {
     if (config.ALLOW_RESET) {
       route(app, '/reset', {
         post: async (_request, response) => {
-          await provider.reset();
-          await resetInvoices(database, config.SEED_INVOICES);
+          await reset(database, provider, config.SEED_INVOICES);
           response.json({});
         },
       });
     }
   });
+  payments.startRecovery();
+  return running;
+}
+
+/** How long a reset waits for runs under way, and how often it looks, in milliseconds. */
+const resetWait = { most: 20_000, step: 50 };
+
+/** Makes the data of both services anew, once no run is under way on any replica. */
+async function reset(database: Database, provider: Provider, count: number): Promise<void> {
+  for (const end = performance.now() + resetWait.most; performance.now() < end; await sleep(resetWait.step)) {
+    const done = await database.transaction(async (query) => {
+      // Until this commits nobody can claim a batch.
+      await query('LOCK TABLE batches');
+      const { rows } = await query(
+        'SELECT FROM batches WHERE holder IS NOT NULL AND leased_until >= now() LIMIT 1',
+      );
+      if (rows.length > 0) return false;
+      await provider.reset();
+      await resetInvoices(query, count);
+      return true;
+    });
+    if (done) return;
+  }
+  throw new HttpError(503, 'a payment run is under way, try again later');
 }
 
 /** What may be asked of `GET /invoices`. */
@@ -115,7 +142,7 @@ async function sendInvoices(database: Database, request: Request, response: Resp
   await pipeline(text, response);
 }
 
-async function* toJson(pages: AsyncIterable<Invoice[]>): AsyncGenerator<string> {
+async function* toJson(pages: AsyncIterable<ListedInvoice[]>): AsyncGenerator<string> {
   let separator = '[';
   for await (const invoices of pages) {
     yield separator + invoices.map((invoice) => JSON.stringify(toContract(invoice))).join(',');

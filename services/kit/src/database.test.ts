@@ -68,27 +68,6 @@ test('a wrong statement is not taken for a database that is away', async () => {
   await expect(database.query('SELECT nonsense')).rejects.not.toBeInstanceOf(DatabaseUnavailable);
 });
 
-test('only one at a time works exclusively, whichever replica asks', async () => {
-  const replicas = [openDatabase(), openDatabase()];
-  await Promise.all(replicas.map(({ opened }) => opened));
-  let working = 0;
-  let most = 0;
-  const work = async () => {
-    most = Math.max(most, (working += 1));
-    await new Promise((resolve) => setTimeout(resolve, 20));
-    working -= 1;
-  };
-  await Promise.all([...replicas, ...replicas].map((database) => database.exclusively(1, work)));
-  expect(most).toBe(1);
-});
-
-test('a failed exclusive work lets the next one work', async () => {
-  const database = openDatabase();
-  await database.opened;
-  await expect(database.exclusively(1, () => Promise.reject(new Error('failed')))).rejects.toThrow('failed');
-  expect(await database.exclusively(1, () => Promise.resolve('worked'))).toBe('worked');
-});
-
 test('sessions that the server ends are replaced by new ones', async () => {
   const { log: watched, warnings } = watchWarnings();
   const database = openDatabase({ log: watched });

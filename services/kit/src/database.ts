@@ -37,8 +37,8 @@ export interface DatabaseOptions {
 /** How long a statement may take, and how long it may take to reach Postgres, in milliseconds. */
 const statementTimeout = 10_000;
 const connectTimeout = 2_000;
-/** How long to wait for a lock that another process holds, in milliseconds. */
-const lockTimeout = 120_000;
+/** How long a statement waits for a row that another one holds, in milliseconds. */
+const lockTimeout = 2_000;
 /** The wait between two attempts to reach a database that is away, in milliseconds. */
 const retryDelay = { first: 100, most: 2_000 };
 
@@ -65,6 +65,7 @@ export class Database {
       // and a statement whose client vanished would go on holding its locks.
       query_timeout: statementTimeout,
       statement_timeout: statementTimeout,
+      lock_timeout: lockTimeout,
       keepAlive: true,
       types: { getTypeParser },
     });
@@ -86,29 +87,6 @@ export class Database {
   async transaction<T>(work: (query: Query) => Promise<T>): Promise<T> {
     this.#assertMigrated();
     return this.#transaction(work);
-  }
-
-  /**
-   * Runs `work` while this process alone, of all that share the database, holds the lock `id`.
-   * @throws {DatabaseUnavailable}, or what `work` throws
-   */
-  async exclusively<T>(id: number, work: () => Promise<T>): Promise<T> {
-    this.#assertMigrated();
-    const client = await translate(this.#pool.connect());
-    const lost = (err: Error) => this.#options.log.warn({ err }, 'the connection that holds a lock broke');
-    client.on('error', lost);
-    try {
-      const lock = {
-        text: `SET statement_timeout = ${lockTimeout}; SELECT pg_advisory_lock(${id})`,
-        query_timeout: lockTimeout,
-      };
-      await translate(client.query(lock));
-      return await work();
-    } finally {
-      client.off('error', lost);
-      // Closing the connection is what releases the lock, whatever state it is in.
-      client.release(true);
-    }
   }
 
   /** Resolves when Postgres answers and the schema is up to date. @throws {DatabaseUnavailable} */
@@ -190,6 +168,11 @@ function ignore(): void {}
 /** int8 as a number: no id or amount here comes near 2^53. */
 function getTypeParser(...args: Parameters<typeof pg.types.getTypeParser>) {
   return args[0] === pg.types.builtins.INT8 ? Number : pg.types.getTypeParser(...args);
+}
+
+/** Whether a statement was given up because another one held what it needed (SQLSTATE 55P03). */
+export function isLockTimeout(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && error.code === '55P03';
 }
 
 // SQLSTATE classes of a server that is away or not ready: connection, authorization, no such database,

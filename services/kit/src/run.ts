@@ -5,6 +5,7 @@ import { ConfigError } from './config.ts';
 import { createLog, reduceError } from './log.ts';
 import type { Running } from './server.ts';
 import { hashSource } from './source.ts';
+import type { Step } from './step.ts';
 
 /** What a service is told about itself when it starts. */
 export interface Self {
@@ -13,6 +14,8 @@ export interface Self {
   /** Names the process among its replicas and its predecessors. */
   instance: string;
   env: NodeJS.ProcessEnv;
+  /** Runs the steps of a payment; only tests give another one. */
+  step?: Step;
 }
 
 /** What a service's module offers. */

@@ -19,6 +19,8 @@ export interface ServerOptions {
   /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
   shutdownDelay: number;
   database: Database;
+  /** Ends what the service does besides answering, and what its requests wait for. */
+  stopWork?: () => Promise<void>;
   log: Log;
 }
 
@@ -73,7 +75,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
       stopping = true;
       await setTimeout(options.shutdownDelay);
       for (const response of unanswered) if (!response.headersSent) response.set('Connection', 'close');
-      await close(server);
+      await Promise.all([close(server), options.stopWork?.()]);
       await database.close();
     },
   };

@@ -9,7 +9,15 @@ export interface Payment {
   /** In minor units, rounded half up where the value had more decimals than its currency has. */
   amount: bigint;
   currency: string;
+  /** Makes a repeated request the same payment. */
+  key?: string | undefined;
 }
+
+/** The most payments that one request may hold. */
+export const mostPayments = 1_000;
+
+const wrongParameters = 'failed to process payment request parameters';
+const keyRule = 'an idempotency key must have 1 to 255 characters';
 
 /** The types of the fields, by lower-cased name; which of them are missing is said one by one. */
 const fields = z.object({
@@ -20,30 +28,58 @@ const fields = z.object({
     .refine((value) => Number.isFinite(Math.fround(value)))
     .default(0),
   currency: z.string().default(''),
+  idempotencykey: z.string().optional(),
 });
 
 /**
- * Reads the body of `POST /payments/pay` as the original service does: keys in any case, `null` as if it were
- * not there, further fields ignored.
- * @throws {HttpError} 400 with the first error that applies
+ * Reads a body as JSON, whatever its type says.
+ * @throws {HttpError} 400 where it is none
  */
-export function parsePayment(body: Buffer | undefined): Payment {
-  const result = fields.safeParse(lowerCaseKeys(parseJson(body)));
-  if (!result.success) throw new HttpError(400, 'failed to process payment request parameters');
-  const { id, value, currency } = result.data;
-  if (id === '') throw new HttpError(400, 'could not retrieve payment id');
-  if (Math.fround(value) === 0) throw new HttpError(400, 'could not retrieve payment value');
-  if (currency === '') throw new HttpError(400, 'could not retrieve payment currency');
-  return { id, amount: toMinorUnits(value, currency), currency };
-}
-
-/** The parsed body; undefined, which no field's type allows, where it is not JSON. */
-function parseJson(body: Buffer | undefined): unknown {
+export function parseBody(body: Buffer | undefined): unknown {
   try {
     return JSON.parse(body?.toString('utf8') ?? '');
   } catch {
-    return undefined;
+    throw new HttpError(400, wrongParameters);
   }
+}
+
+/**
+ * Reads one payment as the original service does: keys in any case, `null` as if it were not there, further
+ * fields ignored.
+ * @throws {HttpError} 400 with the first error that applies
+ */
+export function parsePayment(body: unknown): Payment {
+  const result = fields.safeParse(lowerCaseKeys(body));
+  if (!result.success) throw new HttpError(400, wrongParameters);
+  const { id, value, currency, idempotencykey: key } = result.data;
+  if (id === '') throw new HttpError(400, 'could not retrieve payment id');
+  if (Math.fround(value) === 0) throw new HttpError(400, 'could not retrieve payment value');
+  if (currency === '') throw new HttpError(400, 'could not retrieve payment currency');
+  return { id, amount: toMinorUnits(value, currency), currency, key };
+}
+
+/**
+ * Reads one of an array of payments, which has to have a key.
+ * @throws {HttpError} 400
+ */
+export function parseKeyedPayment(body: unknown): Payment & { key: string } {
+  const payment = parsePayment(body);
+  if (payment.key === undefined) throw new HttpError(400, 'could not retrieve idempotency key');
+  return { ...payment, key: checkKey(payment.key) };
+}
+
+/**
+ * Reads an `Idempotency-Key` header, bare or as the quoted string of
+ * https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+ * @throws {HttpError} 400
+ */
+export function parseKey(header: string | undefined): string | undefined {
+  return header === undefined ? undefined : checkKey(/^"(.*)"$/.exec(header)?.[1] ?? header);
+}
+
+function checkKey(key: string): string {
+  if (key === '' || key.length > 255 || key.includes('\0')) throw new HttpError(400, keyRule);
+  return key;
 }
 
 function lowerCaseKeys(body: unknown): unknown {

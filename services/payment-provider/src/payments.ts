@@ -1,5 +1,4 @@
-import type { Database, Migration } from '@payloop/kit/database.ts';
-import type { Payment } from './payment.ts';
+import type { Migration, Query } from '@payloop/kit/database.ts';
 
 export type Outcome = 'charged' | 'declined';
 
@@ -17,17 +16,74 @@ export const migrations: Migration[] = [
         created_at timestamptz NOT NULL DEFAULT now()
       )`,
   },
+  {
+    name: '2-idempotency-key',
+    // The rule that no key is ever charged twice. Payments without a key have NULL, which is never a duplicate.
+    sql: `
+      ALTER TABLE payments ADD COLUMN idempotency_key text COLLATE "C";
+      CREATE UNIQUE INDEX payments_idempotency_key ON payments (idempotency_key)`,
+  },
 ];
 
-/** Stores a payment and its outcome; when this resolves, it is final. */
-export async function recordPayment(database: Database, payment: Payment, outcome: Outcome): Promise<void> {
-  await database.query(
-    'INSERT INTO payments (payment_id, amount, currency, outcome) VALUES ($1, $2, $3, $4)',
-    [payment.id, payment.amount, payment.currency, outcome],
+/** What a client asks to be charged, and how that ends if it has not ended before. */
+export interface Charge {
+  key: string | undefined;
+  paymentId: string;
+  /** In minor units. */
+  amount: bigint;
+  currency: string;
+  outcome: Outcome;
+}
+
+/** A charge as it is stored. */
+export interface Stored {
+  key: string;
+  paymentId: string;
+  amount: string;
+  currency: string;
+  outcome: Outcome;
+}
+
+/**
+ * Stores those charges whose key is new, or that have none.
+ * @returns the keys of the others: they have been stored before
+ */
+export async function insertNew(query: Query, charges: Charge[]): Promise<string[]> {
+  // In the keys' order, so that two replicas that store the same keys cannot wait for each other.
+  const { rows } = await query<{ key: string }>(
+    `WITH asked AS (
+       SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::text[])
+         AS charge (key, payment_id, amount, currency, outcome)
+     ), inserted AS (
+       INSERT INTO payments (idempotency_key, payment_id, amount, currency, outcome)
+       SELECT * FROM asked ORDER BY key COLLATE "C"
+       ON CONFLICT (idempotency_key) DO NOTHING
+       RETURNING idempotency_key
+     )
+     SELECT key FROM asked
+     WHERE key IS NOT NULL AND NOT EXISTS (SELECT FROM inserted WHERE idempotency_key = key)`,
+    [
+      charges.map(({ key }) => key),
+      charges.map(({ paymentId }) => paymentId),
+      charges.map(({ amount }) => amount),
+      charges.map(({ currency }) => currency),
+      charges.map(({ outcome }) => outcome),
+    ],
   );
+  return rows.map(({ key }) => key);
+}
+
+/** The stored charges of these keys. */
+export async function findByKey(query: Query, keys: string[]): Promise<Map<string, Stored>> {
+  const { rows } = await query<Stored>(
+    `SELECT idempotency_key AS key, payment_id AS "paymentId", amount, currency, outcome
+     FROM payments WHERE idempotency_key = ANY ($1::text[])`,
+    [keys],
+  );
+  return new Map(rows.map((row) => [row.key, row]));
 }
 
 /** Forgets every payment. */
-export async function deletePayments(database: Database): Promise<void> {
-  await database.query('TRUNCATE payments');
+export async function deletePayments(query: Query): Promise<void> {
+  await query('TRUNCATE payments');
 }

@@ -1,28 +1,40 @@
-import { integer, number, readConfig } from '@payloop/kit/config.ts';
+import { randomInt } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ConfigError, integer, number, readConfig } from '@payloop/kit/config.ts';
 import { Database } from '@payloop/kit/database.ts';
-import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
-import express from 'express';
-import { parsePayment } from './payment.ts';
-import { deletePayments, migrations, recordPayment } from './payments.ts';
+import { step as direct } from '@payloop/kit/step.ts';
+import express, { type Request, type Response } from 'express';
+import { Cashier, type Reply } from './cashier.ts';
+import { faultRates, Faults, lateness } from './faults.ts';
+import { Ledger } from './ledger.ts';
+import { parseBody } from './payment.ts';
+import { deletePayments, migrations } from './payments.ts';
 
 const service = 'payment-provider';
 
 const variables = {
   PORT: integer(0, 65_535).default(8082),
   FAILURE_RATE: number('a number from 0 to 1', (rate) => rate >= 0 && rate <= 1).default(0),
+  FAULTS: faultRates.default([]),
+  FAULT_SEED: integer(0, 2 ** 32 - 1).optional(),
 };
 
 /**
  * Starts the service that charges payments.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance }: Self): Promise<Running> {
+export async function start({ env, source, instance, step = direct }: Self): Promise<Running> {
   const config = readConfig(variables, env);
+  if (config.ENVIRONMENT === 'prod' && config.FAULTS.length > 0) {
+    throw new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
+  }
   const log = createLog(service, config.LOG_LEVEL);
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
+  const faults = new Faults(config.FAULTS, config.FAILURE_RATE, config.FAULT_SEED ?? randomInt(2 ** 32));
+  const cashier = new Cashier(new Ledger(database, step), faults);
   const options = {
     host: config.HOST,
     port: config.PORT,
@@ -38,22 +50,46 @@ export async function start({ env, source, instance }: Self): Promise<Running> {
       // Read whatever its type says: clients send none, or a wrong one.
       post: [
         express.raw({ type: () => true, limit: '512kb' }),
-        async (request, response) => {
-          const payment = parsePayment(request.body);
-          const outcome = Math.random() < config.FAILURE_RATE ? 'declined' : 'charged';
-          await recordPayment(database, payment, outcome);
-          if (outcome === 'declined') throw new HttpError(402, 'payment declined');
-          response.json({ id: payment.id });
-        },
+        (request, response) => payThrough(cashier, faults, request, response),
       ],
     });
     if (config.ALLOW_RESET) {
       route(app, '/reset', {
         post: async (_request, response) => {
-          await deletePayments(database);
+          await deletePayments(database.query);
           response.json({});
         },
       });
     }
   });
+}
+
+/** Pays, with what the faults make of it. */
+async function payThrough(
+  cashier: Cashier,
+  faults: Faults,
+  request: Request,
+  response: Response,
+): Promise<void> {
+  const body = parseBody(request.body);
+  const header = request.get('Idempotency-Key');
+  const pay = () => cashier.pay(body, header);
+  const fault = faults.draw(firstId(body));
+  if (fault === 'fail') {
+    send(response, { status: 500, body: { error: 'failed on purpose' } });
+    return;
+  }
+  const [reply] = await Promise.all(fault === 'duplicate' ? [pay(), pay()] : [pay()]);
+  if (fault === 'reset') request.socket.resetAndDestroy();
+  else if (fault === 'late') await sleep(lateness).then(() => send(response, reply));
+  else if (fault !== 'silent') send(response, reply);
+}
+
+function firstId(body: unknown): string {
+  const first = (Array.isArray(body) ? body[0] : body) as { id?: unknown } | null;
+  return String(first?.id);
+}
+
+function send(response: Response, { status, headers = {}, body }: Reply): void {
+  response.status(status).set(headers).json(body);
 }

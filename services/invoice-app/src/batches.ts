@@ -1,0 +1,120 @@
+import type { Database } from '@payloop/kit/database.ts';
+import type { Invoice } from './invoices.ts';
+import type { Outcome } from './provider.ts';
+
+/** Invoices that are claimed together, by their ids. */
+export interface Batch {
+  first: number;
+  last: number;
+  /** Names this claim among all others, the same process's included. */
+  holder: string;
+}
+
+/** An invoice to pay, under the key of its open attempt. */
+export interface Attempt extends Invoice {
+  key: string;
+}
+
+/** How long a batch is its holder's, in seconds; longer than asking the provider once may take. */
+export const leaseSeconds = 15;
+
+/** The batches that hold unpaid invoices, by the first id in them. */
+export async function findUnpaid(database: Database): Promise<number[]> {
+  const { rows } = await database.query<{ first: number }>(
+    `SELECT first_id AS first FROM batches
+     WHERE EXISTS (SELECT FROM invoices WHERE paid_at IS NULL AND id BETWEEN first_id AND last_id)
+     ORDER BY first_id`,
+  );
+  return rows.map(({ first }) => first);
+}
+
+/** The batches whose lease ran out: their holder died, or left invoices whose outcome is unknown. */
+export async function findExpired(database: Database): Promise<number[]> {
+  const { rows } = await database.query<{ first: number }>(
+    'SELECT first_id AS first FROM batches WHERE leased_until < now() ORDER BY first_id',
+  );
+  return rows.map(({ first }) => first);
+}
+
+/** Takes one of these batches that is free for `holder`; undefined while all of them are somebody's. */
+export async function claim(database: Database, holder: string, among: number[]): Promise<Batch | undefined> {
+  const { rows } = await database.query<Batch>(
+    `UPDATE batches SET holder = $1, leased_until = now() + make_interval(secs => $2)
+     WHERE first_id = (
+       SELECT first_id FROM batches
+       WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
+       ORDER BY first_id LIMIT 1 FOR UPDATE SKIP LOCKED
+     )
+     RETURNING first_id AS first, last_id AS last, holder`,
+    [holder, leaseSeconds, among],
+  );
+  return rows[0];
+}
+
+/** Extends the lease; false where it ran out and somebody else took it. */
+export async function renew(database: Database, batch: Batch): Promise<boolean> {
+  const { rowCount } = await database.query(
+    `UPDATE batches SET leased_until = now() + make_interval(secs => $2) WHERE first_id = $3 AND holder = $1`,
+    [batch.holder, leaseSeconds, batch.first],
+  );
+  return rowCount === 1;
+}
+
+/**
+ * Gives the batch back: anybody may claim it.
+ * @param unknown whether invoices are left whose outcome is unknown: then recovery asks again after a lease's time
+ */
+export async function release(database: Database, batch: Batch, unknown: boolean): Promise<void> {
+  await database.query(
+    `UPDATE batches SET holder = NULL, leased_until = CASE WHEN $2 THEN now() + make_interval(secs => $3) END
+     WHERE first_id = $4 AND holder = $1`,
+    [batch.holder, unknown, leaseSeconds, batch.first],
+  );
+}
+
+/** The open attempts of a batch. */
+export async function readAttempts(database: Database, { first, last }: Batch): Promise<Attempt[]> {
+  const { rows } = await database.query<Attempt>(
+    `SELECT id, amount, currency, attempt_key AS key FROM invoices
+     WHERE paid_at IS NULL AND id BETWEEN $1 AND $2 ORDER BY id`,
+    [first, last],
+  );
+  return rows;
+}
+
+/** How many invoices of these batches are unpaid. */
+export async function countUnpaid(database: Database, among: number[]): Promise<number> {
+  const { rows } = await database.query<{ unpaid: number }>(
+    `SELECT count(*) AS unpaid FROM batches JOIN invoices ON id BETWEEN first_id AND last_id
+     WHERE first_id = ANY ($1::bigint[]) AND paid_at IS NULL`,
+    [among],
+  );
+  return rows[0]?.unpaid ?? 0;
+}
+
+/**
+ * Stores what the provider definitely answered, invoice and history in one transaction. Only the open attempt of
+ * an unpaid invoice can end, so that an answer that arrives twice, or at two replicas, counts once.
+ */
+export async function record(database: Database, attempts: Attempt[], outcomes: Outcome[]): Promise<void> {
+  const definite = attempts
+    .map(({ id, key }, index) => ({ id, key, outcome: outcomes[index] }))
+    .filter(({ outcome }) => outcome !== 'unknown');
+  if (definite.length === 0) return;
+  await database.query(
+    `WITH answers AS (
+       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, outcome)
+     ), charged AS (
+       UPDATE invoices SET paid_at = now() FROM answers
+       WHERE outcome = 'charged' AND invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
+       RETURNING invoices.id, key, outcome, amount, currency
+     ), declined AS (
+       UPDATE invoices SET attempt_key = uuidv7() FROM answers
+       WHERE outcome = 'declined' AND invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
+       RETURNING invoices.id, key, outcome, amount, currency
+     )
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency)
+     SELECT id, key, outcome, amount, currency FROM charged UNION ALL SELECT * FROM declined`,
+    [definite.map(({ id }) => id), definite.map(({ key }) => key), definite.map(({ outcome }) => outcome)],
+  );
+}

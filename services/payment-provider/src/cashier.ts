@@ -1,0 +1,93 @@
+import { HttpError } from '@payloop/kit/http-error.ts';
+import type { Faults } from './faults.ts';
+import type { Answer, Ledger } from './ledger.ts';
+import { mostPayments, parseKey, parseKeyedPayment, parsePayment, type Payment } from './payment.ts';
+
+/** An HTTP answer. */
+export interface Reply {
+  status: number;
+  headers?: Record<string, string>;
+  body: unknown;
+}
+
+/** How long a client whose key is busy should wait, in seconds. */
+const retryAfter = 1;
+
+/** Takes payments as they come in, and says how they ended. */
+export class Cashier {
+  readonly #ledger: Ledger;
+  readonly #faults: Faults;
+  /** Keys of requests that have no answer yet. */
+  readonly #busy = new Set<string>();
+
+  constructor(ledger: Ledger, faults: Faults) {
+    this.#ledger = ledger;
+    this.#faults = faults;
+  }
+
+  /**
+   * Takes the body of `POST /payments/pay`: one payment, or an array of them.
+   * @param header the request's `Idempotency-Key`
+   * @throws {HttpError} 400, DatabaseUnavailable
+   */
+  pay(body: unknown, header?: string): Promise<Reply> {
+    return Array.isArray(body) ? this.#payArray(body) : this.#payOne(body, header);
+  }
+
+  async #payOne(body: unknown, header: string | undefined): Promise<Reply> {
+    const payment = { ...parsePayment(body), key: parseKey(header) };
+    const answer = await this.#charge(payment);
+    const { status, repeated, ...rest } = describe(payment, answer);
+    return {
+      status,
+      headers: {
+        ...(repeated && { 'Idempotency-Hit': 'true' }),
+        ...(status === 409 && { 'Retry-After': `${retryAfter}` }),
+      },
+      body: rest,
+    };
+  }
+
+  async #payArray(bodies: unknown[]): Promise<Reply> {
+    if (bodies.length > mostPayments)
+      throw new HttpError(400, `at most ${mostPayments} payments in one request`);
+    const outcomes = await Promise.all(bodies.map((body) => this.#payElement(body)));
+    return { status: 200, body: outcomes };
+  }
+
+  // A payment that is wrong does not keep the others from being charged.
+  async #payElement(body: unknown) {
+    let payment: Payment;
+    try {
+      payment = parseKeyedPayment(body);
+    } catch (error) {
+      if (error instanceof HttpError) return { status: error.status, error: error.message };
+      throw error;
+    }
+    return describe(payment, await this.#charge(payment));
+  }
+
+  async #charge({ id, amount, currency, key }: Payment): Promise<Answer> {
+    if (key !== undefined && this.#busy.has(key)) return { outcome: 'busy' };
+    if (key !== undefined) this.#busy.add(key);
+    try {
+      const outcome = this.#faults.declines(id) ? 'declined' : 'charged';
+      return await this.#ledger.charge({ key, paymentId: id, amount, currency, outcome });
+    } finally {
+      if (key !== undefined) this.#busy.delete(key);
+    }
+  }
+}
+
+function describe({ id }: Payment, answer: Answer) {
+  switch (answer.outcome) {
+    case 'charged':
+      return { status: 200, id, ...(answer.repeated && { repeated: true }) };
+    case 'declined':
+      return { status: 402, error: 'payment declined', ...(answer.repeated && { repeated: true }) };
+    case 'mismatch':
+      return { status: 422, error: 'this idempotency key was used for another payment' };
+    case 'busy':
+      return { status: 409, error: 'the first request with this idempotency key is still at work' };
+  }
+}

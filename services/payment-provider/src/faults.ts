@@ -1,0 +1,81 @@
+import { createHash } from 'node:crypto';
+import { must } from '@payloop/kit/config.ts';
+import { z } from 'zod';
+
+/** What can go wrong with a request on purpose, each with what a client sees of it. */
+export const kinds = [
+  /** 500, nothing was charged. */
+  'fail',
+  /** Charged, and no answer ever comes. */
+  'silent',
+  /** Charged, and answered after the client has stopped waiting. */
+  'late',
+  /** The request arrives twice, at the same time. */
+  'duplicate',
+  /** Charged, and the connection is reset instead of an answer. */
+  'reset',
+] as const;
+export type Fault = (typeof kinds)[number];
+
+/** How long an answer takes that is late, in milliseconds. */
+export const lateness = 2_500;
+
+/** Faults by their rates, such as `fail=0.1,late=0.05`. */
+export const faultRates = z
+  .string()
+  .refine(
+    (text) => parseRates(text) !== undefined,
+    must(`a list such as fail=0.1,late=0.05 of ${kinds.join(', ')}, together at most 1`),
+  )
+  .transform((text) => parseRates(text) ?? []);
+
+function parseRates(text: string): [Fault, number][] | undefined {
+  const rates = text.split(',').map((part): [Fault, number] => {
+    const [kind = '', rate = ''] = part.split('=');
+    return [kind.trim() as Fault, rate.trim() === '' ? NaN : Number(rate)];
+  });
+  const sum = rates.reduce((total, [, rate]) => total + rate, 0);
+  const valid = rates.every(([kind, rate]) => kinds.includes(kind) && rate >= 0) && sum <= 1;
+  return valid ? rates : undefined;
+}
+
+/**
+ * Draws what goes wrong: with the same seed, the n-th request for a payment's id always has the same fault, and
+ * the n-th charge of it the same end.
+ */
+export class Faults {
+  readonly #rates: [Fault, number][];
+  readonly #failureRate: number;
+  readonly #seed: number;
+  readonly #count = new Map<string, number>();
+
+  /** @param failureRate the share of payments that is declined, from 0 to 1 */
+  constructor(rates: [Fault, number][], failureRate: number, seed: number) {
+    this.#rates = rates;
+    this.#failureRate = failureRate;
+    this.#seed = seed;
+  }
+
+  /** The fault of the next request for this payment; undefined where it goes well. */
+  draw(id: string): Fault | undefined {
+    if (this.#rates.length === 0) return undefined;
+    let left = this.#random(`fault ${id}`);
+    for (const [kind, rate] of this.#rates) {
+      if (left < rate) return kind;
+      left -= rate;
+    }
+    return undefined;
+  }
+
+  /** Whether the next charge of this payment is declined. */
+  declines(id: string): boolean {
+    return this.#failureRate > 0 && this.#random(`decline ${id}`) < this.#failureRate;
+  }
+
+  /** The next number from 0 to 1 of this name. */
+  #random(name: string): number {
+    const count = this.#count.get(name) ?? 0;
+    this.#count.set(name, count + 1);
+    return createHash('sha256').update(`${this.#seed} ${name} ${count}`).digest().readUInt32BE() / 2 ** 32;
+  }
+}

@@ -1,0 +1,106 @@
+import { isLockTimeout, type Database } from '@payloop/kit/database.ts';
+import type { Step } from '@payloop/kit/step.ts';
+import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './payments.ts';
+
+/** What a charge came to. */
+export type Answer =
+  /** Definite; `repeated` where the key had been answered before, with this. */
+  | { outcome: Outcome; repeated: boolean }
+  /** The key was used before for another id, value or currency: nothing was charged. */
+  | { outcome: 'mismatch' }
+  /** The first request with this key is still at work: ask again later. */
+  | { outcome: 'busy' };
+
+interface Waiting {
+  charge: Charge;
+  resolve: (answer: Answer) => void;
+  reject: (error: unknown) => void;
+}
+
+/** How many charges one statement stores. */
+const mostAtOnce = 1_000;
+/** How many statements are under way at a time: the next one fills up while these are stored. */
+const mostUnderWay = 2;
+
+/**
+ * Charges payments, each key once. Charges that come in at the same time are stored by one statement: a commit
+ * costs the same for one as for hundreds.
+ */
+export class Ledger {
+  readonly #database: Database;
+  readonly #step: Step;
+  readonly #waiting: Waiting[] = [];
+  #underWay = 0;
+
+  constructor(database: Database, step: Step) {
+    this.#database = database;
+    this.#step = step;
+  }
+
+  /**
+   * Charges a payment, or finds what its key was answered before. When this resolves with a definite answer, that
+   * is stored and stays the answer.
+   * @throws {DatabaseUnavailable} when it may or may not be stored
+   */
+  charge(charge: Charge): Promise<Answer> {
+    const answer = new Promise<Answer>((resolve, reject) => this.#waiting.push({ charge, resolve, reject }));
+    // Not at once: what else comes in within this turn of the event loop goes with it.
+    if (this.#waiting.length === 1) setImmediate(() => void this.#flush());
+    return answer;
+  }
+
+  async #flush(): Promise<void> {
+    if (this.#underWay >= mostUnderWay || this.#waiting.length === 0) return;
+    const batch = this.#waiting.splice(0, mostAtOnce);
+    this.#underWay += 1;
+    try {
+      const answers = await this.#store(batch.map(({ charge }) => charge));
+      batch.forEach(({ resolve }, index) => resolve(answers[index]!));
+    } catch (error) {
+      for (const { reject } of batch) reject(error);
+    } finally {
+      this.#underWay -= 1;
+    }
+    // The batches of the same time end together: each of them starts what has come in since.
+    for (let free = this.#underWay; free < mostUnderWay; free += 1) void this.#flush();
+  }
+
+  async #store(charges: Charge[]): Promise<Answer[]> {
+    const { query } = this.#database;
+    const first = firstOfEachKey(charges);
+    let known: string[];
+    try {
+      known = await this.#step('store', () => insertNew(query, [...first.values()]));
+    } catch (error) {
+      // Another replica holds one of these keys, and takes long: nothing was stored here.
+      if (isLockTimeout(error)) return charges.map(() => ({ outcome: 'busy' }));
+      throw error;
+    }
+    const before = known.length > 0 ? await this.#step('look up', () => findByKey(query, known)) : new Map();
+    return charges.map((charge) => {
+      if (charge.key === undefined) return { outcome: charge.outcome, repeated: false };
+      const stored: Stored | undefined = before.get(charge.key);
+      const original = stored ?? first.get(charge.key)!;
+      if (!isSame(charge, original)) return { outcome: 'mismatch' };
+      return { outcome: original.outcome, repeated: stored !== undefined || original !== charge };
+    });
+  }
+}
+
+/** One charge a key: two of the same key in one statement would not see each other. */
+function firstOfEachKey(charges: Charge[]): Map<string | symbol, Charge> {
+  const first = new Map<string | symbol, Charge>();
+  for (const charge of charges) {
+    const key = charge.key ?? Symbol('no key');
+    if (!first.has(key)) first.set(key, charge);
+  }
+  return first;
+}
+
+function isSame(charge: Charge, other: Charge | Stored): boolean {
+  return (
+    charge.paymentId === other.paymentId &&
+    charge.currency === other.currency &&
+    charge.amount === BigInt(other.amount)
+  );
+}
