@@ -18,6 +18,8 @@ export interface Options {
   port?: number;
   /** Each is made where it is missing, owned by a role of its own name that nobody else can use. */
   databases: string[];
+  /** Whether data that do not stay are written as if they did; ones that stay always are. */
+  durable?: boolean;
 }
 
 export interface Postgres {
@@ -49,7 +51,12 @@ const IMMEDIATE_SHUTDOWN_MS = 5_000;
 
 const run = promisify(execFile);
 
-export async function startPostgres({ folder, port, databases }: Options): Promise<Postgres> {
+export async function startPostgres({
+  folder,
+  port,
+  databases,
+  durable = false,
+}: Options): Promise<Postgres> {
   const user = process.getuid?.() === 0 ? await unprivilegedUser() : undefined;
   const home = folder === undefined ? await newHome(user) : await keptHome(folder, user);
   try {
@@ -57,7 +64,7 @@ export async function startPostgres({ folder, port, databases }: Options): Promi
     const password = await ensurePassword(home, user);
     const data = await ensureData(home, bin, user);
     await endLeftover(home, data);
-    const settings = folder === undefined ? ['fsync=off', 'full_page_writes=off'] : [];
+    const settings = folder === undefined && !durable ? ['fsync=off', 'full_page_writes=off'] : [];
     const chosenPort = port ?? (await freePort());
     const server = await launch({ home, bin, data, user, port: chosenPort, settings });
     const url = (database: string) =>

@@ -31,7 +31,7 @@ interface Run {
 }
 
 /** Batches under way at a time: one waits for the provider while another is stored. */
-const workers = 3;
+const workers = 6;
 /** Requests for one invoice in a run: the first, and these again where its outcome stayed unknown. */
 const retries = 3;
 /** How long to wait for a batch that another replica holds, in milliseconds. */

@@ -20,7 +20,7 @@ interface Waiting {
 /** How many charges one statement stores. */
 const mostAtOnce = 1_000;
 /** How many statements are under way at a time: the next one fills up while these are stored. */
-const mostUnderWay = 2;
+const mostUnderWay = 4;
 
 /**
  * Charges payments, each key once. Charges that come in at the same time are stored by one statement: a commit
