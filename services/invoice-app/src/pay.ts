@@ -101,7 +101,8 @@ export class Payments {
         this.#options.log.debug(`recovery comes later: ${reduceError(err).message}`);
       }
       // Jittered, so that replicas do not ask in step.
-      await sleep(recoveryInterval * (0.5 + Math.random()), undefined, { signal }).catch(() => {});
+      const pause = recoveryInterval * (0.5 + Math.random());
+      await this.#step('pause', () => sleep(pause, undefined, { signal }).catch(() => {}));
     }
   }
 
@@ -165,7 +166,7 @@ export class Payments {
   async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<batches.Attempt[]> {
     const { database, provider } = this.#options;
     if (attempts.length === 0) return [];
-    const outcomes = await this.#step('ask', () => provider.pay(attempts, requestId));
+    const outcomes = await provider.pay(attempts, requestId);
     await this.#step('record', () => batches.record(database, attempts, outcomes));
     const count = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
     tally.paid += count('charged');

@@ -3,6 +3,7 @@ import { Agent as HttpsAgent } from 'node:https';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
+import { step as direct, type Step } from '@payloop/kit/step.ts';
 import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
 import type { Attempt } from './batches.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
@@ -16,6 +17,7 @@ export interface ProviderOptions {
   log: Log;
   /** False where the provider is known to take one payment a request only. */
   arrays?: boolean;
+  step?: Step;
   /** What axios sends requests with. */
   adapter?: AxiosAdapter;
 }
@@ -33,12 +35,14 @@ const concurrency = 64;
 export class Provider {
   readonly #url: string;
   readonly #log: Log;
+  readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
 
-  constructor({ url, log, arrays = true, adapter }: ProviderOptions) {
+  constructor({ url, log, arrays = true, step = direct, adapter }: ProviderOptions) {
     this.#url = url;
     this.#log = log;
+    this.#step = step;
     this.#arrays = arrays;
     this.#http = axios.create({
       adapter: adapter ?? createUndiciAdapter({ connections: concurrency }),
@@ -97,7 +101,7 @@ export class Provider {
   /** Undefined without an answer. */
   async #post(body: unknown, headers: Record<string, string>) {
     try {
-      const answer = await this.#http.post(this.#url, body, { headers });
+      const answer = await this.#step('post', () => this.#http.post(this.#url, body, { headers }));
       const { status } = answer;
       if (status !== 200 && status !== 402) {
         this.#log.warn({ requestId: headers['X-Request-Id'], status }, 'the provider gave no usable answer');

@@ -52,7 +52,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     );
   }
   const log = createLog(service, config.LOG_LEVEL);
-  const provider = new Provider({ url: url ?? endpoint ?? defaultProviderUrl, log });
+  const provider = new Provider({ url: url ?? endpoint ?? defaultProviderUrl, log, step });
   const database = new Database({
     service,
     url: config.databaseUrl,

@@ -5,7 +5,7 @@ import { Database } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
-import { step as direct } from '@payloop/kit/step.ts';
+import { step as direct, type Step } from '@payloop/kit/step.ts';
 import express, { type Request, type Response } from 'express';
 import { Cashier, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
@@ -50,7 +50,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
       // Read whatever its type says: clients send none, or a wrong one.
       post: [
         express.raw({ type: () => true, limit: '512kb' }),
-        (request, response) => payThrough(cashier, faults, request, response),
+        (request, response) => payThrough(cashier, faults, step, request, response),
       ],
     });
     if (config.ALLOW_RESET) {
@@ -68,12 +68,13 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
 async function payThrough(
   cashier: Cashier,
   faults: Faults,
+  step: Step,
   request: Request,
   response: Response,
 ): Promise<void> {
   const body = parseBody(request.body);
   const header = request.get('Idempotency-Key');
-  const pay = () => cashier.pay(body, header);
+  const pay = () => step('charge', () => cashier.pay(body, header));
   const fault = faults.draw(firstId(body));
   if (fault === 'fail') {
     send(response, { status: 500, body: { error: 'failed on purpose' } });
