@@ -1,7 +1,14 @@
 import { HttpError } from '@payloop/kit/http-error.ts';
 import type { Faults } from './faults.ts';
 import type { Answer, Ledger } from './ledger.ts';
-import { mostPayments, parseKey, parseKeyedPayment, parsePayment, type Payment } from './payment.ts';
+import {
+  mostPayments,
+  parseKey,
+  parseAntaeusPayment,
+  parseKeyedPayment,
+  parsePayment,
+  type Payment,
+} from './payment.ts';
 
 /** An HTTP answer. */
 export interface Reply {
@@ -34,8 +41,22 @@ export class Cashier {
     return Array.isArray(body) ? this.#payArray(body) : this.#payOne(body, header);
   }
 
-  async #payOne(body: unknown, header: string | undefined): Promise<Reply> {
-    const payment = { ...parsePayment(body), key: parseKey(header) };
+  /**
+   * Takes the body of `POST /rest/v1/payments`, the Antaeus form, which tells only whether it was charged.
+   * @param header the request's `Idempotency-Key`
+   * @throws {HttpError} 400, DatabaseUnavailable
+   */
+  async payAntaeus(body: unknown, header?: string): Promise<Reply> {
+    const reply = await this.#reply({ ...parseAntaeusPayment(body), key: parseKey(header) });
+    const definite = reply.status === 200 || reply.status === 402;
+    return definite ? { ...reply, status: 200, body: { result: reply.status === 200 } } : reply;
+  }
+
+  #payOne(body: unknown, header: string | undefined): Promise<Reply> {
+    return this.#reply({ ...parsePayment(body), key: parseKey(header) });
+  }
+
+  async #reply(payment: Payment): Promise<Reply> {
     const answer = await this.#charge(payment);
     const { status, repeated, ...rest } = describe(payment, answer);
     return {

@@ -58,6 +58,27 @@ export function parsePayment(body: unknown): Payment {
   return { id, amount: toMinorUnits(value, currency), currency, key };
 }
 
+/** ISO 4217's code for no currency. */
+const noCurrency = 'XXX';
+
+/** The fields of the Antaeus form. Its original client sends `"currency":{}`, which says nothing of a currency. */
+const antaeusFields = z.object({
+  currency: z.union([z.string().min(1), z.object({}).transform(() => noCurrency)]).default(noCurrency),
+  value: z.number().refine((value) => Number.isFinite(Math.fround(value))),
+  customer_id: z.union([z.number(), z.string()]),
+});
+
+/**
+ * Reads the body of `POST /rest/v1/payments`.
+ * @throws {HttpError} 400
+ */
+export function parseAntaeusPayment(body: unknown): Payment {
+  const result = antaeusFields.safeParse(lowerCaseKeys(body));
+  if (!result.success) throw new HttpError(400, wrongParameters);
+  const { currency, value, customer_id: customer } = result.data;
+  return { id: `customer ${customer}`, amount: toMinorUnits(value, currency), currency };
+}
+
 /**
  * Reads one of an array of payments, which has to have a key.
  * @throws {HttpError} 400

@@ -5,8 +5,8 @@ import { Database } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
-import { step as direct, type Step } from '@payloop/kit/step.ts';
-import express, { type Request, type Response } from 'express';
+import { step as direct } from '@payloop/kit/step.ts';
+import express, { type Handler, type Request, type Response } from 'express';
 import { Cashier, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
 import { Ledger } from './ledger.ts';
@@ -46,13 +46,14 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     route(app, '/version', {
       get: (_request, response) => void response.json({ service, source, instance }),
     });
-    route(app, '/payments/pay', {
+    const take = (pay: Pay): Handler[] => [
       // Read whatever its type says: clients send none, or a wrong one.
-      post: [
-        express.raw({ type: () => true, limit: '512kb' }),
-        (request, response) => payThrough(cashier, faults, step, request, response),
-      ],
-    });
+      express.raw({ type: () => true, limit: '512kb' }),
+      (request, response) =>
+        answer(request, response, faults, (body, key) => step('charge', () => pay(body, key))),
+    ];
+    route(app, '/payments/pay', { post: take((body, key) => cashier.pay(body, key)) });
+    route(app, '/rest/v1/payments', { post: take((body, key) => cashier.payAntaeus(body, key)) });
     if (config.ALLOW_RESET) {
       route(app, '/reset', {
         post: async (_request, response) => {
@@ -64,23 +65,18 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   });
 }
 
-/** Pays, with what the faults make of it. */
-async function payThrough(
-  cashier: Cashier,
-  faults: Faults,
-  step: Step,
-  request: Request,
-  response: Response,
-): Promise<void> {
+type Pay = (body: unknown, key: string | undefined) => Promise<Reply>;
+
+/** Answers with what `pay` comes to, and with what the faults make of it. */
+async function answer(request: Request, response: Response, faults: Faults, pay: Pay): Promise<void> {
   const body = parseBody(request.body);
-  const header = request.get('Idempotency-Key');
-  const pay = () => step('charge', () => cashier.pay(body, header));
+  const payOnce = () => pay(body, request.get('Idempotency-Key'));
   const fault = faults.draw(firstId(body));
   if (fault === 'fail') {
     send(response, { status: 500, body: { error: 'failed on purpose' } });
     return;
   }
-  const [reply] = await Promise.all(fault === 'duplicate' ? [pay(), pay()] : [pay()]);
+  const [reply] = await Promise.all(fault === 'duplicate' ? [payOnce(), payOnce()] : [payOnce()]);
   if (fault === 'reset') request.socket.resetAndDestroy();
   else if (fault === 'late') await sleep(lateness).then(() => send(response, reply));
   else if (fault !== 'silent') send(response, reply);

@@ -1,0 +1,66 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { post, startService, type RunningService } from '../../testing/service.ts';
+import * as paymentProvider from './service.ts';
+
+let provider: RunningService;
+let undecided: RunningService;
+beforeAll(async () => {
+  provider = await startService(paymentProvider);
+  undecided = await startService(paymentProvider, { FAILURE_RATE: '0.5', FAULT_SEED: '1' });
+});
+afterAll(async () => {
+  await provider[Symbol.asyncDispose]();
+  await undecided[Symbol.asyncDispose]();
+});
+
+const pay = ({ url }: RunningService, body: unknown, headers?: Record<string, string>) =>
+  post(`${url}/rest/v1/payments`, JSON.stringify(body), headers);
+
+test.each([
+  ['a currency', { currency: 'USD', value: 301.99, customer_id: 1 }],
+  ['the empty object that the original client sends as one', { currency: {}, value: 301.99, customer_id: 1 }],
+  ['no currency', { value: 301.99, customer_id: 1 }],
+  ['keys in another case', { Currency: 'USD', VALUE: 301.99, Customer_Id: 1 }],
+])('is charged with %s', async (_name, body) => {
+  expect(await pay(provider, body)).toEqual({ status: 200, body: { result: true } });
+});
+
+test.each([
+  ['no value', { currency: 'USD', customer_id: 1 }],
+  ['no customer', { currency: 'USD', value: 1 }],
+  ['a value that is a string', { currency: 'USD', value: '1', customer_id: 1 }],
+  ['null', null],
+  ['an array', []],
+])('is refused with %s', async (_name, body) => {
+  expect(await pay(provider, body)).toEqual({
+    status: 400,
+    body: { error: 'failed to process payment request parameters' },
+  });
+});
+
+test(
+  'at a failure rate of 0.5 about half of 2,000 calls have the result true',
+  { timeout: 30_000 },
+  async () => {
+    const results: boolean[] = [];
+    for (let round = 0; round < 20; round += 1) {
+      const answers = await Promise.all(
+        Array.from({ length: 100 }, (_, n) => pay(undecided, { currency: 'USD', value: 1, customer_id: n })),
+      );
+      for (const { status, body } of answers) {
+        expect(status).toBe(200);
+        results.push((body as { result: boolean }).result);
+      }
+    }
+    // Five standard deviations of a binomial distribution around its mean.
+    expect(Math.abs(results.filter(Boolean).length - 1_000)).toBeLessThan(5 * Math.sqrt(2_000 * 0.25));
+  },
+);
+
+test('with a key the first result is the result', async () => {
+  const payment = { currency: 'USD', value: 1, customer_id: 7 };
+  const answers = [];
+  for (let n = 0; n < 10; n += 1)
+    answers.push(await pay(undecided, payment, { 'Idempotency-Key': 'antaeus-1' }));
+  expect(new Set(answers.map(({ body }) => JSON.stringify(body))).size).toBe(1);
+});

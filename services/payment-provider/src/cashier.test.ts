@@ -1,0 +1,298 @@
+import { step as direct, type Step } from '@payloop/kit/step.ts';
+import { Client } from 'pg';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { startService, type RunningService } from '../../testing/service.ts';
+import * as paymentProvider from './service.ts';
+
+let service: RunningService;
+let database: Client;
+beforeAll(async () => {
+  service = await startService(paymentProvider);
+  database = new Client({ connectionString: service.databaseUrl });
+  await database.connect();
+});
+beforeEach(() => database.query('TRUNCATE payments'));
+afterAll(async () => {
+  await database.end();
+  await service[Symbol.asyncDispose]();
+});
+
+const payment = { id: 'I1', value: 12.15, currency: 'EUR' };
+const declined = { error: 'payment declined' };
+const busy = 'the first request with this idempotency key is still at work';
+const mismatch = 'this idempotency key was used for another payment';
+
+/** Posts a payment, or an array of them, and returns the answer with the headers that belong to keys. */
+async function pay({ url }: RunningService, body: unknown, key?: string) {
+  const response = await fetch(`${url}/payments/pay`, {
+    method: 'POST',
+    body: typeof body === 'string' ? body : JSON.stringify(body),
+    headers: key === undefined ? {} : { 'Idempotency-Key': key },
+  });
+  return {
+    status: response.status,
+    hit: response.headers.get('Idempotency-Hit'),
+    retryAfter: response.headers.get('Retry-After'),
+    body: await response.json(),
+  };
+}
+const answer = (status: number, body: unknown, headers = {}) => ({
+  status,
+  hit: null,
+  retryAfter: null,
+  body,
+  ...headers,
+});
+
+const stored = async () =>
+  (await database.query('SELECT payment_id AS id, idempotency_key AS key, outcome FROM payments ORDER BY id'))
+    .rows;
+const charged = async () => (await stored()).map(({ id }) => id);
+
+/** Another replica: its own process state, the same database. */
+const startReplica = (env: Record<string, string> = {}, step: Step = direct) =>
+  startService(paymentProvider, { DATABASE_URL: service.databaseUrl, ...env }, { step });
+
+describe('the first answer for a key is its answer for ever', () => {
+  test.each([
+    ['bare', 'key-1', 'key-1'],
+    ['quoted', '"key-1"', '"key-1"'],
+    ['quoted, then bare', '"key-1"', 'key-1'],
+  ])('%s', async (_name, first, second) => {
+    expect(await pay(service, payment, first)).toEqual(answer(200, { id: 'I1' }));
+    expect(await pay(service, payment, second)).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
+    expect(await stored()).toEqual([{ id: 'I1', key: 'key-1', outcome: 'charged' }]);
+  });
+
+  test('also for a charge, where each new one would be declined', async () => {
+    await pay(service, payment, 'a');
+    await using other = await startReplica({ FAILURE_RATE: '1' });
+    expect(await pay(other, payment, 'a')).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
+    expect(await pay(other, payment, 'b')).toEqual(answer(402, declined));
+  });
+
+  test('also for a decline, at a replica that declines nothing', async () => {
+    await using other = await startReplica({ FAILURE_RATE: '1' });
+    expect(await pay(other, payment, 'a')).toEqual(answer(402, declined));
+    expect(await pay(other, payment, 'a')).toEqual(answer(402, declined, { hit: 'true' }));
+    expect(await pay(service, payment, 'a')).toEqual(answer(402, declined, { hit: 'true' }));
+    expect(await stored()).toEqual([{ id: 'I1', key: 'a', outcome: 'declined' }]);
+  });
+
+  test('also after a restart', async () => {
+    const before = await startReplica();
+    await pay(before, payment, 'a');
+    await before.stop();
+    await using after = await startReplica();
+    expect(await pay(after, payment, 'a')).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
+    expect(await charged()).toEqual(['I1']);
+  });
+
+  test('also where two replicas are asked at once, many times', async () => {
+    await using other = await startReplica();
+    const keys = Array.from({ length: 50 }, (_, n) => `key-${n}`);
+    const answers = await Promise.all(
+      keys.flatMap((key) => [pay(service, payment, key), pay(other, payment, key)]),
+    );
+    expect(new Set(answers.map(({ status }) => status))).toEqual(new Set([200]));
+    expect(await charged()).toHaveLength(50);
+  });
+
+  test('and only definite answers are: one that could not be stored is none', async () => {
+    let failures = 1;
+    const step: Step = (name, work) =>
+      name === 'store' && failures-- > 0 ? Promise.reject(new Error('no disk')) : work();
+    await using failing = await startReplica({}, step);
+    expect((await pay(failing, payment, 'a')).status).toBe(500);
+    expect(await pay(failing, payment, 'a')).toEqual(answer(200, { id: 'I1' }));
+  });
+
+  test('which 400s are not, as they are no answer to a payment', async () => {
+    expect((await pay(service, '{"id":', 'a')).status).toBe(400);
+    expect((await pay(service, { id: 'I1', value: 12.15 }, 'a')).status).toBe(400);
+    expect(await pay(service, payment, 'a')).toEqual(answer(200, { id: 'I1' }));
+  });
+});
+
+test.each([
+  ['id', { id: 'I2' }],
+  ['value', { value: 12.16 }],
+  ['currency', { currency: 'GBP' }],
+])('a key with another %s is 422, and nothing is charged', async (_name, difference) => {
+  await pay(service, payment, 'a');
+  const other = { ...payment, ...difference };
+  expect(await pay(service, other, 'a')).toEqual(answer(422, { error: mismatch }));
+  const inArray = await pay(service, [{ ...other, idempotencyKey: 'a' }]);
+  expect(inArray.body).toEqual([{ status: 422, error: mismatch }]);
+  expect(await charged()).toEqual(['I1']);
+});
+
+test('two payments under one key at once, at two replicas: one is charged, the other is 422', async () => {
+  await using other = await startReplica();
+  const answers = await Promise.all([pay(service, payment, 'a'), pay(other, { ...payment, value: 1 }, 'a')]);
+  expect(answers.map(({ status }) => status).toSorted((a, b) => a - b)).toEqual([200, 422]);
+  expect(await charged()).toEqual(['I1']);
+});
+
+test.each([
+  ['an empty one', '""'],
+  ['more than 255 characters', 'x'.repeat(256)],
+])('a key with %s is 400', async (_name, key) => {
+  expect(await pay(service, payment, key)).toEqual(
+    answer(400, { error: 'an idempotency key must have 1 to 255 characters' }),
+  );
+  expect(await charged()).toEqual([]);
+});
+
+describe('while the first request of a key is at work', () => {
+  test('the same key is 409 at the same replica, and other keys are paid', async () => {
+    const arrived = Promise.withResolvers<void>();
+    const allowed = Promise.withResolvers<void>();
+    // The first statement takes as long as the test wants.
+    let first = true;
+    const step: Step = async (name, work) => {
+      if (name !== 'store' || !first) return work();
+      first = false;
+      arrived.resolve();
+      await allowed.promise;
+      return work();
+    };
+    await using slow = await startReplica({}, step);
+    const underWay = pay(slow, payment, 'a');
+    await arrived.promise;
+    expect(await pay(slow, payment, 'a')).toEqual(answer(409, { error: busy }, { retryAfter: '1' }));
+    expect(await pay(slow, payment, 'b')).toEqual(answer(200, { id: 'I1' }));
+    allowed.resolve();
+    expect(await underWay).toEqual(answer(200, { id: 'I1' }));
+    expect(await pay(slow, payment, 'a')).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
+  });
+
+  test('it is 409 at another replica that waited for it in vain', async () => {
+    const insert = `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
+      VALUES ('I1', 1215, 'EUR', 'charged', 'a')`;
+    await database.query('BEGIN');
+    await database.query(insert);
+    expect(await pay(service, payment, 'a')).toEqual(answer(409, { error: busy }, { retryAfter: '1' }));
+    await database.query('ROLLBACK');
+    // That one came to nothing, so the key is free.
+    expect(await pay(service, payment, 'a')).toEqual(answer(200, { id: 'I1' }));
+  });
+
+  test('it is the stored answer at another replica where the first was soon done', async () => {
+    await database.query('BEGIN');
+    await database.query(
+      `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
+       VALUES ('I1', 1215, 'EUR', 'declined', 'a')`,
+    );
+    const waiting = pay(service, payment, 'a');
+    const isWaiting = `SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`;
+    while ((await database.query(isWaiting)).rows.length === 0);
+    await database.query('COMMIT');
+    expect(await waiting).toEqual(answer(402, declined, { hit: 'true' }));
+  });
+});
+
+describe('an array of payments', () => {
+  const element = (id: string, rest = {}) => ({ ...payment, id, idempotencyKey: `key of ${id}`, ...rest });
+
+  test('is answered in its order', async () => {
+    const ids = ['I3', 'I1', 'I2'];
+    expect(
+      await pay(
+        service,
+        ids.map((id) => element(id)),
+      ),
+    ).toEqual(
+      answer(
+        200,
+        ids.map((id) => ({ status: 200, id })),
+      ),
+    );
+    expect((await charged()).toSorted()).toEqual(['I1', 'I2', 'I3']);
+  });
+
+  test('marks what was answered before, declines too', async () => {
+    await using declining = await startReplica({ FAILURE_RATE: '1' });
+    await pay(declining, [element('I2')]);
+    await pay(service, payment, 'key of I1');
+    expect((await pay(service, [element('I1'), element('I2'), element('I3')])).body).toEqual([
+      { status: 200, id: 'I1', repeated: true },
+      { status: 402, ...declined, repeated: true },
+      { status: 200, id: 'I3' },
+    ]);
+  });
+
+  test('charges the good ones among bad ones', async () => {
+    const noKey = { ...payment, id: 'I3' };
+    const bad = [
+      element('I2', { value: '1' }),
+      noKey,
+      null,
+      'I4',
+      [element('I5')],
+      element('I6', { value: 0 }),
+      element('I7', { idempotencyKey: '' }),
+    ];
+    const { status, body } = await pay(service, [element('I1'), ...bad, element('I8')]);
+    const wrong = 'failed to process payment request parameters';
+    expect([status, body]).toEqual([
+      200,
+      [
+        { status: 200, id: 'I1' },
+        { status: 400, error: wrong },
+        { status: 400, error: 'could not retrieve idempotency key' },
+        { status: 400, error: 'could not retrieve payment id' },
+        { status: 400, error: wrong },
+        { status: 400, error: wrong },
+        { status: 400, error: 'could not retrieve payment value' },
+        { status: 400, error: 'an idempotency key must have 1 to 255 characters' },
+        { status: 200, id: 'I8' },
+      ],
+    ]);
+    expect((await charged()).toSorted()).toEqual(['I1', 'I8']);
+  });
+
+  test('charges one key once, however often it is in there', async () => {
+    const twice = [element('I1'), element('I1'), element('I1', { value: 1 })];
+    const { body } = await pay(service, twice);
+    expect(body[0]).toEqual({ status: 200, id: 'I1' });
+    // At work, as its first is; the client asks again.
+    expect(body.slice(1)).toEqual([
+      { status: 409, error: busy },
+      { status: 409, error: busy },
+    ]);
+    expect(await charged()).toEqual(['I1']);
+  });
+
+  test('may be empty', async () => {
+    expect(await pay(service, [])).toEqual(answer(200, []));
+  });
+
+  test('may have 1,000 elements and no more', async () => {
+    const many = Array.from({ length: 1001 }, (_, n) => element(`I${n}`));
+    expect(await pay(service, many)).toEqual(answer(400, { error: 'at most 1000 payments in one request' }));
+    expect(await charged()).toEqual([]);
+    const { body } = await pay(service, many.slice(1));
+    expect(body.filter(({ status }: { status: number }) => status === 200)).toHaveLength(1000);
+    expect(await charged()).toHaveLength(1000);
+  });
+
+  test('is not kept from being paid by one key that another replica holds', async () => {
+    await database.query('BEGIN');
+    await database.query(
+      `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
+       VALUES ('I1', 1215, 'EUR', 'charged', 'key of I1')`,
+    );
+    const both = [element('I1'), element('I2')];
+    // Nothing of this statement was stored: all of it is to be asked for again.
+    expect((await pay(service, both)).body).toEqual([
+      { status: 409, error: busy },
+      { status: 409, error: busy },
+    ]);
+    await database.query('COMMIT');
+    expect((await pay(service, both)).body).toEqual([
+      { status: 200, id: 'I1', repeated: true },
+      { status: 200, id: 'I2' },
+    ]);
+  });
+});

@@ -1,0 +1,118 @@
+import { ConfigError } from '@payloop/kit/config.ts';
+import { Client } from 'pg';
+import { describe, expect, test } from 'vitest';
+import { startService, type RunningService } from '../../testing/service.ts';
+import { Faults, lateness } from './faults.ts';
+import * as paymentProvider from './service.ts';
+
+const startFaulty = (FAULTS: string, env: Record<string, string> = {}) =>
+  startService(paymentProvider, { FAULTS, FAULT_SEED: '1', ...env });
+
+/** Posts I1; undefined without an answer. */
+const pay = ({ url }: RunningService, key: string, signal?: AbortSignal, id = 'I1') =>
+  fetch(`${url}/payments/pay`, {
+    method: 'POST',
+    body: JSON.stringify({ id, value: 12.15, currency: 'EUR' }),
+    headers: { 'Idempotency-Key': key },
+    ...(signal && { signal }),
+  }).catch(() => undefined);
+
+async function countCharges({ databaseUrl }: RunningService): Promise<number> {
+  const client = new Client({ connectionString: databaseUrl });
+  await client.connect();
+  try {
+    return (await client.query('SELECT FROM payments')).rows.length;
+  } finally {
+    await client.end();
+  }
+}
+
+describe('a request', () => {
+  test('fails before anything is charged', async () => {
+    await using faulty = await startFaulty('fail=1');
+    expect((await pay(faulty, 'a'))?.status).toBe(500);
+    expect(await countCharges(faulty)).toBe(0);
+  });
+
+  test('is charged and never answered', async () => {
+    await using faulty = await startFaulty('silent=1');
+    expect(await pay(faulty, 'a', AbortSignal.timeout(lateness + 500))).toBeUndefined();
+    expect(await countCharges(faulty)).toBe(1);
+  });
+
+  test('is charged and answered late', async () => {
+    await using faulty = await startFaulty('late=1');
+    const start = performance.now();
+    expect((await pay(faulty, 'a'))?.status).toBe(200);
+    expect(performance.now() - start).toBeGreaterThanOrEqual(lateness - 1);
+  });
+
+  test('arrives twice, and is charged once', async () => {
+    await using faulty = await startFaulty('duplicate=1');
+    expect((await pay(faulty, 'a'))?.status).toBe(200);
+    expect(await countCharges(faulty)).toBe(1);
+  });
+
+  test('is charged, and its connection is reset', async () => {
+    await using faulty = await startFaulty('reset=1');
+    expect(await pay(faulty, 'a')).toBeUndefined();
+    expect(await countCharges(faulty)).toBe(1);
+  });
+});
+
+test('the same seed fails the same requests, another seed others, whatever their order', async () => {
+  const ids = Array.from({ length: 40 }, (_, n) => `I${n}`);
+  const run = async (seed: string, order: string[]) => {
+    await using faulty = await startFaulty('fail=0.5', { FAULT_SEED: seed, FAILURE_RATE: '0.5' });
+    const answers = new Map<string, number[]>();
+    for (const id of [...order, ...order]) {
+      const status = (await pay(faulty, `${id} ${answers.get(id)?.length}`, undefined, id))!.status;
+      answers.set(id, [...(answers.get(id) ?? []), status]);
+    }
+    return ids.map((id) => answers.get(id)!.join());
+  };
+  const first = await run('1', ids);
+  expect(await run('1', ids.toReversed())).toEqual(first);
+  expect(await run('2', ids)).not.toEqual(first);
+  expect(new Set(first.join().split(','))).toEqual(new Set(['200', '402', '500']));
+});
+
+test('rates are shares of the requests', () => {
+  const faults = new Faults([['fail', 0.1], ['late', 0.3]], 0, 1); // prettier-ignore
+  const drawn = Array.from({ length: 10_000 }, (_, n) => faults.draw(`I${n}`));
+  const share = (kind?: string) => drawn.filter((fault) => fault === kind).length / drawn.length;
+  expect(share('fail')).toBeCloseTo(0.1, 1);
+  expect(share('late')).toBeCloseTo(0.3, 1);
+  expect(share()).toBeCloseTo(0.6, 1);
+});
+
+const rule =
+  'FAULTS must be a list such as fail=0.1,late=0.05 of fail, silent, late, duplicate, reset, together at most 1';
+
+test.each([
+  ['a kind that is not there', 'explode=0.1'],
+  ['no rate', 'fail'],
+  ['an empty rate', 'fail='],
+  ['a rate that is no number', 'fail=often'],
+  ['a rate that is not finite', 'fail=Infinity'],
+  ['a negative rate', 'fail=-0.1'],
+  ['a rate over 1', 'fail=1.1'],
+  ['rates over 1 together', 'fail=0.6,late=0.6'],
+  ['an empty part', 'fail=0.1,'],
+])('FAULTS with %s stops the start', async (_name, FAULTS) => {
+  const error = `${rule}, not ${JSON.stringify(FAULTS)}`;
+  await expect(start({ FAULTS })).rejects.toEqual(new ConfigError(error));
+});
+
+test('FAULTS are refused in prod, also where their rates are 0', async () => {
+  const error = new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
+  await expect(start({ FAULTS: 'fail=0', ENVIRONMENT: 'prod' })).rejects.toEqual(error);
+});
+
+/** Starts without a database: what is refused is refused before that matters. */
+const start = (env: Record<string, string>) =>
+  paymentProvider.start({
+    source: '',
+    instance: '',
+    env: { DATABASE_URL: 'postgres://nobody@127.0.0.1:1/none', PORT: '0', LOG_LEVEL: 'silent', ...env },
+  });
