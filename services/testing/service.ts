@@ -1,4 +1,4 @@
-import type { Service } from '@payloop/kit/run.ts';
+import type { Self, Service } from '@payloop/kit/run.ts';
 import { createDatabase } from './database.ts';
 
 export interface RunningService {
@@ -13,11 +13,13 @@ export interface RunningService {
 export async function startService(
   service: Service,
   env: Record<string, string> = {},
+  self: Partial<Self> = {},
 ): Promise<RunningService> {
   const database = await createDatabase();
   const running = await service.start({
     source: 'the code under test',
     instance: 'test',
+    ...self,
     env: { HOST: '127.0.0.1', PORT: '0', LOG_LEVEL: 'silent', DATABASE_URL: database.url, ...env },
   });
   const url = `http://127.0.0.1:${running.port}`;
