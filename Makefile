@@ -5,12 +5,13 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up test ci prod down
+.PHONY: help install up test model ci prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
 	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses)'
 	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
+	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
@@ -25,6 +26,10 @@ up: install
 test: install
 	@local/check.sh
 	@vitest run
+
+# RUNS=10000 SEED=1; AT=… replays the failure that printed it.
+model: install
+	@node services/testing/run-model.ts
 
 ci: install
 	@cluster/ci.sh

@@ -8,23 +8,28 @@ export interface TestDatabase {
   drop(): Promise<void>;
 }
 
-/** An empty database for one test file, owned, as in the cluster, by a role that may do nothing else. */
-export async function createDatabase(): Promise<TestDatabase> {
+/**
+ * An empty database for one test file, owned, as in the cluster, by a role that may do nothing else.
+ * @param postgresUrl the superuser's; outside of vitest it has to be given
+ */
+export async function createDatabase(postgresUrl = inject('postgresUrl')): Promise<TestDatabase> {
   const name = `test_${randomBytes(8).toString('hex')}`;
   const password = randomBytes(16).toString('hex');
-  const url = new URL(inject('postgresUrl'));
-  await asSuperuser(
+  const url = new URL(postgresUrl);
+  await run(
+    postgresUrl,
     `CREATE ROLE ${name} LOGIN PASSWORD '${password}'`,
     `CREATE DATABASE ${name} OWNER ${name}`,
   );
   return {
     url: `postgres://${name}:${password}@${url.host}/${name}`,
-    drop: () => asSuperuser(`DROP DATABASE IF EXISTS ${name} WITH (FORCE)`, `DROP ROLE IF EXISTS ${name}`),
+    drop: () =>
+      run(postgresUrl, `DROP DATABASE IF EXISTS ${name} WITH (FORCE)`, `DROP ROLE IF EXISTS ${name}`),
   };
 }
 
-async function asSuperuser(...statements: string[]): Promise<void> {
-  const client = new Client({ connectionString: inject('postgresUrl') });
+async function run(postgresUrl: string, ...statements: string[]): Promise<void> {
+  const client = new Client({ connectionString: postgresUrl });
   await client.connect();
   try {
     for (const statement of statements) await client.query(statement);

@@ -2,7 +2,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Database } from '@payloop/kit/database.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import type { Step } from '@payloop/kit/step.ts';
-import { ExponentialBackoff, fullJitterGenerator, handleWhenResult, retry } from 'cockatiel';
+import {
+  ExponentialBackoff,
+  fullJitterGenerator,
+  handleWhenResult,
+  retry,
+  type IBackoffFactory,
+} from 'cockatiel';
 import * as batches from './batches.ts';
 import type { Outcome, Provider } from './provider.ts';
 
@@ -17,7 +23,7 @@ export interface PaymentsOptions {
   step: Step;
   log: Log;
   /** How long to wait before an unknown outcome is asked for again. */
-  backoff?: ExponentialBackoff<unknown>;
+  backoff?: IBackoffFactory<unknown>;
 }
 
 /** What is left to do, and what came of the rest; shared by the workers of a run. */

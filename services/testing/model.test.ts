@@ -1,0 +1,25 @@
+import { inject, afterAll, beforeAll, expect, test } from 'vitest';
+import { checkModel } from './model.ts';
+import { Simulation } from './simulation.ts';
+
+let simulation: Simulation;
+beforeAll(async () => {
+  simulation = await Simulation.start(inject('postgresUrl'));
+}, 20_000);
+afterAll(() => simulation.close());
+
+test('the same seed lets the same steps through in the same order', { timeout: 60_000 }, async () => {
+  const traces = async (seed: number) => {
+    const all: string[] = [];
+    await simulation.restartProviders();
+    await checkModel(simulation, { runs: 25, seed, onRun: () => void all.push(simulation.trace.join('\n')) });
+    return all;
+  };
+  const first = await traces(1);
+  expect(await traces(1)).toEqual(first);
+  expect(await traces(2)).not.toEqual(first);
+});
+
+test('no rule is broken, whatever dies or is lost in whichever order', { timeout: 120_000 }, async () => {
+  expect(await checkModel(simulation, { runs: 200, seed: 4 })).toBeUndefined();
+});
