@@ -1,0 +1,305 @@
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { json } from 'node:stream/consumers';
+import { step as direct, type Step } from '@payloop/kit/step.ts';
+import { Client } from 'pg';
+import { expect, test } from 'vitest';
+import * as paymentProvider from '../../payment-provider/src/service.ts';
+import { brokenRules } from '../../testing/rules.ts';
+import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import * as invoiceApp from './service.ts';
+
+const startProvider = (step: Step = direct) =>
+  startService(paymentProvider, { ALLOW_RESET: 'true' }, { step });
+
+/** invoice-app with a provider at `url`. */
+const startApp = (url: string, env: Record<string, string> = {}, step: Step = direct, instance = 'test') =>
+  startService(
+    invoiceApp,
+    { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env },
+    { step, instance },
+  );
+
+const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
+const countUnpaid = async ({ url }: RunningService) =>
+  ((await ask(`${url}/invoices?status=unpaid`)).body as unknown[]).length;
+
+/** A session in a service's database, past its API. */
+async function connect({ databaseUrl }: RunningService) {
+  const client = new Client({ connectionString: databaseUrl });
+  await client.connect();
+  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
+}
+
+/** Makes batches of two invoices: the rows say what is claimed together. */
+const batchesOfTwo = `
+  TRUNCATE batches;
+  INSERT INTO batches (first_id, last_id) SELECT n, n + 1 FROM generate_series(1, (SELECT max(id) FROM invoices), 2) AS n`;
+
+/** A step that stops at one name until it is let on. */
+function gate(name: string) {
+  const reached = Promise.withResolvers<void>();
+  const allowed = Promise.withResolvers<void>();
+  const step: Step = async (at, work) => {
+    if (at === name) {
+      reached.resolve();
+      await allowed.promise;
+    }
+    return work();
+  };
+  return { step, reached: reached.promise, open: () => allowed.resolve() };
+}
+
+async function until(condition: () => Promise<boolean>): Promise<void> {
+  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 20));
+}
+
+/** A server that is asked for payments, and keeps what it was asked. */
+async function startServer(answer: (body: any, request: IncomingMessage) => [number, unknown]) {
+  const asked: unknown[] = [];
+  const listener = async (request: IncomingMessage, response: ServerResponse) => {
+    const body = await json(request);
+    asked.push(body);
+    const [status, reply] = answer(body, request);
+    response.writeHead(status, { 'Content-Type': 'application/json' }).end(JSON.stringify(reply));
+  };
+  const server = createServer((request, response) => void listener(request, response)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    asked,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections();
+      server.close();
+    },
+  };
+}
+
+test('a provider that does not know arrays is asked for one payment at a time, with its key', async () => {
+  const keys = new Map<string, string>();
+  await using original = await startServer((body, request) => {
+    if (Array.isArray(body)) return [400, { error: 'failed to process payment request parameters' }];
+    keys.set(body.id, String(request.headers['idempotency-key']));
+    return [200, { id: body.id }];
+  });
+  await using app = await startApp(original.url);
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(await countUnpaid(app)).toBe(0);
+  expect(original.asked.slice(1)).toEqual([
+    { id: 'I1', value: 12.15, currency: 'EUR' },
+    { id: 'I2', value: 10.25, currency: 'GBP' },
+    { id: 'I3', value: 66.13, currency: 'DKK' },
+  ]);
+  await using database = await connect(app);
+  const { rows } = await database.query(
+    `SELECT 'I' || invoice_id AS id, idempotency_key AS key FROM payment_events ORDER BY invoice_id`,
+  );
+  expect(rows).toEqual([...keys].map(([id, key]) => ({ id, key })));
+});
+
+test('an unknown outcome is asked for again under the same key, in the same run and in a later one', async () => {
+  const keys: string[][] = [];
+  let broken = true;
+  await using provider = await startServer((body) => {
+    keys.push(body.map((payment: { idempotencyKey: string }) => payment.idempotencyKey));
+    return broken ? [500, {}] : [200, body.map(({ id }: { id: string }) => ({ status: 200, id }))];
+  });
+  await using app = await startApp(provider.url);
+  expect(await pay(app)).toMatchObject({ status: 502, body: { paid: 0, declined: 0, unknown: 3 } });
+  expect(keys.length).toBeGreaterThan(1);
+  broken = false;
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(new Set(keys.map(String)).size).toBe(1);
+});
+
+test('a decline ends its attempt: within the run it is not asked for again, the next run has a new key', async () => {
+  const keys: string[] = [];
+  await using provider = await startServer((body) => {
+    keys.push(body[0].idempotencyKey);
+    return [200, body.map(() => ({ status: 402, error: 'payment declined' }))];
+  });
+  await using app = await startApp(provider.url);
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(keys).toHaveLength(2);
+  expect(new Set(keys).size).toBe(2);
+});
+
+test('a key is stored before the first request with it', async () => {
+  const asking = gate('post');
+  await using provider = await startProvider();
+  await using app = await startApp(provider.url, {}, asking.step);
+  const paying = pay(app);
+  await asking.reached;
+  await using database = await connect(app);
+  const stored = (await database.query('SELECT attempt_key AS key FROM invoices ORDER BY id')).rows;
+  asking.open();
+  await paying;
+  await using ledger = await connect(provider);
+  const used = (await ledger.query('SELECT idempotency_key AS key FROM payments ORDER BY payment_id')).rows;
+  expect(used).toEqual(stored);
+});
+
+test('a pay while another one runs joins it, and both are answered when it is done', async () => {
+  const charging = gate('store');
+  await using provider = await startProvider(charging.step);
+  await using app = await startApp(provider.url);
+  const first = pay(app);
+  await charging.reached;
+  const second = pay(app);
+  await expect(
+    Promise.race([second, new Promise((resolve) => setTimeout(resolve, 200, 'waits'))]),
+  ).resolves.toBe('waits');
+  charging.open();
+  expect(await Promise.all([first, second])).toEqual([
+    { status: 200, body: {} },
+    { status: 200, body: {} },
+  ]);
+  await using database = await connect(provider);
+  expect((await database.query('SELECT FROM payments')).rows).toHaveLength(3);
+});
+
+test(
+  'recovery takes over a lease that ran out, without anyone calling pay',
+  { timeout: 20_000 },
+  async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider.url);
+    await using database = await connect(app);
+    await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`);
+    await new Promise((resolve) => setTimeout(resolve, 3_500));
+    // Its holder has time left.
+    expect(await countUnpaid(app)).toBe(3);
+    await database.query('UPDATE batches SET leased_until = now()');
+    await until(async () => (await countUnpaid(app)) === 0);
+    await until(
+      async () => (await database.query('SELECT FROM batches WHERE holder IS NULL')).rows.length > 0,
+    );
+    await using ledger = await connect(provider);
+    expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+  },
+);
+
+test('recovery asks again for what stayed unknown', { timeout: 20_000 }, async () => {
+  let failing = true;
+  const step: Step = (name, work) =>
+    name === 'charge' && failing ? Promise.reject(new Error('on purpose')) : work();
+  await using provider = await startProvider(step);
+  await using app = await startApp(provider.url);
+  expect((await pay(app)).status).toBe(502);
+  failing = false;
+  await using database = await connect(app);
+  // The lease's time passes.
+  expect(
+    (await database.query('UPDATE batches SET leased_until = now() WHERE leased_until > now()')).rowCount,
+  ).toBe(1);
+  await until(async () => (await countUnpaid(app)) === 0);
+});
+
+test('a batch is its holder’s alone while its lease is live: the other replica waits, and asks for nothing', async () => {
+  const charging = gate('store');
+  let repeated = 0;
+  const step: Step = (name, work) => {
+    if (name === 'look up') repeated += 1;
+    return charging.step(name, work);
+  };
+  await using provider = await startProvider(step);
+  await using one = await startApp(provider.url, {}, direct, 'one');
+  const waits: string[] = [];
+  const watch: Step = (name, work) => {
+    waits.push(name);
+    return work();
+  };
+  await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl }, watch, 'other');
+  const first = pay(one);
+  await charging.reached;
+  const second = pay(other);
+  await until(async () => waits.filter((name) => name === 'wait').length >= 2);
+  expect(waits).not.toContain('post');
+  charging.open();
+  expect(await Promise.all([first, second])).toEqual([
+    { status: 200, body: {} },
+    { status: 200, body: {} },
+  ]);
+  expect(waits).not.toContain('post');
+  expect(repeated).toBe(0);
+});
+
+test('two replicas that pay many batches at once never ask for one invoice twice', async () => {
+  let repeated = 0;
+  const step: Step = (name, work) => {
+    if (name === 'look up') repeated += 1;
+    return work();
+  };
+  await using provider = await startProvider(step);
+  await using one = await startApp(provider.url, { SEED_INVOICES: '200' }, direct, 'one');
+  await using database = await connect(one);
+  await database.query(batchesOfTwo);
+  await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl }, direct, 'other');
+  const answers = await Promise.all([pay(one), pay(other)]);
+  expect(answers.map(({ status }) => status)).toEqual([200, 200]);
+  expect(repeated).toBe(0);
+  await using ledger = await connect(provider);
+  expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+});
+
+test('a batch that somebody else has locked does not keep the others from being paid', async () => {
+  await using provider = await startProvider();
+  await using app = await startApp(provider.url, { SEED_INVOICES: '8' });
+  await using database = await connect(app);
+  await database.query(batchesOfTwo);
+  await database.query('BEGIN; SELECT FROM batches WHERE first_id = 3 FOR UPDATE');
+  const paying = pay(app);
+  // A claim that waited for it would give up after two seconds.
+  const start = performance.now();
+  await until(async () => (await countUnpaid(app)) === 2);
+  expect(performance.now() - start).toBeLessThan(1_500);
+  await database.query('COMMIT');
+  expect(await paying).toEqual({ status: 200, body: {} });
+  expect(await countUnpaid(app)).toBe(0);
+});
+
+test('an answer that comes after the lease was lost is counted once', async () => {
+  const recording = gate('record');
+  await using provider = await startProvider();
+  await using slow = await startApp(provider.url, {}, recording.step, 'slow');
+  const late = pay(slow);
+  await recording.reached;
+  await using database = await connect(slow);
+  await using other = await startApp(provider.url, { DATABASE_URL: slow.databaseUrl }, direct, 'other');
+  await database.query('UPDATE batches SET leased_until = now()');
+  expect(await pay(other)).toEqual({ status: 200, body: {} });
+  recording.open();
+  expect((await late).status).toBe(200);
+  await using ledger = await connect(provider);
+  expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+});
+
+test.each(['UPDATE payment_events SET amount = 0', 'DELETE FROM payment_events', 'TRUNCATE payment_events'])(
+  'the history refuses %s',
+  async (statement) => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider.url);
+    await pay(app);
+    await using database = await connect(app);
+    await expect(database.query(statement)).rejects.toThrow('payment_events is only ever added to');
+    expect((await database.query('SELECT FROM payment_events')).rows).toHaveLength(3);
+  },
+);
+
+test('a reset waits for the run that is under way', async () => {
+  const recording = gate('record');
+  await using provider = await startProvider();
+  await using app = await startApp(provider.url, {}, recording.step);
+  const paying = pay(app);
+  await recording.reached;
+  const resetting = post(`${app.url}/reset`);
+  await expect(
+    Promise.race([resetting, new Promise((resolve) => setTimeout(resolve, 300, 'waits'))]),
+  ).resolves.toBe('waits');
+  recording.open();
+  expect(await paying).toEqual({ status: 200, body: {} });
+  expect(await resetting).toEqual({ status: 200, body: {} });
+  expect(await countUnpaid(app)).toBe(3);
+});
