@@ -98,7 +98,9 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
   );
   if (twice)
     throw new UpError(`${twice[0]} is ${twice[1]}, which another part uses already: set it to a free port`);
-  const answers = await Promise.all(entries.map(([variable, port]) => whyTaken(variable, port)));
+  // Postgres looks at its own port when it has ended what an earlier run left there.
+  const asked = entries.filter(([variable]) => variable !== 'POSTGRES_PORT');
+  const answers = await Promise.all(asked.map(([variable, port]) => whyTaken(variable, port)));
   const taken = answers.find((answer) => answer !== undefined);
   if (taken) throw new UpError(taken);
 }
@@ -182,13 +184,26 @@ function stopRequest(): Stop {
     resolve(undefined);
   };
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, request);
+  const requestOnce = () => {
+    if (!stop.requested) request();
+  };
   // A closed terminal or pipe; unhandled, it would end this process and leave the others.
-  for (const stream of [process.stdout, process.stderr]) {
-    stream.on('error', () => {
-      if (!stop.requested) request();
-    });
-  }
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', requestOnce);
+  if (process.stdout.isTTY) onTerminalGone(requestOnce);
   return stop;
+}
+
+/** SIGHUP is for the first process of a terminal; where that is make, it keeps it to itself. */
+function onTerminalGone(then: () => void): void {
+  const timer = setInterval(() => {
+    fs.open('/dev/tty').then(
+      (terminal) => terminal.close(),
+      () => {
+        clearInterval(timer);
+        then();
+      },
+    );
+  }, 1_000);
 }
 
 async function endAll(groups: Group[], postgres: Postgres): Promise<void> {
