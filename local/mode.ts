@@ -55,12 +55,14 @@ async function findObstacle({ docker, missing, install }: Probe): Promise<string
 /** What `make up` calls or Tilt does for it; mise.toml has their versions. */
 const tools = ['ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt'];
 
-const dockerMs = 10_000;
 const installMs = 300_000;
 const miseVersion = '2026.9.15';
 
-/** Asks the machine. A PATH that reaches what mise installed is found in `env` afterwards. */
-export function createProbe(env: NodeJS.ProcessEnv): Probe {
+/**
+ * Asks the machine. A PATH that reaches what mise installed is found in `env` afterwards.
+ * @param dockerMs how long Docker may take to answer; a Docker Desktop that is only starting may never do
+ */
+export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
   return {
     async docker() {
       if (!(await isOnPath('docker', env))) return 'there is no docker command';

@@ -225,16 +225,17 @@ async function endLeftovers(): Promise<void> {
   const text = await fs.readFile(stateFile(), 'utf8').catch(() => undefined);
   if (text === undefined) return;
   const known: { owner: number; groups: number[] } = JSON.parse(text);
-  for (const pid of known.groups) {
-    const found = await processOf(pid);
-    // Its number may be somebody else's by now.
-    if (!found?.command.includes(nodemon)) continue;
-    if (found.parent === known.owner)
-      throw new UpError(`make up runs here already, as process ${known.owner}`);
-    say(`ending what an earlier run left behind (pid ${pid})`);
-    await endGroup(pid);
-  }
+  await Promise.all(known.groups.map((pid) => endLeftover(pid, known.owner)));
   await fs.rm(stateFile(), { force: true });
+}
+
+async function endLeftover(pid: number, owner: number): Promise<void> {
+  const found = await processOf(pid);
+  // Its number may be somebody else's by now.
+  if (!found?.command.includes(nodemon)) return;
+  if (found.parent === owner) throw new UpError(`make up runs here already, as process ${owner}`);
+  say(`ending what an earlier run left behind (pid ${pid})`);
+  await endGroup(pid);
 }
 
 function stateFile(): string {
