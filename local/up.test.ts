@@ -53,8 +53,9 @@ interface Up {
   end(name: NodeJS.Signals): Promise<number | NodeJS.Signals | null>;
 }
 
-function makeUp(): Up {
-  const child = spawn('make', ['up'], { cwd: clone, env, detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
+function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
+  const options = { cwd: clone, env: { ...env, ...changes } };
+  const child = spawn('make', [target], { ...options, detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
   let text = '';
   let read = 0;
   for (const stream of [child.stdout, child.stderr]) {
@@ -92,6 +93,26 @@ async function expectNothingLeft(groups: number[]): Promise<void> {
     expect(await whyTaken(variable, Number(env[variable]))).toBeUndefined();
   }
 }
+
+test.for([
+  { target: 'up', tilt: 'up' },
+  { target: 'prod', tilt: 'up -- --overlay=prod' },
+])(
+  'make $target makes the cluster, hands over to Tilt, and passes on how it ended',
+  async ({ target, tilt }) => {
+    const tools = path.join(temporary, 'tools');
+    await fs.mkdir(tools, { recursive: true });
+    for (const tool of ['docker', 'ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt']) {
+      const script = `#!/bin/sh\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
+      await fs.writeFile(path.join(tools, tool), script, { mode: 0o755 });
+    }
+    up = makeUp(target, { MODE: '', PATH: [tools, env.PATH].join(path.delimiter) });
+    expect(await up.line(/^make up: cluster, /)).toMatch(/\(MODE=local for local processes\)$/);
+    await up.line(/^ctlptl apply -f ctlptl.yaml$/);
+    expect(await up.line(/^tilt /)).toBe(`tilt ${tilt}`);
+    await up.line(/^make: .*Error 3$/);
+  },
+);
 
 const passed = /^test +\| ok 8 /;
 const tested = /^test +\| # invoice-app (\w+)/;
@@ -134,20 +155,24 @@ test(
   },
 );
 
-test('a taken port stops it before anything starts', { timeout: 60_000 }, async () => {
-  up = makeUp();
-  await up.line(/^up +\| serving /);
-  const second = makeUp();
-  await second.line(/^up +\| make up runs here already, as process \d+$/);
-  await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
-  const third = makeUp();
-  await third.line(
-    /^up +\| port \d+ is taken by process \d+ \(node services\/invoice-app\/src\/main.ts\): end it/,
-  );
-  await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
-  expect(await served()).toMatch(/^\w{64}$/);
-  expect(await up.end('SIGTERM')).not.toBe(0);
-});
+test(
+  'a second one here, and a taken port, are named before anything starts',
+  { timeout: 60_000 },
+  async () => {
+    up = makeUp();
+    await up.line(/^up +\| serving /);
+    const second = makeUp();
+    await second.line(/^up +\| make up runs here already, as process \d+$/);
+    await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
+    const third = makeUp();
+    await third.line(
+      /^up +\| port \d+ is taken by process \d+ \(node services\/invoice-app\/src\/main.ts\): end it/,
+    );
+    await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
+    expect(await served()).toMatch(/^\w{64}$/);
+    expect(await up.end('SIGTERM')).not.toBe(0);
+  },
+);
 
 test('what a killed one left behind is ended by the next', { timeout: 60_000 }, async () => {
   const killed = makeUp();
