@@ -82,14 +82,19 @@ describe('the machine', () => {
   test('what mise installs is found on the PATH that the probe leaves', async () => {
     const tools = path.join(folder, 'tools');
     await mkdir(tools);
-    const probe = createProbe({ ...env, PATH: folder });
+    const changed = { ...env, PATH: folder };
+    const probe = createProbe(changed);
     await command('npm', 'echo no network >&2; exit 1');
     await expect(decide('cluster', { ...probe, docker: answers })).rejects.toThrow(
       /mise could not install what is missing: ctlptl, kind, kubectl, kustomize, tilt /,
     );
 
     const install = `for tool in ctlptl kind kubectl kustomize tilt; do : > ${tools}/$tool; /bin/chmod +x ${tools}/$tool; done`;
-    await command('npm', `case "$*" in *mise?install) ${install} ;; *bin-paths) echo ${tools} ;; esac`);
+    await command(
+      'npm',
+      `case "$*" in *mise?install) ${install} ;; *bin-paths) echo mise WARN offline >&2; echo ${tools} ;; esac`,
+    );
     expect(await decide('cluster', { ...probe, docker: answers })).toHaveProperty('mode', 'cluster');
+    expect(changed.PATH?.split(path.delimiter)).toEqual([folder, tools]);
   });
 });

@@ -88,7 +88,9 @@ export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
       process.stderr.write(`make up: installing ${missing.join(', ')} with mise ${miseVersion}\n`);
       const { output } = await run('npm', [...exec, 'install'], trusting, installMs);
       const paths = await run('npm', [...exec, 'bin-paths'], trusting, installMs);
-      if (paths.code === 0) env.PATH = [env.PATH, ...paths.output.trim().split('\n')].join(path.delimiter);
+      // Between the paths are its warnings.
+      const folders = paths.output.split('\n').filter((line) => path.isAbsolute(line));
+      env.PATH = [env.PATH, ...folders].join(path.delimiter);
       if ((await findMissing(env)).length > 0) process.stderr.write(output);
     },
   };
