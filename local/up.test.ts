@@ -55,12 +55,15 @@ interface Up {
 
 function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
   const options = { cwd: clone, env: { ...env, ...changes } };
-  const child = spawn('make', [target], { ...options, detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
+  // One pipe, else what it says would arrive in another order.
+  const child = spawn('sh', ['-c', 'exec make "$0" 2>&1', target], {
+    ...options,
+    detached: true,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   let text = '';
   let read = 0;
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding('utf8').on('data', (part: string) => (text += part));
-  }
+  child.stdout.setEncoding('utf8').on('data', (part: string) => (text += part));
   const ended = new Promise<number | NodeJS.Signals | null>((resolve) => {
     child.once('close', (code, by) => resolve(by ?? code));
   });
