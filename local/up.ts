@@ -61,23 +61,28 @@ async function main(): Promise<void> {
   });
   say(`Postgres on 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
   const groups: Group[] = [];
+  const { promise: end, resolve: finish } = Promise.withResolvers<string | undefined>();
+  const startWatcher = async (command: Command) => {
+    const group = await startGroup(command, createListener(command.name));
+    groups.push(group);
+    void group.ended.then((how) => finish(`${group.name}'s watcher ended by itself: ${how}`));
+    await remember(groups);
+  };
   try {
-    const testUrl = `http://localhost:${ports.INVOICE_APP_PORT}`;
-    for (const command of [...services.map((service) => serve(service, postgres)), test(services, testUrl)]) {
-      if (stop.requested) return;
-      groups.push(await startGroup(command, createListener(command.name)));
-      await remember(groups);
-    }
+    void stop.promise.then(finish);
+    void postgres.ended.then(() => finish(`Postgres ended by itself, see ${postgres.log}`));
     stop.onAgain = () => {
       for (const { pid } of groups) signal(-pid, 'SIGKILL');
     };
-    void announce(services, testUrl, start);
-    const end = await Promise.race([
-      stop.promise,
-      postgres.ended.then(() => `Postgres ended by itself, see ${postgres.log}`),
-      ...groups.map(({ name, ended }) => ended.then((how) => `${name}'s watcher ended by itself: ${how}`)),
-    ]);
-    if (end !== undefined) throw new UpError(end);
+    for (const service of services) {
+      if (!stop.requested) await startWatcher(serve(service, postgres));
+    }
+    const url = `http://localhost:${ports.INVOICE_APP_PORT}`;
+    // A test that came before the migrations would fail.
+    await Promise.race([announce(services, url, start), end]);
+    if (!stop.requested) await startWatcher(test(services, url));
+    const why = await end;
+    if (why !== undefined) throw new UpError(why);
   } finally {
     say('ending');
     await endAll(groups, postgres);
