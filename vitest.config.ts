@@ -4,5 +4,9 @@ export default defineConfig({
   test: {
     include: ['services/**/*.test.ts', 'local/**/*.test.ts'],
     globalSetup: ['services/testing/postgres.ts'],
+    // More than there are cores: most tests wait for a process, a timeout or the database.
+    maxWorkers: 4,
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
   },
 });

@@ -55,12 +55,14 @@ async function findObstacle({ docker, missing, install }: Probe): Promise<string
 /** What `make up` calls or Tilt does for it; mise.toml has their versions. */
 const tools = ['ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt'];
 
-const dockerMs = 10_000;
 const installMs = 300_000;
 const miseVersion = '2026.9.15';
 
-/** Asks the machine. A PATH that reaches what mise installed is found in `env` afterwards. */
-export function createProbe(env: NodeJS.ProcessEnv): Probe {
+/**
+ * Asks the machine. A PATH that reaches what mise installed is found in `env` afterwards.
+ * @param dockerMs how long Docker may take to answer; a Docker Desktop that is only starting may never do
+ */
+export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
   return {
     async docker() {
       if (!(await isOnPath('docker', env))) return 'there is no docker command';
@@ -74,23 +76,29 @@ export function createProbe(env: NodeJS.ProcessEnv): Probe {
       if (code === undefined) return `Docker did not answer within ${dockerMs / 1000} s`;
       return `Docker cannot be reached (${output.trim().split('\n').at(-1)})`;
     },
-    async missing() {
-      const found = await Promise.all(tools.map((tool) => isOnPath(tool, env)));
-      return tools.filter((_, index) => !found[index]);
-    },
+    missing: () => findMissing(env),
     async install() {
       const mise = `@jdxcode/mise-${process.platform}-${process.arch}@${miseVersion}`;
-      const exec = ['exec', '--yes', '--loglevel=error', `--package=${mise}`, '--', 'mise'];
+      // Without a network there is an answer at once: npm would try again for minutes.
+      const quick = ['--loglevel=error', '--prefer-offline', '--fetch-retries=0'];
+      const exec = ['exec', '--yes', ...quick, `--package=${mise}`, '--', 'mise'];
       // The project's own mise.toml; mise would ask whether to trust it.
       const trusting = { ...env, MISE_TRUSTED_CONFIG_PATHS: process.cwd(), MISE_YES: '1' };
-      const missing = await this.missing();
+      const missing = await findMissing(env);
       process.stderr.write(`make up: installing ${missing.join(', ')} with mise ${miseVersion}\n`);
       const { output } = await run('npm', [...exec, 'install'], trusting, installMs);
       const paths = await run('npm', [...exec, 'bin-paths'], trusting, installMs);
-      if (paths.code === 0) env.PATH = [env.PATH, ...paths.output.trim().split('\n')].join(path.delimiter);
-      if ((await this.missing()).length > 0) process.stderr.write(output);
+      // Between the paths are its warnings.
+      const folders = paths.output.split('\n').filter((line) => path.isAbsolute(line));
+      env.PATH = [env.PATH, ...folders].join(path.delimiter);
+      if ((await findMissing(env)).length > 0) process.stderr.write(output);
     },
   };
+}
+
+async function findMissing(env: NodeJS.ProcessEnv): Promise<string[]> {
+  const found = await Promise.all(tools.map((tool) => isOnPath(tool, env)));
+  return tools.filter((_, index) => !found[index]);
 }
 
 async function isOnPath(command: string, env: NodeJS.ProcessEnv): Promise<boolean> {

@@ -15,17 +15,16 @@ export async function freePort(): Promise<number> {
 
 /** One line that names the port, who has it and what to do, or undefined when it is free on localhost. */
 export async function whyTaken(variable: string, port: number): Promise<string | undefined> {
-  if (!(await isTaken(port))) return undefined;
+  // macOS lets two processes listen on one port if one of them asks for all addresses: listening alone says too little.
+  const accepted = await Promise.all([accepts('127.0.0.1', port), accepts('::1', port)]);
+  const refusal = accepted.includes(true) ? 'EADDRINUSE' : await refusalToListen(port);
+  if (refusal === undefined) return undefined;
+  const remedy = `set ${variable} to a free port`;
+  if (refusal !== 'EADDRINUSE') return `port ${port} cannot be listened on (${refusal}): ${remedy}`;
   const pid = await listenerOf(port);
   const owner = pid === undefined ? undefined : await processOf(pid);
   const who = owner ? `process ${pid} (${shorten(owner.command)})` : 'a process of another user';
-  return `port ${port} is taken by ${who}: end it, or set ${variable} to a free port`;
-}
-
-/** macOS lets two processes listen on one port if one of them asks for all addresses: trying to listen says too little. */
-async function isTaken(port: number): Promise<boolean> {
-  const answers = await Promise.all([accepts('127.0.0.1', port), accepts('::1', port)]);
-  return answers.includes(true) || !(await canListen(port));
+  return `port ${port} is taken by ${who}: end it, or ${remedy}`;
 }
 
 function accepts(host: string, port: number): Promise<boolean> {
@@ -40,11 +39,11 @@ function accepts(host: string, port: number): Promise<boolean> {
   });
 }
 
-function canListen(port: number): Promise<boolean> {
+function refusalToListen(port: number): Promise<string | undefined> {
   return new Promise((resolve) => {
     const server = createServer();
-    server.once('error', () => resolve(false));
-    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)));
+    server.once('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message));
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(undefined)));
   });
 }
 

@@ -8,7 +8,7 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Client, escapeIdentifier, escapeLiteral } from 'pg';
-import { freePort } from './ports.ts';
+import { freePort, whyTaken } from './ports.ts';
 import { processOf, signal } from './processes.ts';
 
 export interface Options {
@@ -65,6 +65,8 @@ export async function startPostgres({
     const data = await ensureData(home, bin, user);
     await endLeftover(home, data);
     const settings = folder === undefined && !durable ? ['fsync=off', 'full_page_writes=off'] : [];
+    const taken = port === undefined ? undefined : await whyTaken('POSTGRES_PORT', port);
+    if (taken) throw new PostgresError(taken);
     const chosenPort = port ?? (await freePort());
     const server = await launch({ home, bin, data, user, port: chosenPort, settings });
     const url = (database: string) =>

@@ -61,23 +61,28 @@ async function main(): Promise<void> {
   });
   say(`Postgres on 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
   const groups: Group[] = [];
+  const { promise: end, resolve: finish } = Promise.withResolvers<string | undefined>();
+  const startWatcher = async (command: Command) => {
+    const group = await startGroup(command, createListener(command.name));
+    groups.push(group);
+    void group.ended.then((how) => finish(`${group.name}'s watcher ended by itself: ${how}`));
+    await remember(groups);
+  };
   try {
-    const testUrl = `http://localhost:${ports.INVOICE_APP_PORT}`;
-    for (const command of [...services.map((service) => serve(service, postgres)), test(services, testUrl)]) {
-      if (stop.requested) return;
-      groups.push(await startGroup(command, createListener(command.name)));
-      await remember(groups);
-    }
+    void stop.promise.then(finish);
+    void postgres.ended.then(() => finish(`Postgres ended by itself, see ${postgres.log}`));
     stop.onAgain = () => {
       for (const { pid } of groups) signal(-pid, 'SIGKILL');
     };
-    void announce(services, testUrl, start);
-    const end = await Promise.race([
-      stop.promise,
-      postgres.ended.then(() => `Postgres ended by itself, see ${postgres.log}`),
-      ...groups.map(({ name, ended }) => ended.then((how) => `${name}'s watcher ended by itself: ${how}`)),
-    ]);
-    if (end !== undefined) throw new UpError(end);
+    for (const service of services) {
+      if (!stop.requested) await startWatcher(serve(service, postgres));
+    }
+    const url = `http://localhost:${ports.INVOICE_APP_PORT}`;
+    // A test that came before the migrations would fail.
+    await Promise.race([announce(services, url, start), end]);
+    if (!stop.requested) await startWatcher(test(services, url));
+    const why = await end;
+    if (why !== undefined) throw new UpError(why);
   } finally {
     say('ending');
     await endAll(groups, postgres);
@@ -98,7 +103,9 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
   );
   if (twice)
     throw new UpError(`${twice[0]} is ${twice[1]}, which another part uses already: set it to a free port`);
-  const answers = await Promise.all(entries.map(([variable, port]) => whyTaken(variable, port)));
+  // Postgres looks at its own port when it has ended what an earlier run left there.
+  const asked = entries.filter(([variable]) => variable !== 'POSTGRES_PORT');
+  const answers = await Promise.all(asked.map(([variable, port]) => whyTaken(variable, port)));
   const taken = answers.find((answer) => answer !== undefined);
   if (taken) throw new UpError(taken);
 }
@@ -182,13 +189,26 @@ function stopRequest(): Stop {
     resolve(undefined);
   };
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, request);
+  const requestOnce = () => {
+    if (!stop.requested) request();
+  };
   // A closed terminal or pipe; unhandled, it would end this process and leave the others.
-  for (const stream of [process.stdout, process.stderr]) {
-    stream.on('error', () => {
-      if (!stop.requested) request();
-    });
-  }
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', requestOnce);
+  if (process.stdout.isTTY) onTerminalGone(requestOnce);
   return stop;
+}
+
+/** SIGHUP is for the first process of a terminal; where that is make, it keeps it to itself. */
+function onTerminalGone(then: () => void): void {
+  const timer = setInterval(() => {
+    fs.open('/dev/tty').then(
+      (terminal) => terminal.close(),
+      () => {
+        clearInterval(timer);
+        then();
+      },
+    );
+  }, 1_000);
 }
 
 async function endAll(groups: Group[], postgres: Postgres): Promise<void> {
@@ -210,16 +230,17 @@ async function endLeftovers(): Promise<void> {
   const text = await fs.readFile(stateFile(), 'utf8').catch(() => undefined);
   if (text === undefined) return;
   const known: { owner: number; groups: number[] } = JSON.parse(text);
-  for (const pid of known.groups) {
-    const found = await processOf(pid);
-    // Its number may be somebody else's by now.
-    if (!found?.command.includes(nodemon)) continue;
-    if (found.parent === known.owner)
-      throw new UpError(`make up runs here already, as process ${known.owner}`);
-    say(`ending what an earlier run left behind (pid ${pid})`);
-    await endGroup(pid);
-  }
+  await Promise.all(known.groups.map((pid) => endLeftover(pid, known.owner)));
   await fs.rm(stateFile(), { force: true });
+}
+
+async function endLeftover(pid: number, owner: number): Promise<void> {
+  const found = await processOf(pid);
+  // Its number may be somebody else's by now.
+  if (!found?.command.includes(nodemon)) return;
+  if (found.parent === owner) throw new UpError(`make up runs here already, as process ${owner}`);
+  say(`ending what an earlier run left behind (pid ${pid})`);
+  await endGroup(pid);
 }
 
 function stateFile(): string {

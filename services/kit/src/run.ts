@@ -64,7 +64,11 @@ async function loadPinned(name: string, load: () => Promise<Service>) {
 }
 
 function stopOnSignal(name: string, running: Running): void {
+  let stopping = false;
   const stop = async () => {
+    // nodemon sends its signal twice; the second one must not cut short what the first one began.
+    if (stopping) return;
+    stopping = true;
     setTimeout(() => process.exit(1), exitTimeout).unref();
     try {
       await running.stop();
@@ -74,5 +78,5 @@ function stopOnSignal(name: string, running: Running): void {
     }
     process.exit();
   };
-  process.once('SIGTERM', () => void stop()).once('SIGINT', () => void stop());
+  process.on('SIGTERM', () => void stop()).on('SIGINT', () => void stop());
 }

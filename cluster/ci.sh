@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# What a pipeline runs, as `make ci`: makes the cluster, runs `tilt ci` and then the tests of this folder in it,
+# and tears it down. OVERLAY is dev or prod. On failure it says what is wrong with which pod.
+#
+# A cluster that was there before stays, with its volumes and Secrets; `tilt down` takes out what `tilt ci`
+# put in. It refuses to start while a `tilt up` runs, which would fight over the same pods: it asks Tilt's API
+# at its usual port for a session.
+set -o errexit -o nounset -o pipefail
+
+readonly context=kind-payloop
+overlay=${OVERLAY:-dev}
+made_cluster=''
+
+say() { printf 'ci: %s\n' "$*"; }
+
+fail() {
+  say "$*" >&2
+  exit 1
+}
+
+kube() { kubectl --context="$context" "$@"; }
+
+check_machine() {
+  local tool
+  for tool in docker kubectl kind ctlptl tilt kustomize curl jq vitest; do
+    command -v "$tool" >/dev/null ||
+      fail "$tool is missing: \`mise install\` gets the tools of mise.toml, \`npm ci\` vitest, your system's packages curl and jq"
+  done
+  docker info >/dev/null 2>&1 || fail "Docker does not answer: start it (\`docker info\` tells more)"
+  [[ -f kustomize/overlays/$overlay/kustomization.yaml ]] || fail "OVERLAY must be a folder of kustomize/overlays, not $overlay"
+  ! tilt get session >/dev/null 2>&1 || fail "Tilt is running: end \`tilt up\` first"
+}
+
+# Runs a command and says how long it took.
+timed() {
+  local -r start=$SECONDS
+  say "$*"
+  "$@"
+  say "$1 ${2:-} took $((SECONDS - start)) s"
+}
+
+why='
+  def container: .name + ": " + (
+    if .state.waiting then "\(.state.waiting.reason) \(.state.waiting.message // "")"
+    elif .state.terminated then "ended with exit code \(.state.terminated.exitCode) (\(.state.terminated.reason))"
+    elif .ready then "ready" else "runs, but is not ready" end) + ", \(.restartCount) restarts";
+  .items[]
+  | select(.metadata.deletionTimestamp == null)
+  | select(any(.status.conditions[]?; .type == "Ready" and .status == "True") | not)
+  | [.metadata.namespace, .metadata.name,
+      ([(.status.conditions[]? | select(.type == "PodScheduled" and .status == "False") | .message),
+        ((.status.initContainerStatuses[]?, .status.containerStatuses[]?) | container)] | join("; "))]
+  | @tsv'
+
+report() {
+  say 'pods that are not ready, their events and last log lines:'
+  local namespace pod reason
+  kube get pods --all-namespaces --selector=app.kubernetes.io/part-of=payloop --output=json | jq --raw-output "$why" |
+    while IFS=$'\t' read -r namespace pod reason; do
+      printf '\n--- %s/%s: %s\n' "$namespace" "$pod" "$reason"
+      kube get events --namespace="$namespace" --field-selector="involvedObject.name=$pod" --no-headers \
+        --sort-by=.lastTimestamp --output=custom-columns='T:.type,R:.reason,M:.message' | tail -n 10
+      kube logs --namespace="$namespace" "$pod" --all-containers --prefix --tail=15 || true
+      kube logs --namespace="$namespace" "$pod" --all-containers --prefix --tail=15 --previous 2>/dev/null || true
+    done
+  # What keeps a pod from being made at all is told about its owner.
+  printf '\n--- what else the cluster warned of\n'
+  kube get events --all-namespaces --field-selector='type=Warning,involvedObject.kind!=Pod' --no-headers \
+    --sort-by=.lastTimestamp --output=custom-columns='K:.involvedObject.kind,N:.involvedObject.name,M:.message' | tail -n 10
+}
+
+tear_down() {
+  if [[ -n $made_cluster ]]; then
+    cluster/down.sh
+  else
+    say 'the cluster was there before and stays'
+    tilt down -- --overlay="$overlay"
+  fi
+}
+
+finish() {
+  local code=$?
+  trap - EXIT
+  ((code == 0)) || report || true
+  timed tear_down || code=1
+  say "exit code $code, after $SECONDS s"
+  exit "$code"
+}
+
+main() {
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  export PATH=$PWD/node_modules/.bin:$PATH OVERLAY=$overlay
+  check_machine
+  kind get clusters 2>/dev/null | grep -qx "${context#kind-}" || made_cluster=yes
+  trap finish EXIT
+  trap 'exit 130' INT TERM
+  timed ctlptl apply -f ctlptl.yaml
+  timed tilt ci -- --overlay="$overlay"
+  timed vitest run --config=cluster/vitest.config.ts
+}
+
+main "$@"

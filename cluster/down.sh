@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Removes what `ctlptl apply` made: the cluster, with its volumes, and the registry. Nothing else.
+set -o errexit -o nounset -o pipefail
+
+main() {
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  ctlptl delete --ignore-not-found -f ctlptl.yaml
+}
+
+main "$@"

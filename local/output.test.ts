@@ -1,0 +1,50 @@
+import { expect, test } from 'vitest';
+import { createOutput, isRoutine, readable, wantsColour } from './output.ts';
+
+function collect(colour: boolean) {
+  const written: string[] = [];
+  const output = createOutput(['up', 'invoice-app'], { write: (text) => written.push(text), colour });
+  return { written, output };
+}
+
+test('every line says who wrote it, in colour only where that is wanted', () => {
+  const plain = collect(false);
+  plain.output('up')('one\ntwo');
+  plain.output('invoice-app')('three');
+  expect(plain.written).toEqual(['up          | one\n', 'up          | two\n', 'invoice-app | three\n']);
+
+  const coloured = collect(true);
+  coloured.output('up')('one');
+  expect(coloured.written).toEqual(['\u001B[36mup          |\u001B[39m one\n']);
+});
+
+test('colour is for a terminal whose user has not said no', () => {
+  expect(wantsColour({ isTTY: true }, {})).toBe(true);
+  expect(wantsColour({ isTTY: true }, { NO_COLOR: '1' })).toBe(false);
+  expect(wantsColour({}, {})).toBe(false);
+});
+
+test('a JSON log line becomes readable, with the stack of its error; anything else stays', () => {
+  const event = {
+    level: 'warn',
+    time: '2026-01-02T03:04:05.678Z',
+    service: 'invoice-app',
+    path: '/a b',
+    status: 502,
+  };
+  const err = { type: 'Error', message: 'boom', stack: 'Error: boom\n    at main.ts:1' };
+  const line = JSON.stringify({ ...event, requestId: '0123456789abcdef', err, msg: 'request' });
+  expect(readable(line).replace(/^\S+/, 'CLOCK').split('\n')).toEqual([
+    'CLOCK warn request path="/a b" status=502 requestId=01234567',
+    '  Error: boom',
+    '      at main.ts:1',
+  ]);
+  for (const other of ['plain', '{"level":broken', '{}']) expect(readable(other)).toBe(other);
+});
+
+test('of nodemon only what happened is shown', () => {
+  expect(isRoutine('[nodemon] watching extensions: ts')).toBe(true);
+  expect(isRoutine('[nodemon] 3.1.14')).toBe(true);
+  expect(isRoutine('[nodemon] restarting due to changes...')).toBe(false);
+  expect(isRoutine('[nodemon] app crashed - waiting for file changes before starting...')).toBe(false);
+});

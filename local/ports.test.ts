@@ -1,0 +1,25 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { expect, test } from 'vitest';
+import { freePort, whyTaken } from './ports.ts';
+
+test('a free port is not taken', async () => {
+  expect(await whyTaken('SOME_PORT', await freePort())).toBeUndefined();
+});
+
+test.for(['127.0.0.1', '::1', '::'])('the owner of a port on %s is named in one line', async (host) => {
+  const port = await freePort();
+  const script = `require('net').createServer().listen(${port}, '${host}', () => console.log('listening'))`;
+  const owner = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+  try {
+    await once(owner.stdout, 'data');
+    const why = await whyTaken('SOME_PORT', port);
+    expect(why).toContain(
+      `port ${port} is taken by process ${owner.pid} (${process.execPath} -e require('net')`,
+    );
+    expect(why).toMatch(/: end it, or set SOME_PORT to a free port$/);
+    expect(why).not.toContain('\n');
+  } finally {
+    owner.kill();
+  }
+});

@@ -1,0 +1,194 @@
+import { spawn, type ChildProcess } from 'node:child_process';
+import * as fs from 'node:fs/promises';
+import os from 'node:os';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { freePort, whyTaken } from './ports.ts';
+import { exists, signal } from './processes.ts';
+
+const original = path.resolve(import.meta.dirname, '..');
+let temporary: string;
+let clone: string;
+let env: NodeJS.ProcessEnv;
+let url: string;
+let up: Up | undefined;
+
+/** A copy of the tree that only its owner can read, with its own workspaces and the installed packages. */
+beforeAll(async () => {
+  temporary = await fs.realpath(await fs.mkdtemp(path.join(os.tmpdir(), 'payloop-test-')));
+  await fs.chmod(temporary, 0o711);
+  clone = path.join(temporary, 'clone');
+  await fs.mkdir(clone, { mode: 0o700 });
+  for (const name of ['services', 'local', 'Makefile', 'test.sh', 'package.json', 'package-lock.json']) {
+    await fs.cp(path.join(original, name), path.join(clone, name), { recursive: true });
+  }
+  const modules = path.join(clone, 'node_modules');
+  await fs.mkdir(path.join(modules, '@payloop'), { recursive: true });
+  for (const name of await fs.readdir(path.join(original, 'node_modules'))) {
+    if (name !== '@payloop')
+      await fs.symlink(path.join(original, 'node_modules', name), path.join(modules, name));
+  }
+  await fs.symlink('../../services/kit', path.join(modules, '@payloop/kit'));
+  const installed = path.join(modules, '.package-lock.installed.json');
+  await fs.rm(installed, { force: true });
+  await fs.copyFile(path.join(clone, 'package-lock.json'), installed);
+
+  const ports = [await freePort(), await freePort(), await freePort()].map(String);
+  const [INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT] = ports;
+  env = { ...process.env, TMPDIR: temporary, MODE: 'local', LOG_LEVEL: 'warn' };
+  Object.assign(env, { INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT });
+  url = `http://127.0.0.1:${INVOICE_APP_PORT}`;
+});
+afterEach(async () => {
+  if (up && up.child.exitCode === null && up.child.signalCode === null) await up.end('SIGTERM');
+});
+afterAll(() => fs.rm(temporary, { recursive: true, force: true }));
+
+interface Up {
+  child: ChildProcess;
+  /** The first line that matches and was not yet waited for. */
+  line(pattern: RegExp): Promise<string>;
+  /** Signals as a terminal does, all of the group, and resolves with how make ended. */
+  end(name: NodeJS.Signals): Promise<number | NodeJS.Signals | null>;
+}
+
+function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
+  const options = { cwd: clone, env: { ...env, ...changes } };
+  // One pipe, else what it says would arrive in another order.
+  const child = spawn('sh', ['-c', 'exec make "$0" 2>&1', target], {
+    ...options,
+    detached: true,
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let text = '';
+  let read = 0;
+  child.stdout.setEncoding('utf8').on('data', (part: string) => (text += part));
+  const ended = new Promise<number | NodeJS.Signals | null>((resolve) => {
+    child.once('close', (code, by) => resolve(by ?? code));
+  });
+  return {
+    child,
+    async line(pattern) {
+      for (const until = Date.now() + 20_000; Date.now() < until; await delay(20)) {
+        const lines = text.slice(read, text.lastIndexOf('\n') + 1).split('\n');
+        const at = lines.findIndex((line) => pattern.test(line));
+        if (at === -1) continue;
+        read += lines.slice(0, at + 1).join('\n').length + 1;
+        return lines[at] ?? '';
+      }
+      throw new Error(`no line like ${pattern} in:\n${text.slice(read)}`);
+    },
+    end(name) {
+      process.kill(-child.pid!, name);
+      return ended;
+    },
+  };
+}
+
+async function state(): Promise<{ owner: number; groups: number[] }> {
+  return JSON.parse(await fs.readFile(path.join(clone, '.payloop/processes.json'), 'utf8'));
+}
+
+async function expectNothingLeft(groups: number[]): Promise<void> {
+  expect(groups.filter((pid) => exists(-pid))).toEqual([]);
+  for (const variable of ['INVOICE_APP_PORT', 'PAYMENT_PROVIDER_PORT', 'POSTGRES_PORT']) {
+    expect(await whyTaken(variable, Number(env[variable]))).toBeUndefined();
+  }
+}
+
+test.for([
+  { target: 'up', tilt: 'up' },
+  { target: 'prod', tilt: 'up -- --overlay=prod' },
+])(
+  'make $target makes the cluster, hands over to Tilt, and passes on how it ended',
+  async ({ target, tilt }) => {
+    const tools = path.join(temporary, 'tools');
+    await fs.mkdir(tools, { recursive: true });
+    for (const tool of ['docker', 'ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt']) {
+      const script = `#!/bin/sh\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
+      await fs.writeFile(path.join(tools, tool), script, { mode: 0o755 });
+    }
+    up = makeUp(target, { MODE: '', PATH: [tools, env.PATH].join(path.delimiter) });
+    expect(await up.line(/^make up: cluster, /)).toMatch(/\(MODE=local for local processes\)$/);
+    await up.line(/^ctlptl apply -f ctlptl.yaml$/);
+    expect(await up.line(/^tilt /)).toBe(`tilt ${tilt}`);
+    await up.line(/^make: .*Error 3$/);
+  },
+);
+
+const passed = /^test +\| ok 8 /;
+const tested = /^test +\| # invoice-app (\w+)/;
+
+async function served(): Promise<string> {
+  const response = await fetch(`${url}/version`);
+  const { source }: { source: string } = JSON.parse(await response.text());
+  return source;
+}
+
+test(
+  'serves, tests each save against the new code, survives a broken one, and leaves nothing',
+  { timeout: 60_000 },
+  async () => {
+    const file = path.join(clone, 'services/invoice-app/src/main.ts');
+    const good = await fs.readFile(file, 'utf8');
+
+    up = makeUp();
+    expect(await up.line(/^make up: /)).toContain('local processes, as MODE=local asks');
+    const [, first] = tested.exec(await up.line(tested)) ?? [];
+    await up.line(passed);
+    expect(await served()).toBe(first);
+
+    await fs.writeFile(file, `${good}// saved once\n`);
+    const [, second] = tested.exec(await up.line(tested)) ?? [];
+    await up.line(passed);
+    expect(second).not.toBe(first);
+    expect(await served()).toBe(second);
+
+    await fs.writeFile(file, `${good}const = ;\n`);
+    await up.line(/^invoice-app +\| SyntaxError/);
+    await fs.writeFile(file, good);
+    await up.line(passed);
+    expect(await served()).toBe(first);
+
+    const { groups } = await state();
+    expect(groups).toHaveLength(3);
+    expect(await up.end('SIGINT')).toBe('SIGINT');
+    await expectNothingLeft(groups);
+  },
+);
+
+test(
+  'a second one here, and a taken port, are named before anything starts',
+  { timeout: 60_000 },
+  async () => {
+    up = makeUp();
+    await up.line(/^up +\| serving /);
+    const second = makeUp();
+    await second.line(/^up +\| make up runs here already, as process \d+$/);
+    await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
+    const third = makeUp();
+    await third.line(
+      /^up +\| port \d+ is taken by process \d+ \(node services\/invoice-app\/src\/main.ts\): end it/,
+    );
+    await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
+    expect(await served()).toMatch(/^\w{64}$/);
+    expect(await up.end('SIGTERM')).not.toBe(0);
+  },
+);
+
+test('what a killed one left behind is ended by the next', { timeout: 60_000 }, async () => {
+  const killed = makeUp();
+  await killed.line(passed);
+  const left = await state();
+  signal(left.owner, 'SIGKILL');
+  await delay(100);
+  expect(left.groups.every((pid) => exists(-pid))).toBe(true);
+
+  up = makeUp();
+  await up.line(/^up +\| ending what an earlier run left behind/);
+  await up.line(passed);
+  const { groups } = await state();
+  await up.end('SIGTERM');
+  await expectNothingLeft([...left.groups, ...groups]);
+});
