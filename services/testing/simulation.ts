@@ -234,10 +234,11 @@ export class Simulation {
     const { app, provider } = this.#sessions;
     await provider.query('DELETE FROM payments');
     await app.query(`
-      DELETE FROM payment_events; DELETE FROM invoices; DELETE FROM batches;
+      DELETE FROM payment_events; DELETE FROM invoices;
       INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING;
       INSERT INTO invoices (id, customer_id, amount, currency)
         SELECT ${firstId} + n, 1, 100 + n, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3] FROM generate_series(0, ${invoices - 1}) AS n;
+      DELETE FROM batches;
       INSERT INTO batches (first_id, last_id)
         SELECT first, first + ${Math.min(perBatch, batchSize) - 1}
         FROM generate_series(${firstId}, ${firstId + invoices - 1}, ${perBatch}) AS first`);

@@ -50,9 +50,19 @@ export const migrations: Migration[] = [
         leased_until timestamptz
       );
       CREATE INDEX batches_leased ON batches (leased_until) WHERE leased_until IS NOT NULL;
+      -- However an invoice comes in, it is in a batch.
+      CREATE FUNCTION add_batches() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          INSERT INTO batches (first_id, last_id)
+          SELECT DISTINCT id - (id - 1) % ${batchSize}, id - (id - 1) % ${batchSize} + ${batchSize - 1} FROM added
+          ON CONFLICT DO NOTHING;
+          RETURN NULL;
+        END
+      $$;
+      CREATE TRIGGER add_batches AFTER INSERT ON invoices REFERENCING NEW TABLE AS added
+        FOR EACH STATEMENT EXECUTE FUNCTION add_batches();
       INSERT INTO batches (first_id, last_id)
-      SELECT first_id, first_id + ${batchSize - 1}
-      FROM (SELECT DISTINCT (id - 1) / ${batchSize} * ${batchSize} + 1 FROM invoices) AS used (first_id);
+      SELECT DISTINCT id - (id - 1) % ${batchSize}, id - (id - 1) % ${batchSize} + ${batchSize - 1} FROM invoices;
 
       CREATE TABLE payment_events (
         id bigint GENERATED ALWAYS AS IDENTITY,
@@ -109,11 +119,6 @@ export async function seed(query: Query, count: number): Promise<void> {
       [from, Math.min(from + part - 1, count)],
     );
   }
-  await query(
-    `INSERT INTO batches (first_id, last_id)
-     SELECT n, n + $2::bigint - 1 FROM generate_series(1, $1::bigint, $2::bigint) AS n`,
-    [count, batchSize],
-  );
 }
 
 /** Makes the data anew, as if the database had been empty. */

@@ -104,6 +104,17 @@ describe('POST /invoices/pay', () => {
     expect(await invoicesOf(app)).toEqual(allPaid);
   });
 
+  test('pays an invoice that came in by SQL, wherever its number lies', async () => {
+    await using own = await startApp(provider.url);
+    const client = new Client({ connectionString: own.databaseUrl });
+    await client.connect();
+    await client.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (7000, 2, 1, 'EUR')`);
+    await client.end();
+    expect(await post(`${own.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(own, '?status=unpaid')).toEqual([]);
+    expect(await invoicesOf(own, '?after=I3')).toMatchObject([{ InvoiceId: 'I7000' }]);
+  });
+
   test('charges each invoice once when it is asked for at once, on two replicas', async () => {
     await using one = await startApp(provider.url, { SEED_INVOICES: '100' });
     await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl });
