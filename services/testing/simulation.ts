@@ -43,6 +43,8 @@ export interface Plan {
   commands: Command[];
   /** What happens to the n-th step that the scheduler lets through. */
   mishaps: { at: number; what: Mishap }[];
+  /** From which step on, and for how many, no request to the provider is answered: more than all that ask again. */
+  silence: { from: number; steps: number };
 }
 
 const invoices = 6;
@@ -212,7 +214,7 @@ export class Simulation {
     await this.#untilQuiet();
 
     const before = await takeSnapshot(this.#sessions.app);
-    this.#plan = { ...plan, mishaps: [] };
+    this.#plan = { ...plan, mishaps: [], silence: { from: 0, steps: 0 } };
     await this.#expireLeases();
     this.#recover(this.#apps[0]!);
     await this.#untilQuiet();
@@ -544,8 +546,15 @@ export class Simulation {
     this.#scheduled.delete(held);
     if (held.owner?.dead) return;
     this.#let += 1;
-    const mishap = held.owner && this.#plan.mishaps.find(({ at }) => at === this.#let)?.what;
+    const mishap = held.owner && this.#mishapOf(held);
     this.#trace.push(mishap ? `${held.label} (${mishap})` : held.label);
     held.go(mishap);
+  }
+
+  #mishapOf({ name }: Held): Mishap | undefined {
+    const { mishaps: planned, silence } = this.#plan;
+    const isSilent = this.#let >= silence.from && this.#let < silence.from + silence.steps;
+    if (isSilent && name === 'post') return 'answer lost';
+    return planned.find(({ at }) => at === this.#let)?.what;
   }
 }

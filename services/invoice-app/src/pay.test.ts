@@ -181,7 +181,7 @@ test(
   },
 );
 
-test('recovery asks again for what stayed unknown', { timeout: 20_000 }, async () => {
+test('recovery asks again for what stayed unknown', { timeout: 10_000 }, async () => {
   let failing = true;
   const step: Step = (name, work) =>
     name === 'charge' && failing ? Promise.reject(new Error('on purpose')) : work();
