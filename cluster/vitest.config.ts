@@ -1,9 +1,10 @@
 import { defineConfig } from 'vitest/config';
 
-// The tests that need the cluster with an overlay running in it: cluster/ci.sh runs them.
+// The tests that need the cluster with an overlay running in it: cluster/ci.sh runs them, the quick ones here or
+// with PROVE=yes those of prove/.
 export default defineConfig({
   test: {
-    include: ['cluster/*.test.ts'],
+    include: [process.env.PROVE ? 'cluster/prove/*.test.ts' : 'cluster/*.test.ts'],
     // One cluster: what one test deletes, another would miss.
     fileParallelism: false,
     testTimeout: 60_000,
