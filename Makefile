@@ -5,13 +5,15 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up test model ci prod down
+.PHONY: help install up test model sweep mutants ci prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
 	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses)'
 	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
+	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
+	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
@@ -30,6 +32,12 @@ test: install
 # RUNS=10000 SEED=1; AT=… replays the failure that printed it.
 model: install
 	@node services/testing/run-model.ts
+
+sweep: install
+	@node services/testing/run-sweep.ts
+
+mutants: install
+	@node services/testing/mutants.ts
 
 ci: install
 	@cluster/ci.sh

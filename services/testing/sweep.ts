@@ -1,0 +1,276 @@
+import { fork, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { createServer, request as send, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { join } from 'node:path';
+import { buffer } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from 'pg';
+import { createDatabase, type TestDatabase } from './database.ts';
+import { brokenRules, takeSnapshot, type Snapshot } from './rules.ts';
+import { post, untilReady } from './service.ts';
+import { findSteps, type NamedStep, type ServiceName } from './steps.ts';
+import type { Order } from './victim.ts';
+
+/** A place at which a process is killed. */
+export interface Kill extends NamedStep {
+  when: Order['when'];
+  /** Which time the step comes. */
+  nth: number;
+}
+
+/** How invoice-app asks the provider: for many payments at once, or for each. */
+export const forms = ['array', 'single'] as const;
+export type Form = (typeof forms)[number];
+
+/** More batches than a run has workers, so that some are left when it gives up. */
+const invoices = 16;
+const perBatch = 2;
+/** How long anything of a case may take, in milliseconds. */
+const patience = 20_000;
+
+/** Every place: before and after each step that the sources name, the first time it comes and the second. */
+export function everyKill(): Kill[] {
+  return findSteps().flatMap((step) =>
+    [1, 2].flatMap((nth) => (['before', 'after'] as const).map((when) => Object.assign({ when, nth }, step))),
+  );
+}
+
+/** What has to fail at the provider for this step to come. */
+function failuresTowards(name: string): Order[] {
+  switch (name) {
+    case 'renew':
+    case 'look up':
+      // Charged, and told that it failed: the same keys come again.
+      return [{ step: 'store', when: 'after', what: 'fail', count: invoices / perBatch }];
+    case 'count left':
+      return [{ step: 'charge', when: 'before', what: 'fail', count: Infinity }];
+    default:
+      return [];
+  }
+}
+
+interface Process {
+  child: ChildProcess;
+  name: string;
+  port: number;
+}
+
+/** Both services as processes, of which one after the other is killed and replaced. */
+export class Sweep {
+  readonly #form: Form;
+  readonly #databases: Record<ServiceName, TestDatabase>;
+  readonly #sessions: { app: Client; provider: Client };
+  readonly #proxy: Server;
+  readonly #running = {} as Record<ServiceName, Process>;
+  /** Started ahead: it takes longer than the rest of a case. */
+  readonly #standby = {} as Record<ServiceName, Promise<Process>>;
+  #started = 0;
+
+  private constructor(
+    form: Form,
+    databases: Record<ServiceName, TestDatabase>,
+    sessions: { app: Client; provider: Client },
+  ) {
+    this.#form = form;
+    this.#databases = databases;
+    this.#sessions = sessions;
+    this.#proxy = this.#createProxy();
+  }
+
+  /** @param postgresUrl the superuser's */
+  static async start(postgresUrl: string, form: Form): Promise<Sweep> {
+    const databases = {
+      'invoice-app': await createDatabase(postgresUrl),
+      'payment-provider': await createDatabase(postgresUrl),
+    };
+    const open = async ({ url }: TestDatabase) => {
+      const client = new Client({ connectionString: new URL(new URL(url).pathname, postgresUrl).href });
+      await client.connect();
+      // Past the trigger that keeps the history.
+      await client.query('SET session_replication_role = replica');
+      return client;
+    };
+    const sessions = {
+      app: await open(databases['invoice-app']),
+      provider: await open(databases['payment-provider']),
+    };
+    const sweep = new Sweep(form, databases, sessions);
+    sweep.#proxy.listen(0, '127.0.0.1');
+    await once(sweep.#proxy, 'listening');
+    for (const service of ['payment-provider', 'invoice-app'] as const) {
+      sweep.#running[service] = await sweep.#startProcess(service);
+      sweep.#standby[service] = sweep.#startProcess(service);
+    }
+    return sweep;
+  }
+
+  async close(): Promise<void> {
+    const processes = [...Object.values(this.#running), ...(await Promise.all(Object.values(this.#standby)))];
+    for (const { child } of processes) {
+      child.kill('SIGKILL');
+      if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+    }
+    this.#proxy.closeAllConnections();
+    this.#proxy.close();
+    await this.#sessions.app.end();
+    await this.#sessions.provider.end();
+    for (const database of Object.values(this.#databases)) await database.drop();
+  }
+
+  /** Kills a process there, and lets recovery and pay finish. @returns what was wrong, empty if nothing */
+  async kill({ service, name, when, nth }: Kill): Promise<string[]> {
+    await this.#makeData();
+    // A provider that takes one payment at a time has to be found out first.
+    if (this.#form === 'single') {
+      await this.#pay();
+      await this.#makeData();
+    }
+    const failures = failuresTowards(name);
+    const order: Order = { step: name, when, what: 'kill', count: nth };
+    if (service === 'invoice-app') await this.#arm('payment-provider', ...failures);
+    await this.#arm(service, order, ...(service === 'payment-provider' ? failures : []));
+    const died = once(this.#running[service].child, 'exit');
+    const reached = Promise.race([died, sleep(patience, undefined, { ref: false })]);
+    const paying = this.#provoke(name, nth);
+    const exit = await reached;
+    if (exit?.[1] !== 'SIGKILL') return ['the process did not come there'];
+    const before = await takeSnapshot(this.#sessions.app);
+    const dead = this.#running[service].name;
+    this.#running[service] = await this.#standby[service];
+    this.#standby[service] = this.#startProcess(service);
+    // What was made to fail for this case, and has not yet.
+    for (const each of ['invoice-app', 'payment-provider'] as const) await this.#arm(each);
+    await paying;
+
+    const wrong: string[] = [];
+    if (!(await this.#recover(dead))) wrong.push('recovery does not end');
+    wrong.push(...(await this.#brokenRules(before)).map((line) => `after recovery, ${line}`));
+    for (let runs = 0; (await this.#countUnpaid()) > 0 && runs < 5; runs += 1) await this.#pay();
+    wrong.push(...(await this.#brokenRules(before)));
+    const unpaid = await this.#countUnpaid();
+    if (unpaid > 0) wrong.push(`${unpaid} invoices are still unpaid`);
+    return wrong;
+  }
+
+  /** A live process may look into a batch that is done, and give it back: then it is asked again. */
+  async #brokenRules(before: Snapshot): Promise<string[]> {
+    let broken: string[];
+    const end = performance.now() + 1_000;
+    do {
+      broken = await brokenRules(this.#sessions, before);
+    } while (
+      broken.length > 0 &&
+      broken.every((line) => line.startsWith('rule 7')) &&
+      performance.now() < end
+    );
+    return broken;
+  }
+
+  /** Makes the services do what brings them to that step; resolves when what was asked for is answered. */
+  async #provoke(name: string, nth: number): Promise<void> {
+    const { app } = this.#sessions;
+    const held = `UPDATE batches SET holder = 'nobody', leased_until = now()`;
+    switch (name) {
+      case 'find expired':
+      case 'pause':
+        // Recovery comes to it by itself, here with work to do.
+        await app.query(held);
+        return;
+      case 'wait':
+        await app.query(`${held} + interval '1 h' WHERE first_id = 1`);
+        break;
+    }
+    await this.#pay();
+    // A run has one of these steps.
+    if ((name === 'find unpaid' || name === 'count left') && nth === 2) await this.#pay();
+  }
+
+  /** Lets the time of leases pass that no process holds any more, until recovery has left none. */
+  async #recover(dead: string): Promise<boolean> {
+    const { app } = this.#sessions;
+    for (const end = performance.now() + patience; performance.now() < end; await sleep(5)) {
+      await app.query(
+        `UPDATE batches SET leased_until = now() - interval '1 ms'
+         WHERE leased_until > now() AND (holder IS NULL OR holder = 'nobody' OR starts_with(holder, $1))`,
+        [`${dead}/`],
+      );
+      const { rows } = await app.query('SELECT FROM batches WHERE leased_until IS NOT NULL LIMIT 1');
+      if (rows.length === 0) return true;
+    }
+    return false;
+  }
+
+  async #pay(): Promise<void> {
+    // The process may die, or refuse.
+    await post(`http://127.0.0.1:${this.#running['invoice-app'].port}/invoices/pay`).catch(() => {});
+  }
+
+  async #countUnpaid(): Promise<number> {
+    return (await this.#sessions.app.query('SELECT FROM invoices WHERE paid_at IS NULL')).rows.length;
+  }
+
+  async #makeData(): Promise<void> {
+    await this.#sessions.provider.query('DELETE FROM payments');
+    await this.#sessions.app.query(`
+      DELETE FROM payment_events; DELETE FROM invoices; DELETE FROM batches;
+      INSERT INTO invoices (id, customer_id, amount, currency)
+        SELECT n, 1, 100 + n, 'EUR' FROM generate_series(1, ${invoices}) AS n;
+      INSERT INTO batches (first_id, last_id)
+        SELECT n, n + ${perBatch - 1} FROM generate_series(1, ${invoices}, ${perBatch}) AS n`);
+  }
+
+  async #startProcess(service: ServiceName): Promise<Process> {
+    this.#started += 1;
+    const name = `${service}-${this.#started}`;
+    const child = fork(join(import.meta.dirname, 'victim.ts'), [service], {
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+      serialization: 'advanced',
+      execArgv: [],
+      env: {
+        PATH: process.env.PATH,
+        HOST: '127.0.0.1',
+        PORT: '0',
+        LOG_LEVEL: 'silent',
+        INSTANCE: name,
+        DATABASE_URL: this.#databases[service].url,
+        ...(service === 'invoice-app' && {
+          PAYMENT_PROVIDER_URL: `http://127.0.0.1:${(this.#proxy.address() as AddressInfo).port}/payments/pay`,
+        }),
+      },
+    });
+    const [{ port }] = (await once(child, 'message')) as [{ port: number }];
+    await untilReady(`http://127.0.0.1:${port}`);
+    return { child, name, port };
+  }
+
+  /** Gives a process its orders, and takes the earlier ones back. */
+  async #arm(service: ServiceName, ...orders: Order[]): Promise<void> {
+    const { child } = this.#running[service];
+    const armed = once(child, 'message');
+    child.send(orders);
+    await armed;
+  }
+
+  /** Where invoice-app posts to, whichever process is the provider: it sees the connections break as they do. */
+  #createProxy(): Server {
+    return createServer((request, response) => {
+      const broken = () => request.socket.resetAndDestroy();
+      const forward = async () => {
+        const body = await buffer(request);
+        if (this.#form === 'single' && body[0] === '['.charCodeAt(0)) {
+          response.writeHead(400, { 'Content-Type': 'application/json' }).end('{"error":"no arrays here"}');
+          return;
+        }
+        const { method, url, headers } = request;
+        const { port } = this.#running['payment-provider'];
+        const sent = send({ host: '127.0.0.1', port, method, path: url, headers, agent: false }, (answer) => {
+          response.writeHead(answer.statusCode ?? 500, answer.headers);
+          answer.on('error', broken).pipe(response);
+        });
+        sent.on('error', broken).end(body);
+      };
+      forward().catch(broken);
+    });
+  }
+}
