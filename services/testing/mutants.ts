@@ -70,30 +70,30 @@ const mutants: Mutant[] = [
     tests: [`${provider}/cashier.test.ts`],
   },
   {
-    name: 'no compare-and-set of a charge: it is recorded whatever was recorded before',
+    name: 'no compare-and-set: an answer is recorded whatever was recorded before',
     changes: [
       [
         `${app}/batches.ts`,
-        `outcome = 'charged' AND invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL`,
-        `outcome = 'charged' AND invoices.id = answers.id`,
+        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL',
+        'WHERE invoices.id = answers.id',
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
   },
   {
-    name: 'no compare-and-set of a decline: it ends whichever attempt is open',
+    name: 'no compare-and-set of the key: an answer ends whichever attempt is open',
     changes: [
       [
         `${app}/batches.ts`,
-        `outcome = 'declined' AND invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL`,
-        `outcome = 'declined' AND invoices.id = answers.id AND paid_at IS NULL`,
+        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL',
+        'WHERE invoices.id = answers.id AND paid_at IS NULL',
       ],
     ],
     tests: [model],
   },
   {
     name: 'no new key after a decline: the invoice is declined for ever',
-    changes: [[`${app}/batches.ts`, 'SET attempt_key = uuidv7()', 'SET attempt_key = attempt_key']],
+    changes: [[`${app}/batches.ts`, 'ELSE uuidv7() END', 'ELSE key END']],
     tests: [`${app}/pay.test.ts`, model],
   },
   {
