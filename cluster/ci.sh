@@ -39,23 +39,25 @@ timed() {
   say "$1 ${2:-} took $((SECONDS - start)) s"
 }
 
-why='
-  def container: .name + ": " + (
+# The pods that are not ready: namespace, name, and what each container waits for or ended with.
+# shellcheck disable=SC2016  # $why is jq's.
+unready='
+  def reason:
     if .state.waiting then "\(.state.waiting.reason) \(.state.waiting.message // "")"
     elif .state.terminated then "ended with exit code \(.state.terminated.exitCode) (\(.state.terminated.reason))"
-    elif .ready then "ready" else "runs, but is not ready" end) + ", \(.restartCount) restarts";
+    else "runs, but is not ready" end;
   .items[]
   | select(.metadata.deletionTimestamp == null)
   | select(any(.status.conditions[]?; .type == "Ready" and .status == "True") | not)
-  | [.metadata.namespace, .metadata.name,
-      ([(.status.conditions[]? | select(.type == "PodScheduled" and .status == "False") | .message),
-        ((.status.initContainerStatuses[]?, .status.containerStatuses[]?) | container)] | join("; "))]
-  | @tsv'
+  | [(.status.conditions[]? | select(.type == "PodScheduled" and .status == "False") | .message),
+     ((.status.initContainerStatuses[]?, .status.containerStatuses[]?) | select(.ready | not)
+      | "\(.name): \(reason), \(.restartCount) restarts")] as $why
+  | [.metadata.namespace, .metadata.name, ($why | join("; "))] | @tsv'
 
 report() {
   say 'pods that are not ready, their events and last log lines:'
   local namespace pod reason
-  kube get pods --all-namespaces --selector=app.kubernetes.io/part-of=payloop --output=json | jq --raw-output "$why" |
+  kube get pods --all-namespaces --selector=app.kubernetes.io/part-of=payloop --output=json | jq --raw-output "$unready" |
     while IFS=$'\t' read -r namespace pod reason; do
       printf '\n--- %s/%s: %s\n' "$namespace" "$pod" "$reason"
       kube get events --namespace="$namespace" --field-selector="involvedObject.name=$pod" --no-headers \
@@ -63,10 +65,11 @@ report() {
       kube logs --namespace="$namespace" "$pod" --all-containers --prefix --tail=15 || true
       kube logs --namespace="$namespace" "$pod" --all-containers --prefix --tail=15 --previous 2>/dev/null || true
     done
-  # What keeps a pod from being made at all is told about its owner.
-  printf '\n--- what else the cluster warned of\n'
-  kube get events --all-namespaces --field-selector='type=Warning,involvedObject.kind!=Pod' --no-headers \
-    --sort-by=.lastTimestamp --output=custom-columns='K:.involvedObject.kind,N:.involvedObject.name,M:.message' | tail -n 10
+  # What keeps a pod from being made at all is said of its owner.
+  printf '\n--- the last warnings that are not about pods\n'
+  kube get events --all-namespaces --field-selector='type=Warning,involvedObject.kind!=Pod,involvedObject.kind!=Node' \
+    --no-headers --sort-by=.lastTimestamp --output=custom-columns='K:.involvedObject.kind,N:.involvedObject.name,M:.message' |
+    tail -n 3
 }
 
 tear_down() {
