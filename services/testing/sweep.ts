@@ -119,7 +119,12 @@ export class Sweep {
   }
 
   /** Kills a process there, and lets recovery and pay finish. @returns what was wrong, empty if nothing */
-  async kill({ service, name, when, nth }: Kill): Promise<string[]> {
+  kill(kill: Kill): Promise<string[]> {
+    const late = sleep(3 * patience, ['this case does not end'], { ref: false });
+    return Promise.race([this.#kill(kill), late]);
+  }
+
+  async #kill({ service, name, when, nth }: Kill): Promise<string[]> {
     await this.#makeData();
     // A provider that takes one payment at a time has to be found out first.
     if (this.#form === 'single') {
