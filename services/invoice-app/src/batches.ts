@@ -18,7 +18,11 @@ export interface Attempt extends Invoice {
 /** How long a batch is its holder's, in seconds; longer than asking the provider once may take. */
 export const leaseSeconds = 15;
 
-/** For leases: one that is lost when Postgres' machine dies is free again, so nobody waits until it is on disk. */
+/**
+ * For leases that are renewed or given back: when Postgres dies and forgets that, the lease before it runs out and
+ * recovery looks again, so nobody waits until it is on disk. A claim is waited for: were it forgotten, recovery
+ * would not know that something may have been charged.
+ */
 const unsynced = `WITH unsynced AS (SELECT set_config('synchronous_commit', 'off', true))`;
 
 /** The batches that hold unpaid invoices, by the first id in them. */
@@ -42,8 +46,7 @@ export async function findExpired(database: Database): Promise<number[]> {
 /** Takes one of these batches that is free for `holder`; undefined while all of them are somebody's. */
 export async function claim(database: Database, holder: string, among: number[]): Promise<Batch | undefined> {
   const { rows } = await database.query<Batch>(
-    `${unsynced}
-     UPDATE batches SET holder = $1, leased_until = now() + make_interval(secs => $2) FROM unsynced
+    `UPDATE batches SET holder = $1, leased_until = now() + make_interval(secs => $2)
      WHERE first_id = (
        SELECT first_id FROM batches
        WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
