@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { setTimeout } from 'node:timers/promises';
-import { Client } from 'pg';
+import { Client, Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../local/ports.ts';
 import { brokenRules } from '../../services/testing/rules.ts';
@@ -32,7 +32,7 @@ async function openSessions() {
   const target = ['--namespace=postgres', 'postgres-0', `${port}:5432`];
   const forward = spawn('kubectl', ['--context=kind-payloop', 'port-forward', ...target]);
   await once(forward.stdout, 'data');
-  const open = async (service: string) => {
+  const readUrl = async (service: string) => {
     const secret = await kubectl(
       'get',
       'secret',
@@ -42,16 +42,19 @@ async function openSessions() {
     );
     const address = new URL(Buffer.from(secret, 'base64').toString());
     address.host = `127.0.0.1:${port}`;
-    const client = new Client({ connectionString: address.href });
-    await client.connect();
-    return client;
+    return address.href;
   };
-  const [app, provider] = await Promise.all([open('invoice-app'), open('payment-provider')]);
+  const appUrl = await readUrl('invoice-app');
+  const app = new Client(appUrl);
+  const provider = new Client(await readUrl('payment-provider'));
+  // For what several ask at once.
+  const pool = new Pool({ connectionString: appUrl });
+  await Promise.all([app.connect(), provider.connect()]);
   const close = async () => {
-    await Promise.all([app.end(), provider.end()]);
+    await Promise.all([app.end(), provider.end(), pool.end()]);
     forward.kill();
   };
-  return { app, provider, close };
+  return { app, provider, pool, close };
 }
 
 /** Numbers from 0 to 1 that follow from the seed: the generator of Numerical Recipes, 7.1. */
@@ -95,7 +98,7 @@ async function killPods(random: () => number): Promise<void> {
 }
 
 async function countUnpaid(): Promise<number> {
-  return (await sessions.app.query('SELECT FROM invoices WHERE paid_at IS NULL')).rowCount ?? 0;
+  return (await sessions.pool.query('SELECT FROM invoices WHERE paid_at IS NULL')).rowCount ?? 0;
 }
 
 test(
