@@ -34,14 +34,16 @@ export async function checkModel(
   simulation: Simulation,
   { runs, seed, path, onRun }: ModelOptions,
 ): Promise<string | undefined> {
-  let failed = false;
+  // Of the last run that failed, which is the shrunk one.
+  let trace: readonly string[] | undefined;
   const property = fc.asyncProperty(fc.scheduler(), plans, async (scheduler, plan) => {
     // While a failure is shrunk the same ids come again.
-    if (failed) await simulation.restartProviders();
+    if (trace !== undefined) await simulation.restartProviders();
     const wrong = await simulation.run(scheduler, plan).catch((error: unknown) => [String(error)]);
     onRun?.();
-    failed ||= wrong.length > 0;
-    if (wrong.length > 0) throw new Error(wrong.join('\n'));
+    if (wrong.length === 0) return;
+    trace = simulation.trace;
+    throw new Error(wrong.join('\n'));
   });
   const result = await fc.check(property, {
     numRuns: runs,
@@ -55,7 +57,7 @@ export async function checkModel(
   return [
     String(result.errorInstance instanceof Error ? result.errorInstance.message : result.errorInstance),
     JSON.stringify(plan, undefined, 1),
-    ...simulation.trace,
+    ...(trace ?? []),
     `again: make model RUNS=1 SEED=${result.seed} AT=${result.counterexamplePath}`,
   ].join('\n');
 }
