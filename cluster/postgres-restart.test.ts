@@ -2,8 +2,8 @@ import { setTimeout } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { isReady, kubectl, pods, restarts, services, sql, until, url, type Pod } from './cluster.ts';
 
-/** So many that paying them takes longer than Postgres is away. */
-const invoices = 3_000;
+/** How many invoices come in at a time, over and over: there is always something to pay when Postgres goes. */
+const invoices = 100;
 
 interface Invoice {
   InvoiceId: string;
@@ -27,13 +27,14 @@ async function pay(): Promise<number> {
 }
 
 /** By SQL, as no request adds an invoice. */
-function addInvoices(): Promise<string> {
-  return sql(
+async function addInvoices(): Promise<number> {
+  await sql(
     'invoice_app',
     `INSERT INTO invoices (id, customer_id, amount, currency)
      SELECT (SELECT coalesce(max(id), 0) FROM invoices) + n, 1, 1000 + n, 'EUR'
      FROM generate_series(1, ${invoices}) AS n`,
   );
+  return invoices;
 }
 
 type Answer = number | 'failed';
@@ -61,8 +62,7 @@ function trickle(request: () => Promise<number>, pause: number): { stop(): Promi
 test('the Postgres pod is deleted under load: both services recover, and what was paid stays paid', async () => {
   const before = await Promise.all(services.map((service) => pods(service)));
   const [postgres] = await pods('postgres');
-  await addInvoices();
-
+  const arrivals = trickle(addInvoices, 100);
   const seenPaid = new Set<string>();
   const lost = new Set<string>();
   const reads = trickle(async () => {
@@ -89,6 +89,10 @@ test('the Postgres pod is deleted under load: both services recover, and what wa
   const recovered = seenPaid.size;
   await until('more invoices are paid', 30, () => seenPaid.size > recovered);
   await until('a pay request is answered with 200', 30, async () => (await pay()) === 200);
+  await arrivals.stop();
+  await until('the last invoices are paid', 10, async () =>
+    (await readInvoices()).every(({ IsPaid }) => IsPaid),
+  );
   const answers = { pay: count(await pays.stop()), read: count(await reads.stop()) };
   process.stdout.write(
     `# ${paidBefore} were paid when Postgres went, ${recovered} when it was back; answers: ${JSON.stringify(answers)}\n`,
