@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up test model sweep mutants ci prod down
+.PHONY: help install up test model sweep mutants ci prove bench prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -15,6 +15,8 @@ help:
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
 	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
+	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid'
+	@echo 'make bench  invoices paid a second, next to the plain ways'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
 
@@ -41,6 +43,12 @@ mutants: install
 
 ci: install
 	@cluster/ci.sh
+
+prove: sweep
+	@PROVE=yes OVERLAY=flaky cluster/ci.sh
+
+bench: install
+	@tsx bench/payments.ts
 
 prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod

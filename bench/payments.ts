@@ -1,242 +1,249 @@
-// How many invoices are paid a second, and what that is next to the plain ways: `make bench`.
-//   tsx bench/payments.ts [INVOICES]
-import { spawn, type ChildProcess } from 'node:child_process';
+// How many invoices are paid a second, next to the plain ways: `make bench`, COUNT invoices a row.
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { Agent } from 'node:http';
 import { cpus } from 'node:os';
 import { resolve } from 'node:path';
-import axios, { type AxiosAdapter } from 'axios';
-import { Client } from 'pg';
 import { Database } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
+import { toMajorUnits } from '@payloop/kit/money.ts';
 import { step } from '@payloop/kit/step.ts';
+import axios, { type AxiosAdapter } from 'axios';
+import { Client } from 'pg';
 import { freePort } from '../local/ports.ts';
 import { startPostgres } from '../local/postgres.ts';
 import { batchSize, migrations, resetInvoices } from '../services/invoice-app/src/invoices.ts';
 import { Payments } from '../services/invoice-app/src/pay.ts';
-import { Provider } from '../services/invoice-app/src/provider.ts';
+import { Provider, type ProviderOptions } from '../services/invoice-app/src/provider.ts';
+import { untilReady } from '../services/testing/service.ts';
 
-const root = resolve(import.meta.dirname, '..');
-const log = createLog('bench', 'error');
-const count = Number(process.argv[2] ?? 100_000);
+const count = Number(process.env.COUNT || 100_000);
+/** The naive loop is too slow for all of them. */
+const naiveCount = Math.min(count, 10_000);
+/** Paid before the clock starts, as a service that has run for a while has its code compiled. */
+const warmUp = 5_000;
 
 interface Row {
   name: string;
   invoices: number;
   perSecond: number;
-  /** Resident memory at its largest, in MB. */
+  /** Resident memory of invoice-app's side at its largest, in MB. */
   memory: number;
 }
 
-function say(text: string): void {
-  process.stderr.write(`${text}\n`);
-}
+/** A way to pay every unpaid invoice; `url` is the provider's. */
+type Way = (url: string) => { pay: () => Promise<unknown>; end?: () => Promise<void> };
+
+const say = (text: string) => process.stderr.write(`${text}\n`);
 
 /** payment-provider as a process of its own. */
-async function startProvider(databaseUrl: string, env: Record<string, string> = {}) {
+async function startProvider(databaseUrl: string, env: Record<string, string>) {
   const port = await freePort();
   const child = spawn('node', ['services/payment-provider/src/main.ts'], {
-    cwd: root,
+    cwd: resolve(import.meta.dirname, '..'),
     stdio: ['ignore', 'inherit', 'inherit'],
     env: {
       PATH: process.env.PATH,
       HOST: '127.0.0.1',
       PORT: `${port}`,
       DATABASE_URL: databaseUrl,
-      ALLOW_RESET: 'true',
       LOG_LEVEL: 'error',
       ...env,
     },
   });
   const url = `http://127.0.0.1:${port}`;
-  while (
-    !(await fetch(`${url}/readyz`).then(
-      (response) => response.ok,
-      () => false,
-    ))
-  ) {
-    await new Promise((wait) => setTimeout(wait, 20));
-  }
-  return { url, stop: () => end(child) };
-}
-
-async function end(child: ChildProcess): Promise<void> {
-  child.kill();
-  await once(child, 'exit');
-}
-
-/** Times `work`, says how far it is while it runs, and how much memory this process took. */
-async function measure(
-  name: string,
-  invoices: number,
-  countPaid: () => Promise<number>,
-  work: () => Promise<unknown>,
-): Promise<Row> {
-  globalThis.gc?.();
-  let memory = 0;
-  const sample = setInterval(() => (memory = Math.max(memory, process.memoryUsage.rss())), 50);
-  const progress = setInterval(() => {
-    void countPaid().then((paid) => say(`${name}: ${paid} of ${invoices}`));
-  }, 2_000);
-  const start = performance.now();
-  await work();
-  const seconds = (performance.now() - start) / 1_000;
-  clearInterval(sample);
-  clearInterval(progress);
-  const row = {
-    name,
-    invoices,
-    perSecond: Math.round(invoices / seconds),
-    memory: Math.round(memory / 2 ** 20),
+  await untilReady(url);
+  const stop = async () => {
+    child.kill();
+    await once(child, 'exit');
   };
-  say(`${name}: ${row.perSecond} invoices/s`);
-  return row;
+  return { url, stop };
+}
+
+class Bench {
+  readonly #database: Database;
+  readonly #app: Client;
+  readonly #ledger: Client;
+  readonly #ledgerUrl: string;
+  readonly rows: Row[] = [];
+
+  constructor(database: Database, appUrl: string, ledgerUrl: string) {
+    this.#database = database;
+    this.#app = new Client(appUrl);
+    this.#ledger = new Client(ledgerUrl);
+    this.#ledgerUrl = ledgerUrl;
+  }
+
+  async open(): Promise<void> {
+    await Promise.all([this.#database.opened, this.#app.connect(), this.#ledger.connect()]);
+    // Brings the ledger's schema up to date.
+    await (await startProvider(this.#ledgerUrl, {})).stop();
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#database.close(), this.#app.end(), this.#ledger.end()]);
+  }
+
+  /** Measures one way, on fresh data and a fresh provider. */
+  async measure(name: string, invoices: number, way: Way, env: Record<string, string> = {}): Promise<Row> {
+    const provider = await startProvider(this.#ledgerUrl, env);
+    const { pay, end } = way(provider.url);
+    await this.#fill(warmUp);
+    await this.#payAll(pay);
+    await this.#fill(invoices);
+    let memory = 0;
+    const sample = setInterval(() => (memory = Math.max(memory, process.memoryUsage.rss())), 50);
+    const progress = setInterval(() => {
+      void this.#countUnpaid().then((left) => say(`${name}: ${invoices - left} of ${invoices}`));
+    }, 5_000);
+    const start = performance.now();
+    await this.#payAll(pay);
+    const seconds = (performance.now() - start) / 1_000;
+    clearInterval(sample);
+    clearInterval(progress);
+    await end?.();
+    await provider.stop();
+    const row = {
+      name,
+      invoices,
+      perSecond: Math.round(invoices / seconds),
+      memory: Math.round(memory / 2 ** 20),
+    };
+    say(`${name}: ${row.perSecond} invoices/s`);
+    this.rows.push(row);
+    return row;
+  }
+
+  /** Again where something stayed unknown; and every invoice charged once, or a figure would be of no use. */
+  async #payAll(pay: () => Promise<unknown>): Promise<void> {
+    do await pay();
+    while ((await this.#countUnpaid()) > 0);
+    const paid = await this.#app.query('SELECT count(*), sum(amount) FROM invoices');
+    const charged = await this.#ledger.query('SELECT count(*), sum(amount) FROM payments');
+    const [a, b] = [JSON.stringify(paid.rows[0]), JSON.stringify(charged.rows[0])];
+    if (a !== b && charged.rows[0].count !== '0') throw new Error(`${a} were paid and ${b} charged`);
+  }
+
+  async #fill(invoices: number): Promise<void> {
+    await this.#database.transaction((query) => resetInvoices(query, invoices));
+    await this.#ledger.query('TRUNCATE payments');
+    await this.#app.query('VACUUM ANALYZE');
+    await this.#app.query('CHECKPOINT').catch(() => {});
+  }
+
+  async #countUnpaid(): Promise<number> {
+    return Number(
+      (await this.#app.query('SELECT count(*) FROM invoices WHERE paid_at IS NULL')).rows[0].count,
+    );
+  }
+
+  /** Through the classes that invoice-app itself runs. */
+  ours(options: Partial<ProviderOptions>): Way {
+    return (url) => {
+      const log = createLog('bench', 'silent');
+      const provider = new Provider({ url: `${url}/payments/pay`, log, step, ...options });
+      const payments = new Payments({ database: this.#database, provider, holder: 'bench', step, log });
+      return { pay: () => payments.pay('bench'), end: () => payments.stop() };
+    };
+  }
+
+  /** One request and one UPDATE after the other. */
+  naive: Way = (url) => {
+    const http = axios.create({ httpAgent: new Agent({ keepAlive: true }), proxy: false });
+    const pay = async () => {
+      const { rows } = await this.#app.query(
+        'SELECT id, amount, currency FROM invoices WHERE paid_at IS NULL',
+      );
+      for (const { id, amount, currency } of rows) {
+        await http.post(`${url}/payments/pay`, {
+          id: `I${id}`,
+          value: toMajorUnits(Number(amount), currency),
+          currency,
+        });
+        await this.#database.query('UPDATE invoices SET paid_at = now() WHERE id = $1', [id]);
+      }
+    };
+    return { pay };
+  };
+
+  /** What the database alone could do, with no provider and no history. */
+  limit: Way = () => {
+    const payBatch = () =>
+      this.#database.transaction(async (query) => {
+        const { rows } = await query<{ id: number }>(
+          'SELECT id FROM invoices WHERE paid_at IS NULL ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED',
+          [batchSize],
+        );
+        const ids = rows.map(({ id }) => id);
+        await query('UPDATE invoices SET paid_at = now() WHERE id = ANY ($1::bigint[])', [ids]);
+        return ids.length;
+      });
+    return {
+      pay: async () => {
+        while ((await payBatch()) > 0);
+      },
+    };
+  };
 }
 
 async function main(): Promise<void> {
   const postgres = await startPostgres({ databases: ['invoice_app', 'payment_provider'], durable: true });
+  const log = createLog('bench', 'error');
   const database = new Database({ url: postgres.url('invoice_app'), migrations, log, service: 'bench' });
-  await database.opened;
-  const admin = new Client({ connectionString: postgres.url('invoice_app') });
-  const ledger = new Client({ connectionString: postgres.url('payment_provider') });
-  await Promise.all([admin.connect(), ledger.connect()]);
-  const countPaid = async () =>
-    Number((await admin.query('SELECT count(*) FROM invoices WHERE paid_at IS NOT NULL')).rows[0].count);
-  const rows: Row[] = [];
-  // Brings its schema up to date.
-  await (await startProvider(postgres.url('payment_provider'))).stop();
-
-  const fill = async (invoices: number) => {
-    await database.transaction((query) => resetInvoices(query, invoices));
-    await ledger.query('TRUNCATE payments');
-    await admin.query('VACUUM ANALYZE');
-  };
-
-  /** Our way, through the classes that invoice-app itself runs. */
-  const ours = async (
-    name: string,
-    invoices: number,
-    options: { arrays: boolean; adapter?: AxiosAdapter },
-    env: Record<string, string> = {},
-  ) => {
-    await fill(invoices);
-    const target = await startProvider(postgres.url('payment_provider'), env);
-    const provider = new Provider({
-      url: `${target.url}/payments/pay`,
-      log: createLog('bench', 'silent'),
-      ...options,
-    });
-    const payments = new Payments({ database, provider, holder: 'bench', step, log });
-    const row = await measure(name, invoices, countPaid, async () => {
-      for (let left = 1; left > 0; left = invoices - (await countPaid())) {
-        if (env.FAULTS !== undefined)
-          await admin.query(
-            `UPDATE batches SET leased_until = now() - interval '1 s' WHERE leased_until IS NOT NULL AND holder IS NULL`,
-          );
-        await payments.pay('bench');
-      }
-    });
-    await payments.stop();
-    await target.stop();
-    await check(invoices);
-    rows.push(row);
-    return row;
-  };
-
-  /** Every invoice charged once, with its amount: a figure for anything else would be of no use. */
-  const check = async (invoices: number) => {
-    const paid = await admin.query(`SELECT count(*), sum(amount) FROM invoices WHERE paid_at IS NOT NULL`);
-    const charged = await ledger.query(
-      `SELECT count(*), sum(amount) FROM payments WHERE outcome = 'charged'`,
-    );
-    const [a, b] = [paid.rows[0], charged.rows[0]];
-    if (Number(a.count) !== invoices || a.count !== b.count || a.sum !== b.sum) {
-      throw new Error(`${JSON.stringify(a)} were paid and ${JSON.stringify(b)} charged of ${invoices}`);
-    }
-  };
-
-  const naive = async (invoices: number) => {
-    await fill(invoices);
-    const target = await startProvider(postgres.url('payment_provider'));
-    const http = axios.create({ httpAgent: new Agent({ keepAlive: true }), proxy: false });
-    const { rows: unpaid } = await admin.query(
-      'SELECT id, amount, currency FROM invoices WHERE paid_at IS NULL',
-    );
-    const row = await measure(
-      'naive loop: one axios request (Node agent), one UPDATE',
-      invoices,
-      countPaid,
-      async () => {
-        for (const { id, amount, currency } of unpaid) {
-          await http.post(`${target.url}/payments/pay`, { id: `I${id}`, value: amount / 100, currency });
-          await database.query('UPDATE invoices SET paid_at = now() WHERE id = $1', [id]);
-        }
-      },
-    );
-    await target.stop();
-    rows.push(row);
-    return row;
-  };
-
-  const limit = async (invoices: number) => {
-    await fill(invoices);
-    const row = await measure(
-      `limit: SELECT FOR UPDATE SKIP LOCKED and UPDATE, ${batchSize} at a time, no provider`,
-      invoices,
-      countPaid,
-      async () => {
-        for (;;) {
-          const done = await database.transaction(async (query) => {
-            const claimed = await query<{ id: number }>(
-              'SELECT id FROM invoices WHERE paid_at IS NULL ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED',
-              [batchSize],
-            );
-            if (claimed.rows.length === 0) return true;
-            await query('UPDATE invoices SET paid_at = now() WHERE id = ANY ($1::bigint[])', [
-              claimed.rows.map(({ id }) => id),
-            ]);
-            return false;
-          });
-          if (done) return;
-        }
-      },
-    );
-    rows.push(row);
-    return row;
-  };
-
+  const bench = new Bench(database, postgres.url('invoice_app'), postgres.url('payment_provider'));
+  await bench.open();
   try {
-    const slow = await naive(Math.min(count, 10_000));
-    const top = await limit(count);
-    await ours('one request an invoice, axios with Node agent', count, {
-      arrays: false,
-      adapter: 'http' as unknown as AxiosAdapter,
-    });
-    const single = await ours('one request an invoice, axios over undici', count, { arrays: false });
-    const arrays = await ours('arrays of 1,000, axios over undici', count, { arrays: true });
-    await ours(
-      'arrays of 1,000, 20 % faults',
-      count,
-      { arrays: true },
-      { FAULTS: 'fail=0.08,silent=0.02,late=0.02,duplicate=0.04,reset=0.04' },
+    const naive = await bench.measure(
+      'naive: an axios request (Node agent) and an UPDATE each',
+      naiveCount,
+      bench.naive,
     );
-    if (count >= 100_000) await ours('arrays of 1,000, a million invoices', 10 * count, { arrays: true });
+    const limit = await bench.measure(
+      `limit: SELECT FOR UPDATE SKIP LOCKED and UPDATE by ${batchSize}, no provider`,
+      count,
+      bench.limit,
+    );
+    // axios takes the name of one of its own adapters as well.
+    const adapter = 'http' as unknown as AxiosAdapter;
+    await bench.measure(
+      'one request each, axios with Node agent',
+      count,
+      bench.ours({ arrays: false, adapter }),
+    );
+    const single = await bench.measure(
+      'one request each, axios over undici',
+      count,
+      bench.ours({ arrays: false }),
+    );
+    const arrays = await bench.measure(`arrays of ${batchSize}, axios over undici`, count, bench.ours({}));
+    await bench.measure(`arrays of ${batchSize}, 20 % faults`, count, bench.ours({}), {
+      FAULTS: 'fail=0.08,silent=0.01,late=0.01,duplicate=0.05,reset=0.05',
+      FAULT_SEED: '1',
+    });
+    await bench.measure(`arrays of ${batchSize}, ten times as many`, 10 * count, bench.ours({}));
 
     const ratio = (a: Row, b: Row) => Number((a.perSecond / b.perSecond).toFixed(2));
-    say(`\n${cpus().length} cores, ${cpus()[0]?.model}\n`);
-    process.stdout.write(
-      '| way | invoices | invoices/s | to naive | memory MB |\n| --- | ---: | ---: | ---: | ---: |\n',
+    const [cpu] = cpus();
+    const lines = bench.rows.map((row) =>
+      ['', row.name, row.invoices, row.perSecond, ratio(row, naive), ratio(row, limit), row.memory, '']
+        .join(' | ')
+        .trim(),
     );
-    for (const row of rows) {
-      process.stdout.write(
-        `| ${row.name} | ${row.invoices} | ${row.perSecond} | ${ratio(row, slow)} | ${row.memory} |\n`,
-      );
-    }
-    process.stdout.write(
-      `${JSON.stringify({ perRequestVsNaive: ratio(single, slow), batchVsNaive: ratio(arrays, slow), batchVsLimit: ratio(arrays, top) })}\n`,
-    );
+    process.stdout
+      .write(`${cpus().length} cores, ${cpu?.model.trim()}, Node ${process.version}, Postgres on the same machine
+
+| way | invoices | invoices/s | to naive | to limit | memory, MB |
+| --- | ---: | ---: | ---: | ---: | ---: |
+${lines.join('\n')}
+
+${JSON.stringify({
+  perRequestVsNaive: ratio(single, naive),
+  batchVsNaive: ratio(arrays, naive),
+  batchVsLimit: ratio(arrays, limit),
+})}
+`);
   } finally {
-    await Promise.all([admin.end(), ledger.end(), database.close()]);
+    await bench.close();
     await postgres.stop();
   }
 }

@@ -15,7 +15,10 @@ export interface Attempt extends Invoice {
   key: string;
 }
 
-/** How long a batch is its holder's, in seconds; longer than asking the provider once may take. */
+/**
+ * How long a batch is its holder's, in seconds: longer than asking the provider once takes, but for the worst of
+ * cases. Then two ask, under the same keys.
+ */
 export const leaseSeconds = 15;
 
 /**

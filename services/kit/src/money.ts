@@ -23,6 +23,10 @@ export function minorUnitDigits(currency: string): number {
  * @param value a finite number of major units
  */
 export function toMinorUnits(value: number, currency: string): bigint {
+  // Most values have no more decimals than their currency: then the product is next to the whole number.
+  const product = value * 10 ** minorUnitDigits(currency);
+  const nearest = Math.round(product);
+  if (Math.abs(product) < 1e12 && Math.abs(product - nearest) < 1e-3) return BigInt(nearest);
   const [mantissa = '', exponent = '0'] = Math.abs(value).toString().split('e');
   const [whole = '', fraction = ''] = mantissa.split('.');
   // The amount is `whole`+`fraction` times ten to the power of `shift`, in minor units.
