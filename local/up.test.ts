@@ -38,6 +38,8 @@ beforeAll(async () => {
   const [INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT] = ports;
   env = { ...process.env, TMPDIR: temporary, MODE: 'local', LOG_LEVEL: 'warn' };
   Object.assign(env, { INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT });
+  // A make that runs these tests would be taken for the parent of theirs, and change what they print.
+  for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
   url = `http://127.0.0.1:${INVOICE_APP_PORT}`;
 });
 afterEach(async () => {
