@@ -1,5 +1,5 @@
 // How many invoices are paid a second, next to the plain ways: `make bench`, COUNT invoices a row.
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { Agent } from 'node:http';
 import { cpus } from 'node:os';
@@ -36,10 +36,10 @@ type Way = (url: string) => { pay: () => Promise<unknown>; end?: () => Promise<v
 
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** payment-provider as a process of its own. */
-async function startProvider(databaseUrl: string, env: Record<string, string>) {
+/** A service as a process of its own. */
+async function startService(service: string, databaseUrl: string, env: Record<string, string> = {}) {
   const port = await freePort();
-  const child = spawn('node', ['services/payment-provider/src/main.ts'], {
+  const child = spawn('node', [`services/${service}/src/main.ts`], {
     cwd: resolve(import.meta.dirname, '..'),
     stdio: ['ignore', 'inherit', 'inherit'],
     env: {
@@ -57,13 +57,17 @@ async function startProvider(databaseUrl: string, env: Record<string, string>) {
     child.kill();
     await once(child, 'exit');
   };
-  return { url, stop };
+  return { url, pid: child.pid!, stop };
 }
+
+const startProvider = (databaseUrl: string, env: Record<string, string>) =>
+  startService('payment-provider', databaseUrl, env);
 
 class Bench {
   readonly #database: Database;
   readonly #app: Client;
   readonly #ledger: Client;
+  readonly #appUrl: string;
   readonly #ledgerUrl: string;
   readonly rows: Row[] = [];
 
@@ -71,6 +75,7 @@ class Bench {
     this.#database = database;
     this.#app = new Client(appUrl);
     this.#ledger = new Client(ledgerUrl);
+    this.#appUrl = appUrl;
     this.#ledgerUrl = ledgerUrl;
   }
 
@@ -112,6 +117,22 @@ class Bench {
     say(`${name}: ${row.perSecond} invoices/s`);
     this.rows.push(row);
     return row;
+  }
+
+  /** How much memory invoice-app takes, in MB, before and while a client reads every invoice. */
+  async measureListing(): Promise<{ before: number; while: number }> {
+    // As in kustomize/base.
+    const app = await startService('invoice-app', this.#appUrl, { NODE_OPTIONS: '--max-old-space-size=128' });
+    const readMemory = () =>
+      Number(execFileSync('ps', ['-o', 'rss=', '-p', `${app.pid}`], { encoding: 'utf8' })) / 1024;
+    const before = readMemory();
+    let most = before;
+    const sample = setInterval(() => (most = Math.max(most, readMemory())), 50);
+    const response = await fetch(`${app.url}/invoices`);
+    await response.body!.pipeTo(new WritableStream());
+    clearInterval(sample);
+    await app.stop();
+    return { before: Math.round(before), while: Math.round(most) };
   }
 
   /** Again where something stayed unknown; and every invoice charged once, or a figure would be of no use. */
@@ -222,6 +243,7 @@ async function main(): Promise<void> {
     });
     await bench.measure(`arrays of ${batchSize}, ten times as many`, 10 * count, bench.ours({}));
 
+    const listing = await bench.measureListing();
     const ratio = (a: Row, b: Row) => Number((a.perSecond / b.perSecond).toFixed(2));
     const [cpu] = cpus();
     const lines = bench.rows.map((row) =>
@@ -235,6 +257,8 @@ async function main(): Promise<void> {
 | way | invoices | invoices/s | to naive | to limit | memory, MB |
 | --- | ---: | ---: | ---: | ---: | ---: |
 ${lines.join('\n')}
+
+GET /invoices of ${10 * count}: invoice-app takes ${listing.before} MB before, ${listing.while} MB while it streams them
 
 ${JSON.stringify({
   perRequestVsNaive: ratio(single, naive),
