@@ -33,13 +33,13 @@ test: install
 
 # RUNS=10000 SEED=1; AT=… replays the failure that printed it.
 model: install
-	@node services/testing/run-model.ts
+	@tsx services/testing/run-model.ts
 
 sweep: install
-	@node services/testing/run-sweep.ts
+	@tsx services/testing/run-sweep.ts
 
 mutants: install
-	@node services/testing/mutants.ts
+	@tsx services/testing/mutants.ts
 
 ci: install
 	@cluster/ci.sh

@@ -34,9 +34,11 @@ check_machine() {
 # Runs a command and says how long it took.
 timed() {
   local -r start=$SECONDS
+  local code=0
   say "$*"
-  "$@"
+  "$@" || code=$?
   say "$1 ${2:-} took $((SECONDS - start)) s"
+  return "$code"
 }
 
 # The pods that are not ready: namespace, name, and what each container waits for or ended with.
@@ -94,7 +96,9 @@ main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   export PATH=$PWD/node_modules/.bin:$PATH OVERLAY=$overlay
   check_machine
-  kind get clusters 2>/dev/null | grep -qx "${context#kind-}" || made_cluster=yes
+  local clusters
+  clusters=$(kind get clusters 2>&1) || fail "kind does not tell which clusters there are: $clusters"
+  [[ $'\n'$clusters$'\n' == *$'\n'"${context#kind-}"$'\n'* ]] || made_cluster=yes
   trap finish EXIT
   trap 'exit 130' INT TERM
   timed ctlptl apply -f ctlptl.yaml

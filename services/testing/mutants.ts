@@ -126,7 +126,7 @@ function copyTree(folder: string): void {
   for (const name of ['services', 'local', 'package.json', 'tsconfig.json', 'vitest.config.ts']) {
     cpSync(join(root, name), join(folder, name), {
       recursive: true,
-      filter: (path) => !/[/\\](node_modules|dist|\.data)$/.test(path),
+      filter: (path) => !/[/\\](node_modules|dist|\.payloop)$/.test(path),
     });
   }
   const packages = join(folder, 'node_modules');

@@ -16,7 +16,7 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
     /^this\.#retry\.execute\(/,
     'waits between the steps of two attempts: stopping there is stopping at either',
   ],
-  [/^this\.#(running|recovery)\b/, 'a shutdown waits for payments, they do not wait for it'],
+  [/^this\.#(running|next|recovery)\b/, 'a shutdown waits for payments, they do not wait for it'],
   [/^(startServer|provider\.version|sendInvoices|this\.#http\.get)\(/, 'no payment'],
   [/^(reset|sleep\(resetWait|database\.transaction|query\(|provider\.reset|resetInvoices)/, 'a reset'],
   [/^(this\.#http\.post\(this\.#path\('\/reset'\)|deletePayments\()/, 'a reset'],
@@ -78,7 +78,8 @@ export function findGaps(
       if (/^(this\.#)?step\('/.test(awaited) || isCall(awaited)) continue;
       if (elsewhere.some(([pattern]) => pattern.test(awaited))) continue;
       // Of several at once, each is a call of its own.
-      if (awaited.startsWith('Promise.all(') && [...onPath].some((name) => awaited.includes(name))) continue;
+      if (/^Promise\.all(Settled)?\(/.test(awaited) && [...onPath].some((name) => awaited.includes(name)))
+        continue;
       gaps.push(`${file}:${line}: not a step: await ${awaited.split('\n')[0]}`);
     }
   }

@@ -264,7 +264,9 @@ export class Sweep {
       const forward = async () => {
         const body = await buffer(request);
         if (this.#form === 'single' && body[0] === '['.charCodeAt(0)) {
-          response.writeHead(400, { 'Content-Type': 'application/json' }).end('{"error":"no arrays here"}');
+          // What the original says to what is not one payment.
+          const error = 'failed to process payment request parameters';
+          response.writeHead(400, { 'Content-Type': 'application/json' }).end(JSON.stringify({ error }));
           return;
         }
         const { method, url, headers } = request;

@@ -19,7 +19,7 @@ export interface Attempt extends Invoice {
  * How long a batch is its holder's, in seconds: longer than asking the provider once takes, but for the worst of
  * cases. Then two ask, under the same keys.
  */
-export const leaseSeconds = 15;
+const leaseSeconds = 15;
 
 /**
  * For leases that are renewed or given back: when Postgres dies and forgets that, the lease before it runs out and

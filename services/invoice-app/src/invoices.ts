@@ -41,6 +41,8 @@ export const migrations: Migration[] = [
       -- The idempotency key of the attempt that is open: there before its first request, replaced by a decline.
       ALTER TABLE invoices ADD COLUMN attempt_key uuid NOT NULL DEFAULT uuidv7();
 
+      ALTER TABLE invoices ADD CHECK (id > 0);
+
       -- Invoices are claimed by the batch: one row is written for a thousand of them. Free: no holder, or a
       -- lease that has run out. A lease that ran out, with or without a holder, left invoices open.
       CREATE TABLE batches (

@@ -160,6 +160,23 @@ test('a pay while another one runs joins it, and both are answered when it is do
   expect((await database.query('SELECT FROM payments')).rows).toHaveLength(3);
 });
 
+test('a pay while another one runs pays what has come in since', async () => {
+  const charging = gate('store');
+  await using provider = await startProvider(charging.step);
+  await using app = await startApp(provider.url);
+  await using database = await connect(app);
+  const first = pay(app);
+  await charging.reached;
+  await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 1, 'EUR')`);
+  const second = pay(app);
+  charging.open();
+  expect(await Promise.all([first, second])).toEqual([
+    { status: 200, body: {} },
+    { status: 200, body: {} },
+  ]);
+  expect((await database.query('SELECT FROM invoices WHERE paid_at IS NULL')).rows).toEqual([]);
+});
+
 test(
   'recovery takes over a lease that ran out, without anyone calling pay',
   { timeout: 20_000 },

@@ -56,6 +56,7 @@ export class Payments {
   readonly #stopping = new AbortController();
   #claims = 0;
   #running: Promise<Tally> | undefined;
+  #next: Promise<Tally> | undefined;
   #recovery: Promise<void> | undefined;
 
   constructor(options: PaymentsOptions) {
@@ -69,12 +70,24 @@ export class Payments {
   }
 
   /**
-   * Pays every unpaid invoice; a call while a run is under way joins it.
+   * Pays every unpaid invoice. Calls while a run is under way share the one that follows it, and most often find
+   * nothing left to do.
    * @returns how many were paid and declined, and for how many the outcome is unknown: those stay unpaid
    * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
    */
   pay(requestId: string): Promise<Tally> {
-    this.#running ??= this.#payUnpaid(requestId).finally(() => {
+    if (this.#running === undefined) return this.#start(requestId);
+    // The run under way may be past an invoice that has come in since: one run more, for all who ask meanwhile.
+    this.#next ??= this.#running.then(
+      () => this.#start(requestId),
+      () => this.#start(requestId),
+    );
+    return this.#next;
+  }
+
+  #start(requestId: string): Promise<Tally> {
+    this.#next = undefined;
+    this.#running = this.#payUnpaid(requestId).finally(() => {
       this.#running = undefined;
     });
     return this.#running;
@@ -89,6 +102,7 @@ export class Payments {
   async stop(): Promise<void> {
     this.#stopping.abort();
     await this.#running?.catch(() => {});
+    await this.#next?.catch(() => {});
     await this.#recovery;
   }
 
@@ -120,7 +134,11 @@ export class Payments {
   async #work(among: number[], requestId: string): Promise<Tally> {
     const tally = { paid: 0, declined: 0, unknown: 0 };
     const run: Run = { requestId, remaining: new Set(among), tally, givenUp: false };
-    await Promise.all(Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)));
+    const ended = await Promise.allSettled(
+      Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)),
+    );
+    const failed = ended.find(({ status }) => status === 'rejected');
+    if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
     if (run.remaining.size > 0) {
       const left = [...run.remaining];
       tally.unknown += await this.#step('count left', () =>
@@ -131,6 +149,16 @@ export class Payments {
   }
 
   async #payBatches(run: Run): Promise<void> {
+    try {
+      await this.#claimAndPay(run);
+    } catch (error) {
+      // The other workers finish the batch they are at.
+      run.givenUp = true;
+      throw error;
+    }
+  }
+
+  async #claimAndPay(run: Run): Promise<void> {
     const { database, holder } = this.#options;
     while (run.remaining.size > 0 && !run.givenUp && !this.#stopping.signal.aborted) {
       const among = [...run.remaining];

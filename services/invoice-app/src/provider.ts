@@ -26,10 +26,17 @@ export interface ProviderOptions {
 const timeout = 2_000;
 /** The same for its version, which only the payment test waits for. */
 const versionTimeout = 1_000;
+/** How the original refuses what is not one payment. */
+const notAPayment = 'failed to process payment request parameters';
 /** More than any answer of the provider holds, in bytes. */
 const maxContentLength = 1_000_000;
-/** Requests at a time where each is for one payment. */
-const concurrency = 64;
+/** Connections to the provider. */
+const connections = 64;
+/**
+ * Requests at a time for one batch, where each is for one payment: with the batches that are under way together
+ * (`workers` in pay.ts) no more than there are connections, as one that waits for a connection runs out of time.
+ */
+const concurrency = 10;
 
 /** The payment provider, reached over HTTP. */
 export class Provider {
@@ -45,7 +52,7 @@ export class Provider {
     this.#step = step;
     this.#arrays = arrays;
     this.#http = axios.create({
-      adapter: adapter ?? createUndiciAdapter({ connections: concurrency }),
+      adapter: adapter ?? createUndiciAdapter({ connections }),
       timeout,
       maxContentLength,
       maxRedirects: 0,
@@ -74,7 +81,7 @@ export class Provider {
   async #payArray(attempts: Attempt[], requestId: string): Promise<Outcome[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
     const answer = await this.#post(payments, { 'X-Request-Id': requestId });
-    if (answer?.status === 400 && !Array.isArray(answer.data)) return undefined;
+    if (answer?.status === 400 && answer.data?.error === notAPayment) return undefined;
     const answers = answer?.status === 200 && Array.isArray(answer.data) ? answer.data : [];
     return attempts.map((attempt, index) => toOutcome(attempt, answers[index]?.status, answers[index]));
   }

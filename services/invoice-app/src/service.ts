@@ -1,7 +1,7 @@
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/config.ts';
-import { Database } from '@payloop/kit/database.ts';
+import { Database, isLockTimeout } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import type { Self } from '@payloop/kit/run.ts';
@@ -103,7 +103,14 @@ const resetWait = { most: 20_000, step: 50 };
 /** Makes the data of both services anew, once no run is under way on any replica. */
 async function reset(database: Database, provider: Provider, count: number): Promise<void> {
   for (const end = performance.now() + resetWait.most; performance.now() < end; await sleep(resetWait.step)) {
-    const done = await database.transaction(async (query) => {
+    if (await resetIfIdle(database, provider, count)) return;
+  }
+  throw new HttpError(503, 'a payment run is under way, try again later');
+}
+
+async function resetIfIdle(database: Database, provider: Provider, count: number): Promise<boolean> {
+  try {
+    return await database.transaction(async (query) => {
       // Until this commits nobody can claim a batch.
       await query('LOCK TABLE batches');
       const { rows } = await query(
@@ -114,9 +121,10 @@ async function reset(database: Database, provider: Provider, count: number): Pro
       await resetInvoices(query, count);
       return true;
     });
-    if (done) return;
+  } catch (error) {
+    if (isLockTimeout(error)) return false;
+    throw error;
   }
-  throw new HttpError(503, 'a payment run is under way, try again later');
 }
 
 /** What may be asked of `GET /invoices`. */

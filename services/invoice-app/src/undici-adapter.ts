@@ -7,17 +7,15 @@ export interface UndiciOptions {
 }
 
 /**
- * An axios adapter over undici's pool of connections: more than twice the requests a second of the one over
- * Node's own agent. Requests are strings, answers text; `timeout` and `maxContentLength` hold, and there are no
- * redirects and no proxies.
+ * An axios adapter over undici's pool of connections, which makes more requests a second than Node's own
+ * agent. Requests are strings, answers text; `timeout` and `maxContentLength` hold, and there are no redirects and
+ * no proxies.
  */
 export function createUndiciAdapter({ connections }: UndiciOptions): AxiosAdapter {
   const agent = new Agent({ connections, pipelining: 1 });
   return async (config) => {
     const { origin, pathname, search } = new URL(config.url!, config.baseURL);
     const { timeout = 0, maxContentLength = -1 } = config;
-    const fail = (code: string, cause: unknown) =>
-      AxiosError.from(cause, (cause as NodeJS.ErrnoException).code ?? code, config);
     const signal = AbortSignal.timeout(timeout || 2 ** 31 - 1);
     try {
       const { statusCode, headers, body } = await agent.request({
@@ -38,7 +36,10 @@ export function createUndiciAdapter({ connections }: UndiciOptions): AxiosAdapte
       };
       return response;
     } catch (error) {
-      throw fail(signal.aborted ? AxiosError.ECONNABORTED : AxiosError.ERR_NETWORK, error);
+      const code = signal.aborted
+        ? AxiosError.ECONNABORTED
+        : ((error as NodeJS.ErrnoException).code ?? AxiosError.ERR_NETWORK);
+      throw AxiosError.from(error, code, config);
     }
   };
 }

@@ -45,7 +45,7 @@ test.each([
   [{ ALLOW_RESET: 'yes' }, 'ALLOW_RESET must be one of true, false, not "yes"'],
   [{ ENVIRONMENT: 'production' }, 'ENVIRONMENT must be one of dev, prod, not "production"'],
   [{ ENVIRONMENT: 'prod', ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false where ENVIRONMENT is prod'],
-  [{ SHUTDOWN_DELAY_MS: '-1' }, 'SHUTDOWN_DELAY_MS must be a whole number from 0 to 600000, not "-1"'],
+  [{ SHUTDOWN_DELAY_MS: '-1' }, 'SHUTDOWN_DELAY_MS must be a whole number from 0 to 10000, not "-1"'],
   [{ DATABASE_URL: '' }, 'DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them'],
   [{ DATABASE_URL_FILE: '/a/file' }, 'DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them'],
   // Its value is never shown: it may hold a password.

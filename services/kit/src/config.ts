@@ -43,7 +43,8 @@ const shared = {
     .default('false')
     .transform((word) => word === 'true'),
   LOG_LEVEL: oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent').default('info'),
-  SHUTDOWN_DELAY_MS: integer(0, 600_000).default(0),
+  /** At most what leaves the drain its time, see `exitTimeout` in run.ts. */
+  SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };
 
 /**

@@ -172,12 +172,13 @@ function getTypeParser(...args: Parameters<typeof pg.types.getTypeParser>) {
 
 /** Whether a statement was given up because another one held what it needed (SQLSTATE 55P03). */
 export function isLockTimeout(error: unknown): boolean {
-  return error instanceof pg.DatabaseError && error.code === '55P03';
+  const cause = error instanceof DatabaseUnavailable ? error.cause : error;
+  return cause instanceof pg.DatabaseError && cause.code === '55P03';
 }
 
 // SQLSTATE classes of a server that is away or not ready: connection, authorization, no such database,
-// resources, operator intervention (a shutdown), https://www.postgresql.org/docs/18/errcodes-appendix.html
-const unavailable = /^(08|28|3D|53|57)/;
+// resources, operator intervention (a shutdown), and a lock that another one holds for too long, https://www.postgresql.org/docs/18/errcodes-appendix.html
+const unavailable = /^(08|28|3D|53|57|55P03)/;
 
 /** Turns what pg throws when Postgres is away into DatabaseUnavailable; a wrong statement stays what it is. */
 async function translate<T>(result: Promise<T>): Promise<T> {

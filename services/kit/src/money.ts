@@ -2,19 +2,19 @@
  * Currencies whose minor unit is not a hundredth, with their digits after the decimal point: ISO 4217,
  * list one, column "minor unit".
  */
-const exceptions: Readonly<Record<string, number>> = {
+const exceptions: ReadonlyMap<string, number> = new Map([
   ...digits(0, 'BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF'),
   ...digits(3, 'BHD IQD JOD KWD LYD OMR TND'),
   ...digits(4, 'CLF UYW'),
-};
+]);
 
-function digits(count: number, currencies: string): Record<string, number> {
-  return Object.fromEntries(currencies.split(' ').map((currency) => [currency, count]));
+function digits(count: number, currencies: string): [string, number][] {
+  return currencies.split(' ').map((currency) => [currency, count]);
 }
 
 /** How many digits a currency has after the decimal point; 2 for one that ISO 4217 does not know. */
 export function minorUnitDigits(currency: string): number {
-  return exceptions[currency] ?? 2;
+  return exceptions.get(currency) ?? 2;
 }
 
 /**

@@ -3,7 +3,7 @@ import { must } from '@payloop/kit/config.ts';
 import { z } from 'zod';
 
 /** What can go wrong with a request on purpose, each with what a client sees of it. */
-export const kinds = [
+const kinds = [
   /** 500, nothing was charged. */
   'fail',
   /** Charged, and no answer ever comes. */

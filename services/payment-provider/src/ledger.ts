@@ -72,9 +72,11 @@ export class Ledger {
     try {
       known = await this.#step('store', () => insertNew(query, [...first.values()]));
     } catch (error) {
-      // Another replica holds one of these keys, and takes long: nothing was stored here.
-      if (isLockTimeout(error)) return charges.map(() => ({ outcome: 'busy' }));
-      throw error;
+      if (!isLockTimeout(error)) throw error;
+      // Another replica holds one of these keys, and takes long: nothing was stored here. The others need not wait.
+      if (charges.length === 1) return [{ outcome: 'busy' }];
+      const answers = await Promise.all(charges.map((charge) => this.#store([charge])));
+      return answers.flat();
     }
     const before = known.length > 0 ? await this.#step('look up', () => findByKey(query, known)) : new Map();
     return charges.map((charge) => {

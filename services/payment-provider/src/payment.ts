@@ -19,16 +19,18 @@ export const mostPayments = 1_000;
 const wrongParameters = 'failed to process payment request parameters';
 const keyRule = 'an idempotency key must have 1 to 255 characters';
 
+/** Text that Postgres can store: any but U+0000. */
+const text = z.string().refine((value) => !value.includes('\0'));
+
 /** The types of the fields, by lower-cased name; which of them are missing is said one by one. */
 const fields = z.object({
-  id: z.string().default(''),
+  id: text.default(''),
   // The original reads a float32: what it cannot hold is a wrong value, what it rounds to zero is missing.
   value: z
     .number()
     .refine((value) => Number.isFinite(Math.fround(value)))
     .default(0),
-  currency: z.string().default(''),
-  idempotencykey: z.string().optional(),
+  currency: text.default(''),
 });
 
 /**
@@ -43,6 +45,9 @@ export function parseBody(body: Buffer | undefined): unknown {
   }
 }
 
+/** Read only in an array: for a single payment it is one of the further fields. */
+const keyField = z.object({ idempotencykey: z.string() });
+
 /**
  * Reads one payment as the original service does: keys in any case, `null` as if it were not there, further
  * fields ignored.
@@ -51,11 +56,11 @@ export function parseBody(body: Buffer | undefined): unknown {
 export function parsePayment(body: unknown): Payment {
   const result = fields.safeParse(lowerCaseKeys(body));
   if (!result.success) throw new HttpError(400, wrongParameters);
-  const { id, value, currency, idempotencykey: key } = result.data;
+  const { id, value, currency } = result.data;
   if (id === '') throw new HttpError(400, 'could not retrieve payment id');
   if (Math.fround(value) === 0) throw new HttpError(400, 'could not retrieve payment value');
   if (currency === '') throw new HttpError(400, 'could not retrieve payment currency');
-  return { id, amount: toMinorUnits(value, currency), currency, key };
+  return { id, amount: toMinorUnits(value, currency), currency };
 }
 
 /** ISO 4217's code for no currency. */
@@ -63,9 +68,9 @@ const noCurrency = 'XXX';
 
 /** The fields of the Antaeus form. Its original client sends `"currency":{}`, which says nothing of a currency. */
 const antaeusFields = z.object({
-  currency: z.union([z.string().min(1), z.object({}).transform(() => noCurrency)]).default(noCurrency),
+  currency: z.union([text.min(1), z.object({}).transform(() => noCurrency)]).default(noCurrency),
   value: z.number().refine((value) => Number.isFinite(Math.fround(value))),
-  customer_id: z.union([z.number(), z.string()]),
+  customer_id: z.union([z.number(), text]),
 });
 
 /**
@@ -85,8 +90,9 @@ export function parseAntaeusPayment(body: unknown): Payment {
  */
 export function parseKeyedPayment(body: unknown): Payment & { key: string } {
   const payment = parsePayment(body);
-  if (payment.key === undefined) throw new HttpError(400, 'could not retrieve idempotency key');
-  return { ...payment, key: checkKey(payment.key) };
+  const result = keyField.safeParse(lowerCaseKeys(body));
+  if (!result.success) throw new HttpError(400, 'could not retrieve idempotency key');
+  return { ...payment, key: checkKey(result.data.idempotencykey) };
 }
 
 /**

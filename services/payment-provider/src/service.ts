@@ -84,7 +84,7 @@ async function answer(request: Request, response: Response, faults: Faults, pay:
 
 function firstId(body: unknown): string {
   const first = (Array.isArray(body) ? body[0] : body) as { id?: unknown } | null;
-  return String(first?.id);
+  return typeof first?.id === 'string' ? first.id : '';
 }
 
 function send(response: Response, { status, headers = {}, body }: Reply): void {
