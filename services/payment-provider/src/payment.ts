@@ -45,16 +45,17 @@ export function parseBody(body: Buffer | undefined): unknown {
   }
 }
 
-/** Read only in an array: for a single payment it is one of the further fields. */
-const keyField = z.object({ idempotencykey: z.string() });
-
 /**
  * Reads one payment as the original service does: keys in any case, `null` as if it were not there, further
  * fields ignored.
  * @throws {HttpError} 400 with the first error that applies
  */
 export function parsePayment(body: unknown): Payment {
-  const result = fields.safeParse(lowerCaseKeys(body));
+  return readPayment(lowerCaseKeys(body));
+}
+
+function readPayment(given: Record<string, unknown> | undefined): Payment {
+  const result = fields.safeParse(given);
   if (!result.success) throw new HttpError(400, wrongParameters);
   const { id, value, currency } = result.data;
   if (id === '') throw new HttpError(400, 'could not retrieve payment id');
@@ -89,10 +90,12 @@ export function parseAntaeusPayment(body: unknown): Payment {
  * @throws {HttpError} 400
  */
 export function parseKeyedPayment(body: unknown): Payment & { key: string } {
-  const payment = parsePayment(body);
-  const result = keyField.safeParse(lowerCaseKeys(body));
-  if (!result.success) throw new HttpError(400, 'could not retrieve idempotency key');
-  return { ...payment, key: checkKey(result.data.idempotencykey) };
+  const given = lowerCaseKeys(body);
+  const payment = readPayment(given);
+  // Read only here: for a single payment it is one of the further fields.
+  const key = given?.idempotencykey;
+  if (typeof key !== 'string') throw new HttpError(400, 'could not retrieve idempotency key');
+  return { ...payment, key: checkKey(key) };
 }
 
 /**
@@ -109,7 +112,7 @@ function checkKey(key: string): string {
   return key;
 }
 
-function lowerCaseKeys(body: unknown): unknown {
+function lowerCaseKeys(body: unknown): Record<string, unknown> | undefined {
   if (body === null) return {};
   if (typeof body !== 'object' || Array.isArray(body)) return undefined;
   // A loop, as an array of payments has thousands of keys.
