@@ -149,6 +149,8 @@ test(
 
     await fs.writeFile(file, `${good}const = ;\n`);
     await up.line(/^invoice-app +\| SyntaxError/);
+    await up.line(/^invoice-app +\| \[reload\] invoice-app did not start .* goes on serving/);
+    expect(await served()).toBe(second);
     await fs.writeFile(file, good);
     await up.line(passed);
     expect(await served()).toBe(first);
@@ -171,7 +173,7 @@ test(
     await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
     const third = makeUp();
     await third.line(
-      /^up +\| port \d+ is taken by process \d+ \(node services\/invoice-app\/src\/main.ts\): end it/,
+      /^up +\| port \d+ is taken by process \d+ \(.*services\/kit\/dev\/serve\.ts invoice-app\): end it/,
     );
     await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
     expect(await served()).toMatch(/^\w{64}$/);

@@ -21,6 +21,7 @@ class UpError extends Error {}
 const root = path.resolve(import.meta.dirname, '..');
 const state = path.join(root, '.payloop');
 const nodemon = path.join(root, 'node_modules/nodemon/bin/nodemon.js');
+const reload = 'services/kit/dev/serve.ts';
 
 const speakers = ['up', 'payment-provider', 'invoice-app', 'test'];
 const output = createOutput(speakers, {
@@ -113,36 +114,32 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
 function serve({ name, database, port, env }: Service, postgres: Postgres): Command {
   // A file of the user's shell would contradict the URL.
   const { DATABASE_URL_FILE: _unused, ...inherited } = process.env;
-  return watch(name, ['services/kit/src', `services/${name}/src`], `node services/${name}/src/main.ts`, {
-    ...inherited,
-    ENVIRONMENT: 'dev',
-    ALLOW_RESET: 'true',
-    // Not for the whole network: the service pays whoever asks.
-    HOST: '127.0.0.1',
-    PORT: String(port),
-    DATABASE_URL: postgres.url(database),
-    ...env,
-  });
+  return {
+    name,
+    file: process.execPath,
+    args: [reload, name],
+    env: {
+      ...inherited,
+      ENVIRONMENT: 'dev',
+      ALLOW_RESET: 'true',
+      // Not for the whole network: the service pays whoever asks.
+      HOST: '127.0.0.1',
+      PORT: String(port),
+      DATABASE_URL: postgres.url(database),
+      ...env,
+    },
+    cwd: root,
+  };
 }
 
 function test(services: Service[], url: string): Command {
   const folders = ['services/kit/src', ...services.map(({ name }) => `services/${name}/src`), 'test.sh'];
+  const watched = folders.flatMap((folder) => ['--watch', folder]);
   // nodemon calls every failure a crash; test.sh says itself what failed.
-  return watch('test', folders, `./test.sh ${url} 1`, process.env, ['--quiet', '--ext', 'ts,sh']);
-}
-
-function watch(
-  name: string,
-  paths: string[],
-  command: string,
-  env: NodeJS.ProcessEnv,
-  options: string[] = [],
-): Command {
-  const watched = paths.flatMap((each) => ['--watch', each]);
-  const config = ['--config', 'services/kit/nodemon.json', '--no-stdin', '--no-colours', ...options];
+  const options = ['--quiet', '--no-stdin', '--delay', '50ms', '--ext', 'ts,sh', '--ignore', '*.test.ts'];
   // Else nodemon starts the new process when the shell between has ended, which the old may outlive.
-  const args = [nodemon, ...config, ...watched, '--exec', `exec ${command}`];
-  return { name, file: process.execPath, args, env, cwd: root };
+  const args = [nodemon, ...options, '--signal', 'SIGTERM', ...watched, '--exec', `exec ./test.sh ${url} 1`];
+  return { name: 'test', file: process.execPath, args, env: process.env, cwd: root };
 }
 
 function createListener(name: string): (line: string) => void {
@@ -237,8 +234,8 @@ async function endLeftovers(): Promise<void> {
 async function endLeftover(pid: number, owner: number): Promise<void> {
   const found = await processOf(pid);
   // Its number may be somebody else's by now.
-  if (!found?.command.includes(nodemon)) return;
-  if (found.parent === owner) throw new UpError(`make up runs here already, as process ${owner}`);
+  if (![nodemon, reload].some((file) => found?.command.includes(file))) return;
+  if (found?.parent === owner) throw new UpError(`make up runs here already, as process ${owner}`);
   say(`ending what an earlier run left behind (pid ${pid})`);
   await endGroup(pid);
 }

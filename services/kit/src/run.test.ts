@@ -70,7 +70,7 @@ test('without its database a service is live, not ready, and says why once, with
       (response) => response.status,
       () => 0,
     );
-  await expect.poll(() => status('/livez')).toBe(200);
+  await expect.poll(() => status('/livez'), { timeout: 10_000 }).toBe(200);
   expect(await status('/readyz')).toBe(503);
   expect(await status('/invoices')).toBe(503);
   await new Promise((wait) => setTimeout(wait, 500));

@@ -42,6 +42,9 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
       env: process.env,
     });
     stopOnSignal(name, running);
+    // Only a parent that forked this process listens: see services/kit/dev.
+    process.send?.({ port: running.port });
+    if (await running.ready) process.send?.({ ready: true });
   } catch (error) {
     const line = error instanceof ConfigError ? error.message : (reduceError(error).stack ?? String(error));
     process.stderr.write(`${name}: ${line}\n`);

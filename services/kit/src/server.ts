@@ -28,6 +28,8 @@ export interface ServerOptions {
 export interface Running {
   /** The port it listens on: the one asked for, or the one it got for 0. */
   port: number;
+  /** Resolves with true once its database answers and has its schema; with false if it is stopped before. */
+  ready: Promise<boolean>;
   /** Fails readiness, answers what is under way, closes the port and the database. */
   stop(): Promise<void>;
 }
@@ -71,6 +73,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   log.info({ port }, 'listening');
   return {
     port,
+    ready: database.opened,
     async stop() {
       stopping = true;
       await setTimeout(options.shutdownDelay);

@@ -1,0 +1,60 @@
+import {
+  createServer,
+  request as send,
+  type IncomingMessage,
+  type Server,
+  type ServerResponse,
+} from 'node:http';
+import { pipeline } from 'node:stream';
+
+/** As in the kit's server: longer than a client or a load balancer keeps an idle connection. */
+const keepAliveTimeout = 65_000;
+
+/**
+ * An HTTP server that hands each request to the process that serves at that moment. Clients keep their
+ * connections while processes come and go: none is closed under a request, and none stays with old code.
+ * @param serving the loopback port to send a request to; where it rejects, its message is answered with 503
+ */
+export function createGateway(serving: () => Promise<number>): Server {
+  return createServer({ keepAliveTimeout }, (request, response) => void forward(serving, request, response));
+}
+
+async function forward(
+  serving: () => Promise<number>,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  let port: number;
+  try {
+    port = await serving();
+  } catch (error) {
+    refuse(response, 503, (error as Error).message);
+    return;
+  }
+  const { method, url: path } = request;
+  // A connection of its own: one that is kept could be closed by a process that ends. It says keep-alive, since a
+  // server that closes after its answer would cut off a client that is still sending its body.
+  const headers = [...endToEnd(request.rawHeaders), 'Connection', 'keep-alive'];
+  const onward = send({ host: '127.0.0.1', port, method, path, headers, agent: false });
+  onward.on('response', (answer) => {
+    response.writeHead(answer.statusCode ?? 502, answer.statusMessage, endToEnd(answer.rawHeaders));
+    pipeline(answer, response, () => onward.destroy());
+  });
+  onward.on('error', (error) => {
+    if (response.headersSent) response.destroy();
+    else refuse(response, 502, `the service ended before it answered (${error.message})`);
+  });
+  response.on('close', () => onward.destroy());
+  request.pipe(onward);
+}
+
+/** Headers as a list of names and values, without those that are about one connection only (RFC 9110, 7.6.1). */
+function endToEnd(raw: string[]): string[] {
+  const hopByHop = /^(connection|keep-alive)$/i;
+  return raw.filter((_, index) => !hopByHop.test(raw[index - (index % 2)] ?? ''));
+}
+
+function refuse(response: ServerResponse, status: number, error: string): void {
+  response.writeHead(status, { 'Content-Type': 'application/json' });
+  response.end(JSON.stringify({ error }));
+}

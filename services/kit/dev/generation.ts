@@ -1,0 +1,88 @@
+import { fork, type ChildProcess } from 'node:child_process';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+
+/** How long a process may take to end after SIGTERM, in milliseconds: longer than the kit gives itself. */
+const endTimeout = 35_000;
+
+export interface GenerationOptions {
+  /** The folder that holds `services`. */
+  root: string;
+  service: string;
+  /** Whether it opens an inspector, on a free port of loopback. */
+  inspect: boolean;
+}
+
+/** What a process says: child.ts of its inspector, the kit's run.ts of the rest. */
+type Message = { inspector: string } | { port: number } | { ready: true };
+
+/** One process of a service: first it loads packages, then, once told to, the sources as they are. */
+export class Generation {
+  readonly #child: ChildProcess;
+  /** The hash of the sources that it was told to load. */
+  source: string | undefined;
+  /** When it was told to load them, in milliseconds of `performance.now()`. */
+  loadedAt = 0;
+  /** Where it answers, once it listens. */
+  port = 0;
+  inspectorPort = 0;
+  /** Resolves with how it ended. */
+  readonly ended: Promise<string>;
+  /** Resolve when it listens, and when it is ready to serve; never, where it ends before. */
+  readonly listening: Promise<void>;
+  readonly ready: Promise<void>;
+
+  constructor({ root, service, inspect }: GenerationOptions) {
+    const flags = ['--disable-warning=ExperimentalWarning'];
+    if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
+    const env = {
+      ...process.env,
+      HOST: '127.0.0.1',
+      PORT: '0',
+      // What the last processes compiled and stripped of their types is not done again.
+      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(tmpdir(), 'payloop-compile-cache'),
+    };
+    const file = join(import.meta.dirname, 'child.ts');
+    this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio: ['ignore', 1, 2, 'ipc'] });
+    this.ended = new Promise((resolve) => {
+      this.#child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`));
+      this.#child.on('error', (error) => resolve(error.message));
+    });
+    const listening = Promise.withResolvers<void>();
+    const ready = Promise.withResolvers<void>();
+    this.listening = listening.promise;
+    this.ready = ready.promise;
+    this.#child.on('message', (message: Message) => {
+      if ('inspector' in message) this.inspectorPort = Number(new URL(message.inspector).port);
+      if ('port' in message) this.port = message.port;
+      if ('port' in message) listening.resolve();
+      if ('ready' in message) ready.resolve();
+    });
+  }
+
+  load(source: string): void {
+    this.source = source;
+    this.loadedAt = performance.now();
+    // A process that has ended says so by `ended`.
+    this.#child.send('load', () => {});
+  }
+
+  /** Whether its `/readyz` says so now. */
+  async isReady(): Promise<boolean> {
+    try {
+      const url = `http://127.0.0.1:${this.port}/readyz`;
+      return (await fetch(url, { signal: AbortSignal.timeout(2_000) })).ok;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Ends it as Kubernetes would: requests under way get their answers. */
+  async stop(): Promise<void> {
+    this.#child.kill();
+    // A process that a debugger has paused does nothing by itself.
+    const timer = setTimeout(() => this.#child.kill('SIGKILL'), endTimeout);
+    await this.ended;
+    clearTimeout(timer);
+  }
+}
