@@ -53,7 +53,7 @@ wait_for_code() {
       ok "$name # SKIP no /version here" && return
     fi
     answers+=$body$'\n' verdict=$(judge)
-    [[ $verdict == ready ]] || sleep 0.02 # leaves a starting service the processor
+    [[ $verdict == ready ]] || sleep 0.1 # leaves a starting service the processor
   done
   ok "$name"
   printf '# %s %s\n' invoice-app "$app" payment-provider "$provider"

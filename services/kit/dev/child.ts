@@ -1,20 +1,20 @@
 // A process that has loaded the packages of a service, and loads the service itself once it is told to: the
-// packages are most of a start, and no save changes them. `child.ts <service>`
+// packages are most of a start, and no save changes them. `child.ts <service>`, in the folder that holds `services`.
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { get } from 'node:http';
 import { url } from 'node:inspector';
 import { stripTypeScriptTypes } from 'node:module';
 import type { AddressInfo } from 'node:net';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import express from 'express';
 import pg from 'pg';
 
-const root = resolve(import.meta.dirname, '../../..');
+const services = join(process.cwd(), 'services');
 const [service = ''] = process.argv.slice(2);
 
 process.on('disconnect', () => process.kill(process.pid, 'SIGTERM'));
-process.once('message', () => void import(join(root, 'services', service, 'src/main.ts')));
+process.once('message', () => void import(join(services, service, 'src/main.ts')));
 process.send?.({ inspector: url() });
 
 await importPackages();
@@ -23,7 +23,7 @@ await warmUp().catch(() => {});
 
 async function importPackages(): Promise<void> {
   for (const folder of ['kit', service]) {
-    const manifest = readFileSync(join(root, 'services', folder, 'package.json'), 'utf8');
+    const manifest = readFileSync(join(services, folder, 'package.json'), 'utf8');
     const names = Object.keys(JSON.parse(manifest).dependencies);
     for (const name of names.filter((each) => !each.startsWith('@payloop/'))) await import(name);
   }

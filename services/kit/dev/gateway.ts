@@ -41,11 +41,14 @@ async function forward(
     pipeline(answer, response, () => onward.destroy());
   });
   onward.on('error', (error) => {
-    if (response.headersSent) response.destroy();
-    else refuse(response, 502, `the service ended before it answered (${error.message})`);
+    if (!response.headersSent)
+      refuse(response, 502, `the service ended before it answered (${error.message})`);
   });
   response.on('close', () => onward.destroy());
+  onward.flushHeaders();
   request.pipe(onward);
+  // A client may still be sending what nobody reads any more.
+  onward.on('close', () => request.unpipe(onward).resume());
 }
 
 /** Headers as a list of names and values, without those that are about one connection only (RFC 9110, 7.6.1). */

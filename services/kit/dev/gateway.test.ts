@@ -1,0 +1,156 @@
+import { once } from 'node:events';
+import { Agent, createServer, request as send, type IncomingMessage, type RequestListener } from 'node:http';
+import { connect, type AddressInfo } from 'node:net';
+import { text } from 'node:stream/consumers';
+import { afterEach, expect, test } from 'vitest';
+import { createGateway } from './gateway.ts';
+
+const cleanup: (() => void)[] = [];
+afterEach(() => {
+  for (const each of cleanup.splice(0)) each();
+});
+
+async function start(server: ReturnType<typeof createServer>): Promise<number> {
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  cleanup.push(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return (server.address() as AddressInfo).port;
+}
+
+function behind(listener: RequestListener): Promise<number> {
+  return start(createServer(listener));
+}
+
+/** The port of a gateway to whatever `serving` gives. */
+function gateway(serving: () => Promise<number>): Promise<number> {
+  return start(createGateway(serving));
+}
+
+interface Ask {
+  port: number;
+  method?: string;
+  path?: string;
+  headers?: Record<string, string>;
+  body?: string;
+  agent?: Agent | false;
+}
+
+async function ask({ port, method = 'GET', path = '/', headers = {}, body, agent = false }: Ask) {
+  const request = send({ host: '127.0.0.1', port, method, path, headers, agent });
+  // After the answer: the server may close while the body is still being sent.
+  request.on('error', () => {});
+  request.end(body);
+  const [answer] = (await once(request, 'response')) as [IncomingMessage];
+  return { status: answer.statusCode, headers: answer.headers, body: await text(answer), request };
+}
+
+test('passes on method, path, headers and body, and the answer as it is', async () => {
+  const service = await behind((request, response) => {
+    const { method, url, headers } = request;
+    response.writeHead(418, 'Short and Stout', {
+      'X-Request-Id': headers['x-request-id'],
+      'X-Two': ['a', 'b'],
+    });
+    response.write(JSON.stringify({ method, url, host: headers.host }));
+    request.pipe(response);
+  });
+  const port = await gateway(async () => service);
+  const answer = await ask({
+    port,
+    method: 'POST',
+    path: '/invoices/pay?x=1&y=%20',
+    headers: { 'X-Request-Id': 'abc', Host: 'localhost:8081' },
+    body: 'not json',
+  });
+  expect(answer).toMatchObject({ status: 418, headers: { 'x-request-id': 'abc', 'x-two': 'a, b' } });
+  expect(answer.body).toBe(
+    '{"method":"POST","url":"/invoices/pay?x=1&y=%20","host":"localhost:8081"}not json',
+  );
+});
+
+test('a client keeps its connection while processes come and go, and gets the newest code', async () => {
+  const old = await behind((_request, response) => void response.setHeader('Connection', 'close').end('old'));
+  const fresh = await behind((_request, response) => void response.end('fresh'));
+  let current = old;
+  const port = await gateway(async () => current);
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  cleanup.push(() => agent.destroy());
+  const first = await ask({ port, agent });
+  current = fresh;
+  const second = await ask({ port, agent });
+  expect([first.body, second.body, second.request.reusedSocket]).toEqual(['old', 'fresh', true]);
+});
+
+test('an answer under way comes from the process that began it', async () => {
+  const began = Promise.withResolvers<() => void>();
+  const old = await behind((_request, response) => {
+    response.write('the first half, ');
+    began.resolve(() => void response.end('the second half'));
+  });
+  let current = old;
+  const port = await gateway(async () => current);
+  const answer = ask({ port });
+  const finish = await began.promise;
+  current = await behind((_request, response) => void response.end('fresh'));
+  expect((await ask({ port })).body).toBe('fresh');
+  finish();
+  expect((await answer).body).toBe('the first half, the second half');
+});
+
+test('a request waits for a process that starts, and is answered with 503 where none does', async () => {
+  const service = await behind((_request, response) => void response.end('here'));
+  const starting = Promise.withResolvers<number>();
+  const port = await gateway(() => starting.promise);
+  const answer = ask({ port });
+  setTimeout(() => starting.resolve(service), 50);
+  expect((await answer).body).toBe('here');
+
+  const none = await gateway(() => Promise.reject(new Error('invoice-app does not start, see its log')));
+  expect(await ask({ port: none })).toMatchObject({
+    status: 503,
+    body: '{"error":"invoice-app does not start, see its log"}',
+  });
+});
+
+test('a process that ends before it answers is a 502, one that ends in the middle breaks the answer off', async () => {
+  const service = await behind((request, response) => {
+    if (request.url === '/begin') response.write('begun');
+    setTimeout(() => request.socket.destroy(), 20);
+  });
+  const port = await gateway(async () => service);
+  expect(await ask({ port })).toMatchObject({ status: 502, body: expect.stringContaining('socket hang up') });
+  await expect(ask({ port, path: '/begin' })).rejects.toThrow(/aborted/);
+});
+
+test('a client that goes away before its answer is noticed by the service', async () => {
+  const asked = Promise.withResolvers<void>();
+  const gone = Promise.withResolvers<void>();
+  const service = await behind((_request, response) => {
+    asked.resolve();
+    response.on('close', () => gone.resolve());
+  });
+  const port = await gateway(async () => service);
+  const client = connect(port, '127.0.0.1');
+  client.write('GET / HTTP/1.1\r\nHost: x\r\n\r\n');
+  await asked.promise;
+  client.destroy();
+  await expect(gone.promise).resolves.toBeUndefined();
+});
+
+test('an answer that comes before the whole body was read arrives, and the connection stays', async () => {
+  const service = await behind((_request, response) => void response.writeHead(413).end('too large'));
+  const port = await gateway(async () => service);
+  const client = connect(port, '127.0.0.1');
+  let seen = '';
+  client.setEncoding('utf8').on('data', (chunk: string) => (seen += chunk));
+  client.write('POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n');
+  await expect.poll(() => seen).toMatch(/^HTTP\/1\.1 413[^]*too large/);
+  seen = '';
+  client.write('x'.repeat(4_000_000));
+  client.write('GET /again HTTP/1.1\r\nHost: x\r\n\r\n');
+  await expect.poll(() => seen, { timeout: 5_000 }).toMatch(/^HTTP\/1\.1 413[^]*too large/);
+  client.destroy();
+});

@@ -1,0 +1,208 @@
+import { writeFileSync } from 'node:fs';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { Reloader } from './reloader.ts';
+
+/** A service in the terms of a parent: says where it listens, and that it is ready. */
+const toy = `
+import { appendFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import { word } from './word.ts';
+import { beforeReady } from './ready.ts';
+appendFileSync('pids', process.pid + '\\n');
+const server = createServer((request, response) => {
+  if (request.url === '/crash') setTimeout(() => { throw new Error('crashed') });
+  else response.end(JSON.stringify({ word, pid: process.pid }));
+});
+server.listen(0, '127.0.0.1', async () => {
+  process.send?.({ port: (server.address() as { port: number }).port });
+  await beforeReady();
+  process.send?.({ ready: true });
+});
+process.on('SIGTERM', () => process.exit());
+`;
+
+let root: string;
+let reloader: Reloader;
+let said: string[];
+
+beforeEach(async () => {
+  root = await mkdtemp(join(tmpdir(), 'payloop-reload-'));
+  for (const folder of ['kit', 'toy']) {
+    await mkdir(join(root, 'services', folder, 'src'), { recursive: true });
+    await writeFile(join(root, 'services', folder, 'package.json'), '{"type":"module","dependencies":{}}');
+  }
+  await write('main.ts', toy);
+  await write('word.ts', `export const word: string = 'one';`);
+  await write('ready.ts', `export async function beforeReady(): Promise<void> {}`);
+  said = [];
+  const say = (line: string) => void said.push(line);
+  reloader = new Reloader({ root, service: 'toy', inspect: false, say });
+});
+afterEach(async () => {
+  await reloader.stop();
+  await rm(root, { recursive: true });
+});
+
+function write(file: string, content: string): Promise<void> {
+  return writeFile(join(root, 'services/toy/src', file), content);
+}
+
+/** Saves a file, and tells of it as a watcher would. */
+async function save(file: string, content: string): Promise<void> {
+  await write(file, content);
+  reloader.changed([`services/toy/src/${file}`]);
+}
+
+async function ask(path = '/'): Promise<{ word: string; pid: number }> {
+  const { port } = await reloader.serving();
+  return (await (await fetch(`http://127.0.0.1:${port}${path}`)).json()) as { word: string; pid: number };
+}
+
+async function served(word: string): Promise<void> {
+  await expect.poll(async () => (await ask()).word, { timeout: 10_000, interval: 10 }).toBe(word);
+}
+
+const takenOver = () => said.filter((line) => line.includes('runs the new code'));
+
+test('a save is served by a new process, which is said with its file', async () => {
+  reloader.start();
+  const first = await ask();
+  expect(first.word).toBe('one');
+  await save('word.ts', `export const word: string = 'two';`);
+  await served('two');
+  expect((await ask()).pid).not.toBe(first.pid);
+  expect(said).toEqual([
+    expect.stringMatching(/^toy runs the new code after \d+ ms: services\/toy\/src\/word\.ts$/),
+  ]);
+  await expect.poll(() => exists(first.pid), { timeout: 5_000 }).toBe(false);
+});
+
+function exists(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+test('a save that changes no source starts nothing', async () => {
+  reloader.start();
+  const { pid } = await ask();
+  await save('word.ts', `export const word: string = 'one';`);
+  await save('word.test.ts', 'const = 1;');
+  await sleep(300);
+  expect((await ask()).pid).toBe(pid);
+  expect(said).toEqual([]);
+});
+
+test('a change that nobody told of is found soon after one that was', async () => {
+  reloader.start();
+  await served('one');
+  await save('word.ts', `export const word: string = 'two';`);
+  await served('two');
+  await write('word.ts', `export const word: string = 'three';`);
+  await served('three');
+  expect(takenOver()).toHaveLength(2);
+});
+
+test.each([
+  ['does not parse', 'const = 1;'],
+  ['throws while it is loaded', `throw new Error('not today'); export const word: string = '';`],
+  ['ends the process', 'process.exit(0); export const word: string = 0 as never;'],
+])('code that %s leaves the last serving, and is said once', async (_what, broken) => {
+  reloader.start();
+  const { pid } = await ask();
+  await save('word.ts', broken);
+  await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(1);
+  expect(said[0]).toMatch(/^toy did not start \(exit code [01].*\); the last code that did goes on serving/);
+  reloader.changed([]);
+  await sleep(300);
+  expect(await ask()).toEqual({ word: 'one', pid });
+  expect(said).toHaveLength(1);
+
+  await save('word.ts', `export const word: string = 'mended';`);
+  await served('mended');
+});
+
+test('a broken save that is taken back goes on with the process that serves, and is said again when it comes back', async () => {
+  reloader.start();
+  const { pid } = await ask();
+  for (const times of [1, 2]) {
+    await save('word.ts', 'const = 1;');
+    await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(times);
+    await save('word.ts', `export const word: string = 'one';`);
+    await sleep(200);
+  }
+  expect(await ask()).toEqual({ word: 'one', pid });
+  expect(takenOver()).toEqual([]);
+});
+
+test('of saves in quick succession only the last is served, and no half of one', async () => {
+  await write(
+    'ready.ts',
+    `export const beforeReady = () => new Promise((resolve) => setTimeout(resolve, 400));`,
+  );
+  reloader.start();
+  await served('one');
+  const seen = new Set<string>();
+  for (const word of ['two', 'three', 'four', 'five']) {
+    await save('word.ts', `export const word: string = '${word}';`);
+    seen.add((await ask()).word);
+    await sleep(150);
+  }
+  await served('five');
+  expect(seen).toEqual(new Set(['one']));
+  expect(takenOver()).toHaveLength(1);
+  const { pid } = await ask();
+  const pids = (await readFile(join(root, 'pids'), 'utf8')).trim().split('\n').map(Number);
+  await expect.poll(() => pids.filter(exists), { timeout: 5_000 }).toEqual([pid]);
+});
+
+test('what changes while it is loaded does not serve as it was', async () => {
+  reloader.start();
+  await served('one');
+  writeFileSync(join(root, 'services/toy/src/word.ts'), `export const word: string = 'two';`);
+  reloader.changed([]);
+  writeFileSync(join(root, 'services/toy/src/word.ts'), `export const word: string = 'three';`);
+  await served('three');
+  await sleep(300);
+  expect(takenOver()).toHaveLength(1);
+});
+
+test('new code that is not ready waits, and the old serves meanwhile', async () => {
+  reloader.start();
+  await served('one');
+  await write(
+    'ready.ts',
+    `export const beforeReady = () => new Promise((resolve) => setTimeout(resolve, 500));`,
+  );
+  await save('word.ts', `export const word: string = 'two';`);
+  await sleep(400);
+  expect((await ask()).word).toBe('one');
+  await served('two');
+});
+
+test('code that ends by itself while it serves is started again', async () => {
+  reloader.start();
+  const { pid } = await ask();
+  // Until nothing looks at the sources any more.
+  await sleep(3_200);
+  await ask('/crash').catch(() => {});
+  await expect.poll(async () => (await ask()).pid, { timeout: 10_000 }).not.toBe(pid);
+  expect(said).toEqual([
+    expect.stringMatching(/^toy ended by itself \(exit code 1.*\) and is started again$/),
+  ]);
+});
+
+test('where nothing ever started, requests are told so until a save that does', async () => {
+  await write('word.ts', 'const = 1;');
+  reloader.start();
+  await expect(reloader.serving()).rejects.toThrow('toy does not start, see its log');
+  await save('word.ts', `export const word: string = 'one';`);
+  await served('one');
+});
