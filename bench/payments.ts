@@ -46,6 +46,7 @@ async function startService(service: string, databaseUrl: string, env: Record<st
       PATH: process.env.PATH,
       HOST: '127.0.0.1',
       PORT: `${port}`,
+      METRICS_PORT: '0',
       DATABASE_URL: databaseUrl,
       LOG_LEVEL: 'error',
       ...env,

@@ -3,6 +3,7 @@ import { createDatabase } from './database.ts';
 
 export interface RunningService {
   url: string;
+  metricsUrl: string;
   databaseUrl: string;
   /** Stops the service as SIGTERM would. */
   stop(): Promise<void>;
@@ -20,7 +21,14 @@ export async function startService(
     source: 'the code under test',
     instance: 'test',
     ...self,
-    env: { HOST: '127.0.0.1', PORT: '0', LOG_LEVEL: 'silent', DATABASE_URL: database.url, ...env },
+    env: {
+      HOST: '127.0.0.1',
+      PORT: '0',
+      METRICS_PORT: '0',
+      LOG_LEVEL: 'silent',
+      DATABASE_URL: database.url,
+      ...env,
+    },
   });
   const url = `http://127.0.0.1:${running.port}`;
   await untilReady(url);
@@ -28,6 +36,7 @@ export async function startService(
   const stop = () => (stopped ??= running.stop());
   return {
     url,
+    metricsUrl: `http://127.0.0.1:${running.metricsPort}/metrics`,
     databaseUrl: database.url,
     stop,
     async [Symbol.asyncDispose]() {

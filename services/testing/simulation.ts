@@ -306,6 +306,7 @@ export class Simulation {
       env: {
         HOST: '127.0.0.1',
         PORT: '0',
+        METRICS_PORT: '0',
         LOG_LEVEL: 'silent',
         DATABASE_URL: this.#providerUrl,
         FAILURE_RATE: failureRate,

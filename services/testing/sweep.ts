@@ -236,6 +236,7 @@ export class Sweep {
         PATH: process.env.PATH,
         HOST: '127.0.0.1',
         PORT: '0',
+        METRICS_PORT: '0',
         LOG_LEVEL: 'silent',
         INSTANCE: name,
         DATABASE_URL: this.#databases[service].url,

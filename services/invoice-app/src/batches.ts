@@ -95,6 +95,16 @@ export async function readAttempts(database: Database, { first, last }: Batch): 
   return rows;
 }
 
+/** How many seconds ago the lease was given or renewed that is left longest, held or not; 0 without any. */
+export async function readOldestLease(database: Database): Promise<number> {
+  const { rows } = await database.query<{ age: number }>(
+    `SELECT coalesce($1 + extract(epoch FROM now() - min(leased_until)), 0)::float AS age FROM batches
+     WHERE leased_until IS NOT NULL`,
+    [leaseSeconds],
+  );
+  return rows[0]?.age ?? 0;
+}
+
 /** How many invoices of these batches are unpaid. */
 export async function countUnpaid(database: Database, among: number[]): Promise<number> {
   const { rows } = await database.query<{ unpaid: number }>(

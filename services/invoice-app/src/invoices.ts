@@ -130,6 +130,14 @@ export async function resetInvoices(query: Query, count: number): Promise<void> 
   await seed(query, count);
 }
 
+/** How many invoices are unpaid. */
+export async function countUnpaid(database: Database): Promise<number> {
+  const { rows } = await database.query<{ unpaid: number }>(
+    'SELECT count(*) AS unpaid FROM invoices WHERE paid_at IS NULL',
+  );
+  return rows[0]?.unpaid ?? 0;
+}
+
 export interface InvoiceFilter {
   /** Only paid ones, or only unpaid ones. */
   paid?: boolean | undefined;

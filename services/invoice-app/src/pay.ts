@@ -22,6 +22,8 @@ export interface PaymentsOptions {
   holder: string;
   step: Step;
   log: Log;
+  /** Told what the provider answered, each time it is asked. */
+  count?: (outcome: Outcome, payments: number) => void;
   /** How long to wait before an unknown outcome is asked for again. */
   backoff?: IBackoffFactory<unknown>;
 }
@@ -198,13 +200,14 @@ export class Payments {
 
   /** Asks for each attempt once, stores what is definite, and returns what is not. */
   async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<batches.Attempt[]> {
-    const { database, provider } = this.#options;
+    const { database, provider, count } = this.#options;
     if (attempts.length === 0) return [];
     const outcomes = await provider.pay(attempts, requestId);
     await this.#step('record', () => batches.record(database, attempts, outcomes));
-    const count = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
-    tally.paid += count('charged');
-    tally.declined += count('declined');
+    const numberOf = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
+    for (const outcome of new Set(outcomes)) count?.(outcome, numberOf(outcome));
+    tally.paid += numberOf('charged');
+    tally.declined += numberOf('declined');
     return attempts.filter((_attempt, index) => outcomes[index] === 'unknown');
   }
 }

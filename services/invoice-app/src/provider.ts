@@ -9,7 +9,8 @@ import type { Attempt } from './batches.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
 /** What is known of an attempt after it was asked for. Unknown: it may or may not have been charged. */
-export type Outcome = 'charged' | 'declined' | 'unknown';
+export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
+export type Outcome = (typeof everyOutcome)[number];
 
 export interface ProviderOptions {
   /** Where payments are posted to. */

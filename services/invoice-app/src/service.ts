@@ -4,12 +4,15 @@ import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/c
 import { Database, isLockTimeout } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
+import { Metrics } from '@payloop/kit/metrics.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { requestId, route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import type { Request, Response } from 'express';
 import { z } from 'zod';
+import { readOldestLease } from './batches.ts';
 import {
+  countUnpaid,
   listInvoices,
   migrations,
   parseInvoiceName,
@@ -19,7 +22,7 @@ import {
   type ListedInvoice,
 } from './invoices.ts';
 import { Payments } from './pay.ts';
-import { Provider } from './provider.ts';
+import { everyOutcome, Provider } from './provider.ts';
 
 const service = 'invoice-app';
 
@@ -52,7 +55,11 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     );
   }
   const log = createLog(service, config.LOG_LEVEL);
-  const provider = new Provider({ url: url ?? endpoint ?? defaultProviderUrl, log, step });
+  const provider = new Provider({
+    url: url ?? endpoint ?? defaultProviderUrl,
+    log,
+    step,
+  });
   const database = new Database({
     service,
     url: config.databaseUrl,
@@ -60,12 +67,20 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     seed: (query) => seed(query, config.SEED_INVOICES),
     log,
   });
-  const payments = new Payments({ database, provider, holder: instance, step, log });
+  const metrics = new Metrics(database);
+  metrics.measure('unpaid_invoices', 'Invoices that are not paid.', () => countUnpaid(database));
+  metrics.measure('oldest_lease_age_seconds', 'How long ago the oldest lease was given or renewed.', () =>
+    readOldestLease(database),
+  );
+  const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
+  const payments = new Payments({ database, provider, holder: instance, step, log, count });
   const options = {
     host: config.HOST,
     port: config.PORT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
     database,
+    metrics,
+    metricsPort: config.METRICS_PORT,
     stopWork: () => payments.stop(),
     log,
   };

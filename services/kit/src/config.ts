@@ -29,7 +29,8 @@ export function integer(least: number, most: number) {
   );
 }
 
-function oneOf<const T extends string>(...words: T[]) {
+/** A variable that holds one of these words. */
+export function oneOf<const T extends string>(...words: T[]) {
   return z.enum(words, must(`one of ${words.join(', ')}`));
 }
 
@@ -43,6 +44,8 @@ const shared = {
     .default('false')
     .transform((word) => word === 'true'),
   LOG_LEVEL: oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent').default('info'),
+  /** Where Prometheus finds the metrics. */
+  METRICS_PORT: integer(0, 65_535).default(9091),
   /** At most what leaves the drain its time, see `exitTimeout` in run.ts. */
   SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };

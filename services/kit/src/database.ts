@@ -89,6 +89,12 @@ export class Database {
     return this.#transaction(work);
   }
 
+  /** The pool's connections, and the statements that wait for one. */
+  get pool(): { total: number; idle: number; waiting: number } {
+    const { totalCount: total, idleCount: idle, waitingCount: waiting } = this.#pool;
+    return { total, idle, waiting };
+  }
+
   /** Resolves when Postgres answers and the schema is up to date. @throws {DatabaseUnavailable} */
   async check(): Promise<void> {
     await this.query('SELECT 1');

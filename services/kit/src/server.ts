@@ -7,6 +7,7 @@ import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
 import { HttpError } from './http-error.ts';
 import type { Log } from './log.ts';
+import { serveMetrics, type Metrics } from './metrics.ts';
 
 /** How long requests under way may still take once the server is told to stop, in milliseconds. */
 const drainTimeout = 20_000;
@@ -19,6 +20,8 @@ export interface ServerOptions {
   /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
   shutdownDelay: number;
   database: Database;
+  metrics: Metrics;
+  metricsPort: number;
   /** Ends what the service does besides answering, and what its requests wait for. */
   stopWork?: () => Promise<void>;
   log: Log;
@@ -28,6 +31,8 @@ export interface ServerOptions {
 export interface Running {
   /** The port it listens on: the one asked for, or the one it got for 0. */
   port: number;
+  /** The same of the metrics. */
+  metricsPort: number;
   /** Resolves with true once its database answers and has its schema; with false if it is stopped before. */
   ready: Promise<boolean>;
   /** Fails readiness, answers what is under way, closes the port and the database. */
@@ -37,10 +42,10 @@ export interface Running {
 /**
  * Starts an HTTP server with what every service has: request ids and logs, `/livez`, `/readyz`, JSON errors.
  * @param routes adds the service's own routes
- * @throws {ConfigError} when the port cannot be had
+ * @throws {ConfigError} when a port cannot be had
  */
 export async function startServer(options: ServerOptions, routes: (app: Express) => void): Promise<Running> {
-  const { database, log } = options;
+  const { database, metrics, log } = options;
   let stopping = false;
 
   const app = express();
@@ -61,7 +66,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
       else response.status(503).json({ error: reason });
     },
   });
-  app.use(logRequests(log));
+  app.use(observeRequests(log, metrics));
   routes(app);
   app.use(() => {
     throw new HttpError(404, 'not found');
@@ -70,15 +75,18 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 
   const server = createServer({ keepAliveTimeout }, app);
   const port = await listen(server, options);
-  log.info({ port }, 'listening');
+  const metricsServer = await startMetrics(options, port);
+  log.info({ port, metricsPort: metricsServer.port }, 'listening');
   return {
     port,
+    metricsPort: metricsServer.port,
     ready: database.opened,
     async stop() {
       stopping = true;
       await setTimeout(options.shutdownDelay);
       for (const response of unanswered) if (!response.headersSent) response.set('Connection', 'close');
       await Promise.all([close(server), options.stopWork?.()]);
+      await metricsServer.close();
       await database.close();
     },
   };
@@ -116,8 +124,11 @@ function reasonNotReady(database: Database): Promise<string | undefined> {
   );
 }
 
-/** Logs each request when its answer is done, and gives it an id: the caller's `X-Request-Id`, or a new one. */
-function logRequests(log: Log): Handler {
+/**
+ * Logs and counts each request when its answer is done, and gives it an id: the caller's `X-Request-Id`, or a new
+ * one. Probes come before it: they ask every second or two, of each replica.
+ */
+function observeRequests(log: Log, metrics: Metrics): Handler {
   return (request, response, next) => {
     const start = performance.now();
     const given = request.get('X-Request-Id') ?? '';
@@ -126,10 +137,14 @@ function logRequests(log: Log): Handler {
     response.set('X-Request-Id', id);
     const { method, path } = request;
     response.on('close', () => {
-      const ms = Math.round(performance.now() - start);
+      const ms = performance.now() - start;
       const status = response.writableFinished ? response.statusCode : 'client gone';
       // The payment test asks for the version many times a second.
-      log[path === '/version' ? 'debug' : 'info']({ requestId: id, method, path, status, ms }, 'request');
+      log[path === '/version' ? 'debug' : 'info'](
+        { requestId: id, method, path, status, ms: Math.round(ms) },
+        'request',
+      );
+      metrics.observeRequest(method, request.route?.path ?? 'none', `${status}`, ms / 1_000);
     });
     next();
   };
@@ -154,6 +169,11 @@ function answerError(log: Log): ErrorRequestHandler {
       response.json({ error: status === 500 ? 'internal error' : message });
     }
   };
+}
+
+function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number) {
+  if (metricsPort === port) throw new ConfigError(`METRICS_PORT must be another port than PORT, ${port}`);
+  return serveMetrics({ host, port: metricsPort, metrics, log });
 }
 
 function listen(server: Server, { host, port }: ServerOptions): Promise<number> {

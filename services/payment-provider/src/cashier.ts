@@ -20,16 +20,23 @@ export interface Reply {
 /** How long a client whose key is busy should wait, in seconds. */
 const retryAfter = 1;
 
+/** What a charge can come to; repeated: its key had its answer before. */
+export const chargeOutcomes = ['charged', 'declined', 'repeated', 'mismatch', 'busy'] as const;
+export type ChargeOutcome = (typeof chargeOutcomes)[number];
+
 /** Takes payments as they come in, and says how they ended. */
 export class Cashier {
   readonly #ledger: Ledger;
   readonly #faults: Faults;
+  readonly #count: (outcome: ChargeOutcome) => void;
   /** Keys of requests that have no answer yet. */
   readonly #busy = new Set<string>();
 
-  constructor(ledger: Ledger, faults: Faults) {
+  /** @param count told what each charge came to */
+  constructor(ledger: Ledger, faults: Faults, count: (outcome: ChargeOutcome) => void = () => {}) {
     this.#ledger = ledger;
     this.#faults = faults;
+    this.#count = count;
   }
 
   /**
@@ -88,7 +95,13 @@ export class Cashier {
     return describe(payment, await this.#charge(payment));
   }
 
-  async #charge({ id, amount, currency, key }: Payment): Promise<Answer> {
+  async #charge(payment: Payment): Promise<Answer> {
+    const answer = await this.#chargeOnce(payment);
+    this.#count('repeated' in answer && answer.repeated ? 'repeated' : answer.outcome);
+    return answer;
+  }
+
+  async #chargeOnce({ id, amount, currency, key }: Payment): Promise<Answer> {
     if (key !== undefined && this.#busy.has(key)) return { outcome: 'busy' };
     if (key !== undefined) this.#busy.add(key);
     try {

@@ -3,11 +3,12 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, integer, number, readConfig } from '@payloop/kit/config.ts';
 import { Database } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
+import { Metrics } from '@payloop/kit/metrics.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import express, { type Handler, type Request, type Response } from 'express';
-import { Cashier, type Reply } from './cashier.ts';
+import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
 import { Ledger } from './ledger.ts';
 import { parseBody } from './payment.ts';
@@ -34,12 +35,16 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   const log = createLog(service, config.LOG_LEVEL);
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
   const faults = new Faults(config.FAULTS, config.FAILURE_RATE, config.FAULT_SEED ?? randomInt(2 ** 32));
-  const cashier = new Cashier(new Ledger(database, step), faults);
+  const metrics = new Metrics(database);
+  const count = metrics.count('charges_total', 'Charges asked for.', 'outcome', chargeOutcomes);
+  const cashier = new Cashier(new Ledger(database, step), faults, count);
   const options = {
     host: config.HOST,
     port: config.PORT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
     database,
+    metrics,
+    metricsPort: config.METRICS_PORT,
     log,
   };
   return startServer(options, (app) => {

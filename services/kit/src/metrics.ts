@@ -1,0 +1,168 @@
+import { once } from 'node:events';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import { ConfigError } from './config.ts';
+import type { Database } from './database.ts';
+import { reduceError, type Log } from './log.ts';
+
+/** From what a cached read takes to a run over a million invoices, in seconds. */
+const buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
+
+/** What is the process's and not a service's, of which tests start many in one: event loop, heap, CPU. */
+const processMetrics = new Registry();
+
+/** What a service tells Prometheus. */
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #requests = new Histogram({
+    name: 'http_request_duration_seconds',
+    help: 'How long requests took, without those of probes.',
+    labelNames: ['method', 'route', 'status'],
+    buckets,
+    registers: [this.#registry],
+  });
+
+  constructor(database: Database) {
+    // The first that are read, before statements of other measures make use of the pool.
+    this.measure('database_connections', 'Open connections to Postgres.', () => database.pool.total);
+    this.measure('database_connections_idle', 'Those that nothing uses.', () => database.pool.idle);
+    this.measure('database_waiting', 'Statements that wait for a connection.', () => database.pool.waiting);
+  }
+
+  /**
+   * Counts a request.
+   * @param route the pattern that it matched, as paths are without number
+   * @param seconds from its arrival to the end of its answer
+   */
+  observeRequest(method: string, route: string, status: string, seconds: number): void {
+    this.#requests.observe({ method, route, status }, seconds);
+  }
+
+  /** Makes a counter of what comes in these kinds, all of them at 0 until they come. */
+  count<K extends string>(
+    name: string,
+    help: string,
+    label: string,
+    kinds: readonly K[],
+  ): (kind: K, times?: number) => void {
+    const counter = new Counter({ name, help, labelNames: [label], registers: [this.#registry] });
+    for (const kind of kinds) counter.inc({ [label]: kind }, 0);
+    return (kind, times = 1) => counter.inc({ [label]: kind }, times);
+  }
+
+  /** Adds what is read when Prometheus asks; where that fails the metric is absent. */
+  measure(name: string, help: string, read: () => number | Promise<number>): void {
+    const gauge = new Gauge({
+      name,
+      help,
+      registers: [this.#registry],
+      collect: async () => {
+        try {
+          gauge.set(await read());
+        } catch {
+          gauge.remove();
+        }
+      },
+    });
+  }
+
+  /** All of it in Prometheus' text format. */
+  async read(): Promise<string> {
+    if (processMetrics.getMetricsAsArray().length === 0) collectDefaultMetrics({ register: processMetrics });
+    return (await Promise.all([this.#registry.metrics(), processMetrics.metrics()])).join('\n');
+  }
+}
+
+export interface MetricsServerOptions {
+  host: string | undefined;
+  port: number;
+  metrics: Metrics;
+  log: Log;
+}
+
+export interface MetricsServer {
+  /** The port asked for, or the one it got for 0. */
+  port: number;
+  close(): Promise<void>;
+}
+
+/** How often a port is tried that is taken, and how long until that is said, in milliseconds. */
+const retry = { every: 200, quiet: 10_000 };
+
+/**
+ * Serves `GET /metrics`. A port that is taken keeps no service from starting: the process before this one has it
+ * until it ends, or the other service where both run on one machine. It is had as soon as it is free.
+ * @throws {ConfigError} when the port can never be had
+ */
+export async function serveMetrics({
+  host,
+  port,
+  metrics,
+  log,
+}: MetricsServerOptions): Promise<MetricsServer> {
+  const server = createServer((request, response) => {
+    if (request.url !== '/metrics') {
+      response.writeHead(404).end();
+      return;
+    }
+    metrics.read().then(
+      (text) => response.setHeader('Content-Type', Registry.PROMETHEUS_CONTENT_TYPE).end(text),
+      (err: unknown) => {
+        log.error({ err }, 'the metrics could not be read');
+        response.writeHead(500).end();
+      },
+    );
+  });
+  const closing = new AbortController();
+  const listen = () => tryListen(server, host, port);
+  const problem = await listen();
+  if (problem !== undefined && problem.code !== 'EADDRINUSE') {
+    const reason = reduceError(problem).message;
+    throw new ConfigError(`METRICS_PORT ${port} cannot be listened on: ${reason}`, { cause: problem });
+  }
+  const taking = problem === undefined ? undefined : takeWhenFree(listen, port, closing.signal, log);
+  return {
+    port: (server.address() as AddressInfo | null)?.port ?? port,
+    async close() {
+      closing.abort();
+      await taking;
+      const closed = new Promise((resolve) => server.close(resolve));
+      server.closeAllConnections();
+      await closed;
+    },
+  };
+}
+
+/** Resolves when the port is had or is not wanted any more. */
+async function takeWhenFree(
+  listen: () => Promise<Error | undefined>,
+  port: number,
+  signal: AbortSignal,
+  log: Log,
+): Promise<void> {
+  const warning = setTimeout(
+    () => log.warn({ port }, 'no metrics: another process has METRICS_PORT, waiting until it is free'),
+    retry.quiet,
+  );
+  while (!signal.aborted && (await listen()) !== undefined) {
+    await sleep(retry.every, undefined, { signal }).catch(() => {});
+  }
+  clearTimeout(warning);
+}
+
+/** Undefined when the server listens, or why it does not. */
+async function tryListen(
+  server: Server,
+  host: string | undefined,
+  port: number,
+): Promise<NodeJS.ErrnoException | undefined> {
+  server.listen({ host, port });
+  try {
+    await once(server, 'listening');
+    return undefined;
+  } catch (error) {
+    return error as NodeJS.ErrnoException;
+  }
+}
