@@ -4,6 +4,7 @@ import { HttpError } from '@payloop/kit/http-error.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
+import { bearer } from '@payloop/kit/token.ts';
 import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
 import type { Attempt } from './batches.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
@@ -12,9 +13,14 @@ import { createUndiciAdapter } from './undici-adapter.ts';
 export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
+/** What every request for payments carries. */
+type Headers = Record<string, string> & { 'X-Request-Id': string };
+
 export interface ProviderOptions {
   /** Where payments are posted to. */
   url: string;
+  /** Holds the token that says who asks; none is sent where it is undefined. */
+  tokenFile?: string | undefined;
   log: Log;
   /** False where the provider is known to take one payment a request only. */
   arrays?: boolean;
@@ -42,13 +48,15 @@ const concurrency = 10;
 /** The payment provider, reached over HTTP. */
 export class Provider {
   readonly #url: string;
+  readonly #tokenFile: string | undefined;
   readonly #log: Log;
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
 
-  constructor({ url, log, arrays = true, step = direct, adapter }: ProviderOptions) {
+  constructor({ url, tokenFile, log, arrays = true, step = direct, adapter }: ProviderOptions) {
     this.#url = url;
+    this.#tokenFile = tokenFile;
     this.#log = log;
     this.#step = step;
     this.#arrays = arrays;
@@ -69,33 +77,39 @@ export class Provider {
    * @returns an outcome for each, in their order
    */
   async pay(attempts: Attempt[], requestId: string): Promise<Outcome[]> {
+    let headers: Headers;
+    try {
+      headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
+    } catch (error) {
+      this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
+      return attempts.map(() => 'unknown');
+    }
     if (this.#arrays) {
-      const outcomes = await this.#payArray(attempts, requestId);
+      const outcomes = await this.#payArray(attempts, headers);
       if (outcomes !== undefined) return outcomes;
       this.#arrays = false;
       this.#log.info('the provider takes one payment a request');
     }
-    return this.#payEach(attempts, requestId);
+    return this.#payEach(attempts, headers);
   }
 
   /** Undefined where the provider does not know arrays, and so has charged nothing. */
-  async #payArray(attempts: Attempt[], requestId: string): Promise<Outcome[] | undefined> {
+  async #payArray(attempts: Attempt[], headers: Headers): Promise<Outcome[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
-    const answer = await this.#post(payments, { 'X-Request-Id': requestId });
+    const answer = await this.#post(payments, headers);
     if (answer?.status === 400 && answer.data?.error === notAPayment) return undefined;
     const answers = answer?.status === 200 && Array.isArray(answer.data) ? answer.data : [];
     return attempts.map((attempt, index) => toOutcome(attempt, answers[index]?.status, answers[index]));
   }
 
-  async #payEach(attempts: Attempt[], requestId: string): Promise<Outcome[]> {
+  async #payEach(attempts: Attempt[], headers: Headers): Promise<Outcome[]> {
     const outcomes = attempts.map((): Outcome => 'unknown');
     const queue = attempts.entries();
     // After as many unusable answers in a row as there are requests at a time, the others are not asked for.
     let unknownInARow = 0;
     const worker = async () => {
       for (const [index, attempt] of queue) {
-        const headers = { 'X-Request-Id': requestId, 'Idempotency-Key': attempt.key };
-        const answer = await this.#post(toPayment(attempt), headers);
+        const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
         const outcome = toOutcome(attempt, answer?.status, answer?.data);
         outcomes[index] = outcome;
         unknownInARow = outcome === 'unknown' ? unknownInARow + 1 : 0;
@@ -107,17 +121,18 @@ export class Provider {
   }
 
   /** Undefined without an answer. */
-  async #post(body: unknown, headers: Record<string, string>) {
+  async #post(body: unknown, headers: Headers) {
+    const requestId = headers['X-Request-Id'];
     try {
       const answer = await this.#step('post', () => this.#http.post(this.#url, body, { headers }));
       const { status } = answer;
       if (status !== 200 && status !== 402) {
-        this.#log.warn({ requestId: headers['X-Request-Id'], status }, 'the provider gave no usable answer');
+        this.#log.warn({ requestId, status }, reasonUnusable(status));
       }
       return answer;
     } catch (error) {
       const { message, code } = reduceError(error);
-      this.#log.warn({ requestId: headers['X-Request-Id'], code }, `the provider did not answer: ${message}`);
+      this.#log.warn({ requestId, code }, `the provider did not answer: ${message}`);
       return undefined;
     }
   }
@@ -139,15 +154,28 @@ export class Provider {
 
   /** Makes the provider forget every payment. @throws {HttpError} 502 when it did not */
   async reset(): Promise<void> {
-    const answer = await this.#http.post(this.#path('/reset')).catch((error: unknown) => ({
-      status: reduceError(error).message,
-    }));
-    if (answer.status !== 200) throw new HttpError(502, `payment-provider was not reset: ${answer.status}`);
+    let status: number | string | undefined;
+    try {
+      const headers = bearer(this.#tokenFile);
+      ({ status } = await this.#http.post(this.#path('/reset'), undefined, { headers }));
+    } catch (error) {
+      status = reduceError(error).message;
+    }
+    if (status !== 200) throw new HttpError(502, `payment-provider was not reset: ${status}`);
   }
 
   #path(path: string): string {
     return new URL(path, this.#url).href;
   }
+}
+
+/**
+ * A refused token is an unknown outcome as well: this request charged nothing, an earlier one with its key may have.
+ * Asked again, it has the token that is in the file by then.
+ */
+function reasonUnusable(status: number): string {
+  const isRefused = status === 401 || status === 403;
+  return isRefused ? 'the provider refused the token' : 'the provider gave no usable answer';
 }
 
 function toPayment({ id, amount, currency }: Attempt) {

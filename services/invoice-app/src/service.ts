@@ -40,6 +40,7 @@ const variables = {
   PAYMENT_PROVIDER_URL: providerUrl,
   PAYMENT_PROVIDER_ENDPOINT: providerUrl,
   SEED_INVOICES: integer(0, 1_000_000).default(3),
+  TOKEN_FILE: z.string().optional(),
 };
 
 /**
@@ -57,6 +58,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   const log = createLog(service, config.LOG_LEVEL);
   const provider = new Provider({
     url: url ?? endpoint ?? defaultProviderUrl,
+    tokenFile: config.TOKEN_FILE,
     log,
     step,
   });

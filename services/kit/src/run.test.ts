@@ -41,6 +41,11 @@ test.each([
     { PAYMENT_PROVIDER_URL: 'http://a/', PAYMENT_PROVIDER_ENDPOINT: 'http://b/' },
     'PAYMENT_PROVIDER_URL must be the same as PAYMENT_PROVIDER_ENDPOINT where both are set',
   ],
+  [
+    'payment-provider',
+    { AUTH: 'required' },
+    'TOKEN_AUDIENCE must be set where AUTH is required: the audience that tokens are made for, such as payment-provider',
+  ],
 ])('%s ends with one line at %o', async (service, env: Record<string, string>, message) => {
   expect(await start(service, env).ended).toEqual({
     code: 1,

@@ -8,6 +8,7 @@ import type { Self } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import express, { type Handler, type Request, type Response } from 'express';
+import { authVariables, readTokenRules, requireToken } from './auth.ts';
 import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
 import { Ledger } from './ledger.ts';
@@ -21,6 +22,7 @@ const variables = {
   FAILURE_RATE: number('a number from 0 to 1', (rate) => rate >= 0 && rate <= 1).default(0),
   FAULTS: faultRates.default([]),
   FAULT_SEED: integer(0, 2 ** 32 - 1).optional(),
+  ...authVariables,
 };
 
 /**
@@ -32,6 +34,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   if (config.ENVIRONMENT === 'prod' && config.FAULTS.length > 0) {
     throw new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
   }
+  const rules = readTokenRules(config);
   const log = createLog(service, config.LOG_LEVEL);
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
   const faults = new Faults(config.FAULTS, config.FAILURE_RATE, config.FAULT_SEED ?? randomInt(2 ** 32));
@@ -51,6 +54,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     route(app, '/version', {
       get: (_request, response) => void response.json({ service, source, instance }),
     });
+    // Whatever comes in from here on has to say who asks.
+    if (rules !== undefined) app.use(requireToken(rules, log));
     const take = (pay: Pay): Handler[] => [
       // Read whatever its type says: clients send none, or a wrong one.
       express.raw({ type: () => true, limit: '512kb' }),

@@ -1,0 +1,334 @@
+import { createHmac } from 'node:crypto';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { exportSPKI, importJWK, type CryptoKey } from 'jose';
+import { Client } from 'pg';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { Issuer, subject } from '../../testing/issuer.ts';
+import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import * as paymentProvider from './service.ts';
+
+const body = '{"id":"I1","value":1,"currency":"EUR"}';
+const unauthorized = { status: 401, body: { error: 'unauthorized' } };
+const forbidden = { status: 403, body: { error: 'forbidden' } };
+const paid = { status: 200, body: { id: 'I1' } };
+
+const bearing = (token: string) => ({ Authorization: `Bearer ${token}` });
+const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url');
+const now = () => Math.floor(Date.now() / 1_000);
+const pay = ({ url }: RunningService, token: string) => post(`${url}/payments/pay`, body, bearing(token));
+
+/** What was charged since the last time. */
+async function takeCharges({ databaseUrl }: RunningService): Promise<number> {
+  const client = new Client({ connectionString: databaseUrl });
+  await client.connect();
+  try {
+    return (await client.query('DELETE FROM payments')).rowCount ?? 0;
+  } finally {
+    await client.end();
+  }
+}
+
+let issuer: Issuer;
+let service: RunningService;
+beforeAll(async () => {
+  issuer = await Issuer.start();
+  await issuer.addKey('elliptic', { alg: 'ES256' });
+  service = await startService(paymentProvider, { ALLOW_RESET: 'true', ...issuer.env });
+});
+afterAll(async () => {
+  await service[Symbol.asyncDispose]();
+  await issuer.close();
+});
+
+describe('a token', () => {
+  beforeEach(() => takeCharges(service));
+
+  test.each(['first', 'elliptic'])('of the right account lets a payment through: key %s', async (kid) => {
+    expect(await pay(service, await issuer.sign({}, issuer.keys.get(kid)))).toEqual(paid);
+    expect(await takeCharges(service)).toBe(1);
+  });
+
+  test('may be for other audiences too, and a word in any case', async () => {
+    const token = await issuer.sign({ aud: ['another', 'payment-provider'] });
+    const headers = { Authorization: `bearer ${token}` };
+    expect(await post(`${service.url}/payments/pay`, body, headers)).toEqual(paid);
+  });
+
+  test.each<[string, () => string | Promise<string>, typeof unauthorized]>([
+    ['garbage', () => 'garbage', unauthorized],
+    ['three parts of garbage', () => 'a.b.c', unauthorized],
+    ['another audience', () => issuer.sign({ aud: ['another'] }), unauthorized],
+    ['no audience', () => issuer.sign({ aud: undefined }), unauthorized],
+    ['another issuer', () => issuer.sign({ iss: 'https://another' }), unauthorized],
+    ['no issuer', () => issuer.sign({ iss: undefined }), unauthorized],
+    ['a time that has passed', () => issuer.sign({ exp: now() - 10 }), unauthorized],
+    ['no end', () => issuer.sign({ exp: undefined }), unauthorized],
+    ['a time that has not come', () => issuer.sign({ nbf: now() + 60 }), unauthorized],
+    ['no subject', () => issuer.sign({ sub: undefined }), unauthorized],
+    ['another service account', () => issuer.sign({ sub: `${subject}-2` }), forbidden],
+    [
+      'the same name in another namespace',
+      () => issuer.sign({ sub: subject.replace('invoice', 'x') }),
+      forbidden,
+    ],
+    [
+      'a key that nobody serves',
+      async () => issuer.sign({}, await issuer.addKey('new', { served: false })),
+      unauthorized,
+    ],
+    [
+      'the id of another key',
+      async () => issuer.sign({}, await issuer.addKey('first', { served: false })),
+      unauthorized,
+    ],
+    ['no algorithm', async () => withoutSignature(await issuer.sign(), 'none'), unauthorized],
+    ['no algorithm, in capitals', async () => withoutSignature(await issuer.sign(), 'NONE'), unauthorized],
+    ['no signature', async () => withoutSignature(await issuer.sign(), 'RS256'), unauthorized],
+    ['the public key as a secret', async () => withPublicKeyAsSecret(await issuer.sign()), unauthorized],
+    ['a key of its own in the header', async () => withOwnKey(), unauthorized],
+  ])('with %s is refused, and nothing is charged', async (_name, make, refusal) => {
+    expect(await pay(service, await make())).toEqual(refusal);
+    expect(await takeCharges(service)).toBe(0);
+  });
+
+  test.each([[undefined], ['Bearer'], ['Bearer '], ['Basic abc'], ['Token abc']])(
+    'is missing in %o',
+    async (header: string | undefined) => {
+      const response = await fetch(`${service.url}/payments/pay`, {
+        method: 'POST',
+        body,
+        headers: header === undefined ? {} : { Authorization: header },
+      });
+      expect(response.status).toBe(401);
+      expect(response.headers.get('WWW-Authenticate')).toBe('Bearer');
+      expect(await response.json()).toEqual({ error: 'unauthorized' });
+      expect(await takeCharges(service)).toBe(0);
+    },
+  );
+
+  test('is refused with any of its claims another one', async () => {
+    const other = fc.oneof(fc.string(), fc.integer(), fc.constant(null), fc.boolean(), fc.array(fc.string()));
+    const past = fc.integer({ min: -(2 ** 31), max: now() - 10 });
+    const future = fc.integer({ min: now() + 600, max: 2 ** 40 });
+    const changes = fc.oneof(
+      fc.tuple(fc.constantFrom('iss', 'sub', 'aud'), other),
+      fc.tuple(fc.constant('exp'), fc.oneof(past, fc.string())),
+      fc.tuple(fc.constant('nbf'), fc.oneof(future, fc.string())),
+    );
+    await fc.assert(
+      fc.asyncProperty(changes, async ([claim, value]) => {
+        const { status } = await pay(service, await issuer.sign({ [claim]: value }));
+        expect([401, 403]).toContain(status);
+      }),
+      { numRuns: 300 },
+    );
+    expect(await takeCharges(service)).toBe(0);
+  });
+
+  test('is refused with any of its characters another one', async () => {
+    const token = await issuer.sign();
+    const letters = 'ABCXYZabcxyz0189-_.=';
+    await fc.assert(
+      fc.asyncProperty(
+        // Not the last one, of which not all bits are the signature's.
+        fc.nat({ max: token.length - 2 }),
+        fc.constantFrom(...letters.split('')),
+        async (at, letter) => {
+          fc.pre(token[at] !== letter);
+          expect(await pay(service, token.slice(0, at) + letter + token.slice(at + 1))).toEqual(unauthorized);
+        },
+      ),
+      { numRuns: 300 },
+    );
+    expect(await takeCharges(service)).toBe(0);
+  });
+});
+
+function withoutSignature(token: string, alg: string): string {
+  const [, payload] = token.split('.');
+  return `${encode({ alg, kid: 'first' })}.${payload}.`;
+}
+
+/** HS256 with the public key, which everybody knows, as its secret. */
+async function withPublicKeyAsSecret(token: string): Promise<string> {
+  const publicKey = await importJWK(issuer.keys.get('first')!.publicJwk, 'RS256', { extractable: true });
+  const signed = `${encode({ alg: 'HS256', kid: 'first' })}.${token.split('.')[1]}`;
+  const secret = await exportSPKI(publicKey as CryptoKey);
+  return `${signed}.${createHmac('sha256', secret).update(signed).digest('base64url')}`;
+}
+
+async function withOwnKey(): Promise<string> {
+  const own = await issuer.addKey('own', { served: false });
+  const [, payload, signature] = (await issuer.sign({}, own)).split('.');
+  return `${encode({ alg: 'RS256', kid: 'own', jwk: own.publicJwk })}.${payload}.${signature}`;
+}
+
+describe('where tokens are required', () => {
+  test.each(['/livez', '/readyz', '/version'])('%s asks for none', async (path) => {
+    expect((await ask(service.url + path)).status).toBe(200);
+  });
+
+  test.each([
+    ['an array', '/payments/pay', `[${body}]`],
+    ['the Antaeus form', '/rest/v1/payments', '{"currency":"EUR","value":1,"customer_id":1}'],
+    ['a reset', '/reset', ''],
+    ['a path that is not there', '/nowhere', ''],
+    ['a path in capitals', '/PAYMENTS/PAY/', body],
+  ])('%s asks for one', async (_name, path, payment) => {
+    await pay(service, await issuer.sign());
+    expect(await post(service.url + path, payment)).toEqual(unauthorized);
+    expect(await takeCharges(service)).toBe(1);
+  });
+
+  test('a reset is done with one', async () => {
+    expect((await post(`${service.url}/reset`, '', bearing(await issuer.sign()))).status).toBe(200);
+  });
+});
+
+describe('the keys', () => {
+  afterEach(() => {
+    issuer.fault = undefined;
+  });
+
+  test('that are new are fetched, and the old ones go on', async () => {
+    const old = await issuer.sign();
+    expect(await pay(service, old)).toEqual(paid);
+    const rotated = await issuer.sign({}, await issuer.addKey('rotated'));
+    await expect.poll(() => pay(service, rotated), { timeout: 5_000 }).toEqual(paid);
+    expect(await pay(service, old)).toEqual(paid);
+  });
+
+  test('are not fetched again for each token of an unknown one', async () => {
+    const token = await issuer.sign({}, await issuer.addKey('unknown', { served: false }));
+    const before = issuer.asked.length;
+    const start = performance.now();
+    for (let n = 0; n < 50; n += 1) expect(await pay(service, token)).toEqual(unauthorized);
+    // One a second.
+    expect(issuer.asked.length - before).toBeLessThanOrEqual(2 + (performance.now() - start) / 1_000);
+  });
+
+  test.each([
+    ['no answer', { status: 0, body: '' }],
+    ['a refusal', { status: 401, body: '{}' }],
+    ['an error', { status: 500, body: '' }],
+    ['a redirect', { status: 302, body: '' }],
+    ['no JSON', { status: 200, body: '<html>' }],
+    ['no keys', { status: 200, body: '{}' }],
+  ])('that cannot be had for %s make it 503, until they can', async (_name, fault) => {
+    issuer.fault = fault;
+    await using fresh = await startService(paymentProvider, issuer.env);
+    const token = await issuer.sign();
+    const start = performance.now();
+    const response = await fetch(`${fresh.url}/payments/pay`, {
+      method: 'POST',
+      body,
+      headers: bearing(token),
+    });
+    expect(response.status).toBe(503);
+    expect(response.headers.get('Retry-After')).toBe('1');
+    expect(await response.json()).toEqual({ error: 'no token can be checked' });
+    // invoice-app waits two seconds.
+    expect(performance.now() - start).toBeLessThan(2_000);
+    issuer.fault = undefined;
+    expect(await pay(fresh, token)).toEqual(paid);
+    expect(await takeCharges(fresh)).toBe(1);
+  });
+
+  test('that were had last on while the issuer is down, and without them it is 503 until it is back', async () => {
+    await using own = await Issuer.start();
+    await using fresh = await startService(paymentProvider, own.env);
+    await using late = await startService(paymentProvider, own.env);
+    const token = await own.sign();
+    expect(await pay(fresh, token)).toEqual(paid);
+    await own.close();
+    expect(await pay(fresh, token)).toEqual(paid);
+    expect((await pay(late, token)).status).toBe(503);
+    await own.listen();
+    expect(await pay(late, token)).toEqual(paid);
+  });
+
+  test('are asked for with the token that is in the file by then', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'payloop-token-'));
+    try {
+      const file = join(folder, 'token');
+      await using own = await Issuer.start();
+      await using fresh = await startService(paymentProvider, { ...own.env, TOKEN_FILE: file });
+      // Nothing to ask with yet.
+      expect((await pay(fresh, await own.sign())).status).toBe(503);
+      expect(own.asked).toEqual([]);
+      writeFileSync(file, 'one\n');
+      expect(await pay(fresh, await own.sign())).toEqual(paid);
+      writeFileSync(file, 'other\n');
+      const rotated = await own.sign({}, await own.addKey('rotated'));
+      await expect.poll(() => pay(fresh, rotated), { timeout: 5_000 }).toEqual(paid);
+      expect(own.asked).toEqual(['Bearer one', 'Bearer other']);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+});
+
+describe('settings', () => {
+  const all = {
+    AUTH: 'required',
+    TOKEN_AUDIENCE: 'payment-provider',
+    TOKEN_ISSUER: 'https://kubernetes.default.svc.cluster.local',
+    TOKEN_SUBJECTS: subject,
+    TOKEN_JWKS_URL: 'https://kubernetes.default.svc/openid/v1/jwks',
+  };
+  const start = (env: Record<string, string>) =>
+    paymentProvider.start({
+      source: '',
+      instance: '',
+      env: {
+        HOST: '127.0.0.1',
+        PORT: '0',
+        METRICS_PORT: '0',
+        LOG_LEVEL: 'silent',
+        DATABASE_URL: 'postgres://127.0.0.1:1/',
+        ...env,
+      },
+    });
+
+  test.each<[Record<string, string>, RegExp]>([
+    [{ AUTH: 'on' }, /^AUTH must be one of required, off, not "on"$/],
+    [{ TOKEN_AUDIENCE: '' }, /^TOKEN_AUDIENCE must be set where AUTH is required: the audience /],
+    [{ TOKEN_ISSUER: '' }, /^TOKEN_ISSUER must be set where AUTH is required: who makes /],
+    [{ TOKEN_SUBJECTS: '' }, /^TOKEN_SUBJECTS must be set where AUTH is required: service accounts /],
+    [{ TOKEN_JWKS_URL: '' }, /^TOKEN_JWKS_URL must be set where AUTH is required: the https URL /],
+    [{ AUTH: '' }, /^AUTH must be required or off where TOKEN_AUDIENCE is set$/],
+    [
+      { AUTH: '', TOKEN_AUDIENCE: '', TOKEN_ISSUER: '' },
+      /^AUTH must be required or off where TOKEN_SUBJECTS is set$/,
+    ],
+    [
+      { TOKEN_SUBJECTS: 'invoice-app' },
+      /^TOKEN_SUBJECTS must be service accounts such as .*, not "invoice-app"$/,
+    ],
+    [{ TOKEN_SUBJECTS: `${subject},` }, /^TOKEN_SUBJECTS must be service accounts such as /],
+    [{ TOKEN_SUBJECTS: 'system:serviceaccount:*:*' }, /^TOKEN_SUBJECTS must be service accounts such as /],
+    [
+      { TOKEN_JWKS_URL: 'http://issuer/keys' },
+      /^TOKEN_JWKS_URL must be the https URL .*, not "http:\/\/issuer\/keys"$/,
+    ],
+    [{ TOKEN_JWKS_URL: 'http://127.0.0.1.evil/keys' }, /^TOKEN_JWKS_URL must be the https URL /],
+    [{ TOKEN_JWKS_URL: 'file:///keys' }, /^TOKEN_JWKS_URL must be the https URL /],
+    [{ TOKEN_JWKS_URL: 'keys' }, /^TOKEN_JWKS_URL must be the https URL /],
+  ])('%o stop the start in one line', async (change, message) => {
+    await expect(start({ ...all, ...change })).rejects.toThrow(
+      expect.objectContaining({ name: 'ConfigError', message: expect.stringMatching(message) }),
+    );
+  });
+
+  test.each<[string, Record<string, string>]>([
+    ['nothing', {}],
+    ['AUTH=off alone', { AUTH: 'off' }],
+    ['AUTH=off and the rest', { ...all, AUTH: 'off' }],
+  ])('%s: no token is asked for', async (_name, env) => {
+    await using open = await startService(paymentProvider, env);
+    expect(await post(`${open.url}/payments/pay`, body)).toEqual(paid);
+  });
+});
