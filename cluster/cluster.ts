@@ -21,6 +21,12 @@ export function inContainer(namespace: string, target: string, command: string[]
   return kubectl('exec', `--namespace=${namespace}`, target, '--', ...command);
 }
 
+/** Runs a script in a service's container, where Node may be all that there is, and gives what it wrote. */
+export function runScript(service: string, target: string, script: string): Promise<string> {
+  const node = overlay === 'prod' ? '/nodejs/bin/node' : 'node';
+  return inContainer(service, target, [node, '--input-type=module', '--eval', script]);
+}
+
 /** Runs a statement as the superuser, and gives the rows, a line each. */
 export async function sql(database: string, statement: string): Promise<string> {
   const psql = ['psql', '--username=postgres', '--quiet', '--tuples-only', '--no-align'];

@@ -1,0 +1,82 @@
+import { expect, test } from 'vitest';
+import { kubectl, runScript } from './cluster.ts';
+
+/** What invoice-app's pod is answered for this request to the provider. */
+async function ask(path: string, init: RequestInit): Promise<{ status: number; body: unknown }> {
+  const url = `http://payment-provider.payment-provider:8082${path}`;
+  const script = `
+    const response = await fetch(${JSON.stringify(url)}, ${JSON.stringify(init)});
+    console.log(JSON.stringify({ status: response.status, body: await response.json() }));`;
+  return JSON.parse(await runScript('invoice-app', 'deployment/invoice-app', script));
+}
+
+/** Asks for no payment at all, as whoever holds this token. */
+const payNothing = (token?: string) =>
+  ask('/payments/pay', {
+    method: 'POST',
+    body: '[]',
+    headers: token === undefined ? {} : { Authorization: `Bearer ${token}` },
+  });
+
+/** A token of a service account; without an audience it is for the API server. */
+const createToken = async (namespace: string, account: string, audience?: string) =>
+  (
+    await kubectl(
+      'create',
+      'token',
+      account,
+      `--namespace=${namespace}`,
+      ...(audience === undefined ? [] : [`--audience=${audience}`]),
+    )
+  ).trim();
+
+const unauthorized = { status: 401, body: { error: 'unauthorized' } };
+const forbidden = { status: 403, body: { error: 'forbidden' } };
+
+test('invoice-app’s token for the provider is taken', async () => {
+  expect(await payNothing(await createToken('invoice-app', 'invoice-app', 'payment-provider'))).toEqual({
+    status: 200,
+    body: [],
+  });
+});
+
+test('no token is refused', async () => {
+  expect(await payNothing()).toEqual(unauthorized);
+  expect(await payNothing('garbage')).toEqual(unauthorized);
+  expect(await ask('/reset', { method: 'POST' })).toEqual(unauthorized);
+});
+
+test.each([['another'], [undefined]])(
+  'its token for the audience %s is refused',
+  async (audience?: string) => {
+    expect(await payNothing(await createToken('invoice-app', 'invoice-app', audience))).toEqual(unauthorized);
+  },
+);
+
+test.each([
+  ['invoice-app', 'default'],
+  ['payment-provider', 'payment-provider'],
+  ['default', 'default'],
+])('a token of %s:%s for the provider is refused', async (namespace, account) => {
+  expect(await payNothing(await createToken(namespace, account, 'payment-provider'))).toEqual(forbidden);
+});
+
+test('the version needs none', async () => {
+  expect(await ask('/version', {})).toMatchObject({ status: 200, body: { service: 'payment-provider' } });
+});
+
+test.each([
+  ['invoice-app', 'payment-provider'],
+  ['payment-provider', 'https://kubernetes.default.svc.cluster.local'],
+])('%s has a token for %s, and no other', async (service, audience) => {
+  const script = `
+    import { existsSync, readFileSync } from 'node:fs';
+    const token = readFileSync('/run/secrets/identity/token', 'utf8');
+    const { aud, sub } = JSON.parse(Buffer.from(token.split('.')[1], 'base64url'));
+    console.log(JSON.stringify({ aud, sub, other: existsSync('/var/run/secrets/kubernetes.io') }));`;
+  expect(JSON.parse(await runScript(service, `deployment/${service}`, script))).toEqual({
+    aud: [audience],
+    sub: `system:serviceaccount:${service}:${service}`,
+    other: false,
+  });
+});
