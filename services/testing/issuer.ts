@@ -6,7 +6,7 @@ import { exportJWK, generateKeyPair, SignJWT, type CryptoKey, type JWK } from 'j
 export const audience = 'payment-provider';
 export const subject = 'system:serviceaccount:invoice-app:invoice-app';
 
-type Algorithm = 'RS256' | 'ES256';
+type Algorithm = 'RS256' | 'ES256' | 'EdDSA';
 /** Claims, right or wrong. */
 export type Claims = Record<string, unknown>;
 

@@ -14,7 +14,7 @@ export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
 /** What every request for payments carries. */
-type Headers = Record<string, string> & { 'X-Request-Id': string };
+type PaymentHeaders = Record<string, string> & { 'X-Request-Id': string };
 
 export interface ProviderOptions {
   /** Where payments are posted to. */
@@ -77,7 +77,7 @@ export class Provider {
    * @returns an outcome for each, in their order
    */
   async pay(attempts: Attempt[], requestId: string): Promise<Outcome[]> {
-    let headers: Headers;
+    let headers: PaymentHeaders;
     try {
       headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
     } catch (error) {
@@ -94,7 +94,7 @@ export class Provider {
   }
 
   /** Undefined where the provider does not know arrays, and so has charged nothing. */
-  async #payArray(attempts: Attempt[], headers: Headers): Promise<Outcome[] | undefined> {
+  async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Outcome[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
     const answer = await this.#post(payments, headers);
     if (answer?.status === 400 && answer.data?.error === notAPayment) return undefined;
@@ -102,7 +102,7 @@ export class Provider {
     return attempts.map((attempt, index) => toOutcome(attempt, answers[index]?.status, answers[index]));
   }
 
-  async #payEach(attempts: Attempt[], headers: Headers): Promise<Outcome[]> {
+  async #payEach(attempts: Attempt[], headers: PaymentHeaders): Promise<Outcome[]> {
     const outcomes = attempts.map((): Outcome => 'unknown');
     const queue = attempts.entries();
     // After as many unusable answers in a row as there are requests at a time, the others are not asked for.
@@ -121,7 +121,7 @@ export class Provider {
   }
 
   /** Undefined without an answer. */
-  async #post(body: unknown, headers: Headers) {
+  async #post(body: unknown, headers: PaymentHeaders) {
     const requestId = headers['X-Request-Id'];
     try {
       const answer = await this.#step('post', () => this.#http.post(this.#url, body, { headers }));

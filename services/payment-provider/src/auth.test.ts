@@ -36,6 +36,7 @@ let service: RunningService;
 beforeAll(async () => {
   issuer = await Issuer.start();
   await issuer.addKey('elliptic', { alg: 'ES256' });
+  await issuer.addKey('edwards', { alg: 'EdDSA' });
   service = await startService(paymentProvider, { ALLOW_RESET: 'true', ...issuer.env });
 });
 afterAll(async () => {
@@ -82,6 +83,11 @@ describe('a token', () => {
     [
       'the id of another key',
       async () => issuer.sign({}, await issuer.addKey('first', { served: false })),
+      unauthorized,
+    ],
+    [
+      'a signature that Kubernetes does not make',
+      () => issuer.sign({}, issuer.keys.get('edwards')),
       unauthorized,
     ],
     ['no algorithm', async () => withoutSignature(await issuer.sign(), 'none'), unauthorized],
