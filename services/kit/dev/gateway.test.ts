@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { Agent, createServer, request as send, type IncomingMessage, type RequestListener } from 'node:http';
 import { connect, type AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, expect, test } from 'vitest';
 import { createGateway } from './gateway.ts';
 
@@ -138,6 +139,27 @@ test('a client that goes away before its answer is noticed by the service', asyn
   await asked.promise;
   client.destroy();
   await expect(gone.promise).resolves.toBeUndefined();
+});
+
+test('a client that goes away while it waits leaves no connection to the process that starts', async () => {
+  let connections = 0;
+  const server = createServer((_request, response) => void response.end('here'));
+  server.on('connection', () => (connections += 1));
+  const service = await start(server);
+  const starting = Promise.withResolvers<number>();
+  const asked = Promise.withResolvers<void>();
+  const port = await gateway(() => {
+    asked.resolve();
+    return starting.promise;
+  });
+  const client = connect(port, '127.0.0.1');
+  client.write('GET / HTTP/1.1\r\nHost: x\r\n\r\n');
+  await asked.promise;
+  client.destroy();
+  await sleep(50);
+  starting.resolve(service);
+  expect((await ask({ port })).body).toBe('here');
+  expect(connections).toBe(1);
 });
 
 test('an answer that comes before the whole body was read arrives, and the connection stays', async () => {

@@ -31,6 +31,8 @@ async function forward(
     refuse(response, 503, (error as Error).message);
     return;
   }
+  // Nobody waits any more: a connection without a request would keep the process from ending.
+  if (response.destroyed) return;
   const { method, url: path } = request;
   // A connection of its own: one that is kept could be closed by a process that ends. It says keep-alive, since a
   // server that closes after its answer would cut off a client that is still sending its body.
