@@ -125,6 +125,8 @@ function serve({ name, database, port, env }: Service, postgres: Postgres): Comm
       // Not for the whole network: the service pays whoever asks.
       HOST: '127.0.0.1',
       PORT: String(port),
+      // Any free one, said in the log: nothing scrapes here.
+      METRICS_PORT: '0',
       DATABASE_URL: postgres.url(database),
       ...env,
     },

@@ -1,5 +1,13 @@
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
-import { Agent, createServer, request as send, type IncomingMessage, type RequestListener } from 'node:http';
+import {
+  Agent,
+  createServer,
+  request as send,
+  type IncomingMessage,
+  type RequestListener,
+  type ServerResponse,
+} from 'node:http';
 import { connect, type AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -160,6 +168,22 @@ test('a client that goes away while it waits leaves no connection to the process
   starting.resolve(service);
   expect((await ask({ port })).body).toBe('here');
   expect(connections).toBe(1);
+});
+
+test('a client that goes away just as its answer comes does no harm', async () => {
+  const service = await behind((_request, response) => void response.end('here'));
+  const server = createGateway(async () => service);
+  const port = await start(server);
+  const client = send({ host: '127.0.0.1', port, path: '/goes' }).on('error', () => {});
+  client.end();
+  const [, response] = (await once(server, 'request')) as [IncomingMessage, ServerResponse];
+  // Published right before the gateway is told of the answer.
+  const channel = 'http.client.response.finish';
+  const leave = () => void response.destroy();
+  subscribe(channel, leave);
+  await once(client, 'close');
+  unsubscribe(channel, leave);
+  expect((await ask({ port })).body).toBe('here');
 });
 
 test('an answer that comes before the whole body was read arrives, and the connection stays', async () => {

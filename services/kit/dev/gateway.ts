@@ -39,6 +39,11 @@ async function forward(
   const headers = [...endToEnd(request.rawHeaders), 'Connection', 'keep-alive'];
   const onward = send({ host: '127.0.0.1', port, method, path, headers, agent: false });
   onward.on('response', (answer) => {
+    // It went away while the answer's head was on its way.
+    if (response.destroyed) {
+      onward.destroy();
+      return;
+    }
     response.writeHead(answer.statusCode ?? 502, answer.statusMessage, endToEnd(answer.rawHeaders));
     pipeline(answer, response, () => onward.destroy());
   });

@@ -37,7 +37,6 @@ export class Generation {
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
     const env = {
       ...process.env,
-      HOST: '127.0.0.1',
       PORT: '0',
       // What the last processes compiled and stripped of their types is not done again.
       NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(tmpdir(), 'payloop-compile-cache'),
