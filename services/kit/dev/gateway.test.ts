@@ -181,7 +181,7 @@ test('a client that goes away just as its answer comes does no harm', async () =
   const channel = 'http.client.response.finish';
   const leave = () => void response.destroy();
   subscribe(channel, leave);
-  await once(client, 'close');
+  await new Promise((resolve) => client.on('close', resolve));
   unsubscribe(channel, leave);
   expect((await ask({ port })).body).toBe('here');
 });
