@@ -19,6 +19,7 @@ type Message = { inspector: string } | { port: number } | { ready: true };
 /** One process of a service: first it loads packages, then, once told to, the sources as they are. */
 export class Generation {
   readonly #child: ChildProcess;
+  readonly #stopping = new AbortController();
   /** The hash of the sources that it was told to load. */
   source: string | undefined;
   /** When it was told to load them, in milliseconds of `performance.now()`. */
@@ -66,6 +67,11 @@ export class Generation {
     this.#child.send('load', () => {});
   }
 
+  /** Aborted once it is to end. */
+  get stopping(): AbortSignal {
+    return this.#stopping.signal;
+  }
+
   /** Whether its `/readyz` says so now. */
   async isReady(): Promise<boolean> {
     try {
@@ -78,8 +84,9 @@ export class Generation {
 
   /** Ends it as Kubernetes would: requests under way get their answers. */
   async stop(): Promise<void> {
+    // First a debugger is cut off, and with it goes its pause: a process does not end before.
+    this.#stopping.abort();
     this.#child.kill();
-    // A process that a debugger has paused does nothing by itself.
     const timer = setTimeout(() => this.#child.kill('SIGKILL'), endTimeout);
     await this.ended;
     clearTimeout(timer);

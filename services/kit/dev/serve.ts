@@ -47,7 +47,7 @@ async function main(): Promise<void> {
   const gateway = createGateway(async () => (await reloader.serving()).port);
   await listen(gateway, 'PORT', process.env.HOST || undefined);
   if (inspect) {
-    const inspector = createInspector(async () => (await reloader.serving()).inspectorPort);
+    const inspector = createInspector(() => reloader.serving());
     await listen(inspector, 'INSPECT_PORT', '127.0.0.1');
   }
   reloader.start();
