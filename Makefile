@@ -5,11 +5,12 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up test model sweep mutants ci prove bench prod down
+.PHONY: help install up debug test model sweep mutants ci prove bench prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
 	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses)'
+	@echo 'make debug  make up with the inspector of each service open on loopback, for .vscode/launch.json'
 	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
@@ -26,6 +27,9 @@ install:
 
 up: install
 	@local/up.sh
+
+debug: install
+	@local/up.sh -- --debug
 
 test: install
 	@local/check.sh

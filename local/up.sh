@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the services: in a cluster under Tilt, or as local processes. Arguments are Tilt's.
+# Runs the services: in a cluster under Tilt, or as local processes. Arguments are Tilt's;
+# local processes understand --debug.
 set -o errexit -o nounset -o pipefail
 
 main() {
@@ -12,7 +13,7 @@ main() {
       ctlptl apply -f ctlptl.yaml
       exec tilt up "$@"
       ;;
-    local) exec node --import tsx local/up.ts ;;
+    local) exec node --import tsx local/up.ts "$@" ;;
   esac
 }
 main "$@"

@@ -1,11 +1,23 @@
 import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
 import * as fs from 'node:fs/promises';
+import { connect, createServer } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { Debugger } from '../services/testing/debugger.ts';
 import { freePort, whyTaken } from './ports.ts';
 import { exists, signal } from './processes.ts';
+
+const portVariables = [
+  'INVOICE_APP_PORT',
+  'PAYMENT_PROVIDER_PORT',
+  'POSTGRES_PORT',
+  'INVOICE_APP_INSPECT_PORT',
+  'PAYMENT_PROVIDER_INSPECT_PORT',
+];
 
 const original = path.resolve(import.meta.dirname, '..');
 let temporary: string;
@@ -34,13 +46,11 @@ beforeAll(async () => {
   await fs.rm(installed, { force: true });
   await fs.copyFile(path.join(clone, 'package-lock.json'), installed);
 
-  const ports = [await freePort(), await freePort(), await freePort()].map(String);
-  const [INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT] = ports;
   env = { ...process.env, TMPDIR: temporary, MODE: 'local', LOG_LEVEL: 'warn' };
-  Object.assign(env, { INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT });
+  for (const variable of portVariables) env[variable] = String(await freePort());
   // A make that runs these tests would be taken for the parent of theirs, and change what they print.
   for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
-  url = `http://127.0.0.1:${INVOICE_APP_PORT}`;
+  url = `http://127.0.0.1:${env.INVOICE_APP_PORT}`;
 });
 afterEach(async () => {
   if (up && up.child.exitCode === null && up.child.signalCode === null) await up.end('SIGTERM');
@@ -92,15 +102,18 @@ async function state(): Promise<{ owner: number; groups: number[] }> {
   return JSON.parse(await fs.readFile(path.join(clone, '.payloop/processes.json'), 'utf8'));
 }
 
+function port(variable: string): number {
+  return Number(env[variable]);
+}
+
 async function expectNothingLeft(groups: number[]): Promise<void> {
   expect(groups.filter((pid) => exists(-pid))).toEqual([]);
-  for (const variable of ['INVOICE_APP_PORT', 'PAYMENT_PROVIDER_PORT', 'POSTGRES_PORT']) {
-    expect(await whyTaken(variable, Number(env[variable]))).toBeUndefined();
-  }
+  for (const variable of portVariables) expect(await whyTaken(variable, port(variable))).toBeUndefined();
 }
 
 test.for([
   { target: 'up', tilt: 'up' },
+  { target: 'debug', tilt: 'up -- --debug' },
   { target: 'prod', tilt: 'up -- --overlay=prod' },
 ])(
   'make $target makes the cluster, hands over to Tilt, and passes on how it ended',
@@ -140,6 +153,7 @@ test(
     const [, first] = tested.exec(await up.line(tested)) ?? [];
     await up.line(passed);
     expect(await served()).toBe(first);
+    expect(await whyTaken('', port('INVOICE_APP_INSPECT_PORT'))).toBeUndefined();
 
     await fs.writeFile(file, `${good}// saved once\n`);
     const [, second] = tested.exec(await up.line(tested)) ?? [];
@@ -195,4 +209,56 @@ test('what a killed one left behind is ended by the next', { timeout: 60_000 }, 
   const { groups } = await state();
   await up.end('SIGTERM');
   await expectNothingLeft([...left.groups, ...groups]);
+});
+
+test('make debug lets a debugger into both services, from loopback only', { timeout: 60_000 }, async () => {
+  up = makeUp('debug');
+  await up.line(/^up +\| a debugger finds invoice-app at 127\.0\.0\.1:\d+$/);
+  await up.line(passed);
+  await fetch(`${url}/reset`, { method: 'POST' });
+  const app = await Debugger.attach(port('INVOICE_APP_INSPECT_PORT'));
+  const provider = await Debugger.attach(port('PAYMENT_PROVIDER_INSPECT_PORT'));
+  const inApp = await breakAt(app, 'services/invoice-app/src/service.ts', 'const tally = await payments.pay');
+  const inProvider = await breakAt(provider, 'services/payment-provider/src/service.ts', 'const fault = ');
+
+  const stops = [app.paused(), provider.paused()] as const;
+  const answer = fetch(`${url}/invoices/pay`, { method: 'POST' });
+  expect(await stops[0]).toMatchObject(inApp);
+  await app.resume();
+  const stop = await stops[1];
+  expect(stop).toMatchObject(inProvider);
+  expect(await stop.evaluate('body.length')).toBe(3);
+  await provider.resume();
+  expect((await answer).status).toBe(200);
+  await Promise.all([app.close(), provider.close()]);
+
+  const outside = Object.values(os.networkInterfaces())
+    .flatMap((addresses) => addresses ?? [])
+    .filter(({ internal, family }) => !internal && family === 'IPv4');
+  for (const { address: host } of outside) {
+    const socket = connect({ host, port: port('INVOICE_APP_INSPECT_PORT') });
+    await expect(once(socket, 'connect')).rejects.toThrow('ECONNREFUSED');
+  }
+  const { groups } = await state();
+  await up.end('SIGINT');
+  await expectNothingLeft(groups);
+});
+
+/** Sets a breakpoint on the line that holds a text. @returns where the program then stops */
+async function breakAt(attached: Debugger, file: string, text: string) {
+  const lines = (await fs.readFile(path.join(clone, file), 'utf8')).split('\n');
+  const line = lines.findIndex((each) => each.includes(text)) + 1;
+  const { href } = pathToFileURL(path.join(clone, file));
+  expect(await attached.breakAt(href, line)).toEqual([line]);
+  return { url: href, line };
+}
+
+test('a taken port of an inspector is named like any other', async () => {
+  const taken = createServer().listen(port('PAYMENT_PROVIDER_INSPECT_PORT'), '127.0.0.1');
+  await once(taken, 'listening');
+  up = makeUp('debug');
+  expect(await up.line(/^up +\| port \d+ is taken/)).toMatch(
+    /set PAYMENT_PROVIDER_INSPECT_PORT to a free port$/,
+  );
+  taken.close();
 });

@@ -1,4 +1,5 @@
-// The services and their test as processes of this machine, on a Postgres from npm; `make up` runs it.
+// The services and their test as processes of this machine, on a Postgres from npm; `make up` runs it, and `make
+// debug` with --debug, which opens their inspectors.
 import * as fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -12,6 +13,8 @@ interface Service {
   name: string;
   database: string;
   port: number;
+  /** Where debuggers are let in, if they are. */
+  inspectPort: number | undefined;
   env: NodeJS.ProcessEnv;
 }
 
@@ -35,18 +38,24 @@ async function main(): Promise<void> {
     INVOICE_APP_PORT: portFrom('INVOICE_APP_PORT', 8081),
     PAYMENT_PROVIDER_PORT: portFrom('PAYMENT_PROVIDER_PORT', 8082),
     POSTGRES_PORT: portFrom('POSTGRES_PORT', 25432),
+    ...(process.argv.includes('--debug') && {
+      INVOICE_APP_INSPECT_PORT: portFrom('INVOICE_APP_INSPECT_PORT', 9229),
+      PAYMENT_PROVIDER_INSPECT_PORT: portFrom('PAYMENT_PROVIDER_INSPECT_PORT', 9230),
+    }),
   };
   const services: Service[] = [
     {
       name: 'payment-provider',
       database: 'payment_provider',
       port: ports.PAYMENT_PROVIDER_PORT,
+      inspectPort: ports.PAYMENT_PROVIDER_INSPECT_PORT,
       env: {},
     },
     {
       name: 'invoice-app',
       database: 'invoice_app',
       port: ports.INVOICE_APP_PORT,
+      inspectPort: ports.INVOICE_APP_INSPECT_PORT,
       env: { PAYMENT_PROVIDER_URL: `http://127.0.0.1:${ports.PAYMENT_PROVIDER_PORT}/payments/pay` },
     },
   ];
@@ -111,7 +120,7 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
   if (taken) throw new UpError(taken);
 }
 
-function serve({ name, database, port, env }: Service, postgres: Postgres): Command {
+function serve({ name, database, port, inspectPort, env }: Service, postgres: Postgres): Command {
   // A file of the user's shell would contradict the URL.
   const { DATABASE_URL_FILE: _unused, ...inherited } = process.env;
   return {
@@ -127,6 +136,8 @@ function serve({ name, database, port, env }: Service, postgres: Postgres): Comm
       PORT: String(port),
       // Any free one, said in the log: nothing scrapes here.
       METRICS_PORT: '0',
+      // Empty, not absent: one of the user's shell would be the same for both.
+      INSPECT_PORT: String(inspectPort ?? ''),
       DATABASE_URL: postgres.url(database),
       ...env,
     },
@@ -160,6 +171,9 @@ async function announce(services: Service[], url: string, start: number): Promis
   say(
     `serving ${url} after ${seconds} s; every save restarts what it touches and runs the test; Ctrl-C ends it`,
   );
+  for (const { name, inspectPort } of services) {
+    if (inspectPort !== undefined) say(`a debugger finds ${name} at 127.0.0.1:${inspectPort}`);
+  }
 }
 
 async function isReady(port: number): Promise<boolean> {
