@@ -16,20 +16,26 @@ export class Tilt {
   log = '';
   readonly #process: ChildProcess;
 
-  private constructor(folder: string, port: number) {
+  private constructor(folder: string, port: number, args: string[]) {
     this.folder = folder;
     // A group of its own, so that what Tilt started ends with it.
-    this.#process = spawn('tilt', ['up', '--stream', `--port=${port}`], { cwd: folder, detached: true });
+    this.#process = spawn('tilt', ['up', '--stream', `--port=${port}`, ...args], {
+      cwd: folder,
+      detached: true,
+    });
     for (const stream of [this.#process.stdout, this.#process.stderr]) {
       stream?.setEncoding('utf8').on('data', (text: string) => (this.log += text));
     }
   }
 
-  /** Resolves when the payment test has passed for the first time. */
-  static async up(): Promise<Tilt> {
+  /**
+   * Resolves when the payment test has passed for the first time.
+   * @param args more of them for Tilt
+   */
+  static async up({ args = [] as string[] } = {}): Promise<Tilt> {
     const folder = await mkdtemp(join(tmpdir(), 'payloop-'));
     await cp(root, folder, { recursive: true, filter: (path) => !notCopied.has(basename(path)) });
-    const tilt = new Tilt(folder, await freePort());
+    const tilt = new Tilt(folder, await freePort(), args);
     try {
       await tilt.says(/payment-test │ ok 8/, 0, 100);
       return tilt;
