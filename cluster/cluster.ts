@@ -16,6 +16,13 @@ export async function kubectl(...args: string[]): Promise<string> {
   return stdout;
 }
 
+/** The same, with objects as its input, as for `--filename=-`. */
+export async function kubectlWith(objects: readonly object[], ...args: string[]): Promise<string> {
+  const running = run('kubectl', ['--context=kind-payloop', ...args], { maxBuffer: 64 * 1024 ** 2 });
+  running.child.stdin?.end(JSON.stringify({ apiVersion: 'v1', kind: 'List', items: objects }));
+  return (await running).stdout;
+}
+
 /** Runs a command in a container, and gives what it wrote. @throws {Error} with the message when it fails */
 export function inContainer(namespace: string, target: string, command: string[]): Promise<string> {
   return kubectl('exec', `--namespace=${namespace}`, target, '--', ...command);
