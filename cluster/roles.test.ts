@@ -29,15 +29,14 @@ describe.each(groups)('%s', (group) => {
   );
 });
 
-test('no rule has a wildcard or grants something that is not there', async () => {
-  const roles = await readRoles();
-  expect(roles.map(({ metadata }) => metadata.name)).toEqual(
-    expect.arrayContaining(['payloop-debug', 'payloop-deploy', 'payloop-deploy-access']),
-  );
-  for (const rule of roles.flatMap(({ rules }) => rules)) {
-    expect(JSON.stringify(rule)).not.toContain('*');
-    expect(await emptyRights(rule)).toEqual([]);
-  }
+test('no role has a wildcard', async () => {
+  for (const { rules } of await readRoles()) expect(JSON.stringify(rules)).not.toContain('*');
+});
+
+test('no rule of a team or the pipeline grants something that is not there', async () => {
+  const roles = (await readRoles()).filter(({ metadata }) => metadata.name.startsWith('payloop-'));
+  expect(roles).toHaveLength(3);
+  for (const rule of roles.flatMap(({ rules }) => rules)) expect(await emptyRights(rule)).toEqual([]);
 });
 
 test('what is refused is there', async () => {
