@@ -48,6 +48,7 @@ ci: install
 
 prove: sweep
 	@PROVE=yes OVERLAY=flaky cluster/ci.sh
+	@PROVE=yes OVERLAY=prod cluster/ci.sh
 
 # Needs no npm packages.
 review:

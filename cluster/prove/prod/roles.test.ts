@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { kubectl, kubectlWith, until } from '../cluster.ts';
-import { allowed, grants, groups, readRoles, refused, wrong, type Case } from '../roles.ts';
+import { kubectl, kubectlWith, until } from '../../cluster.ts';
+import { allowed, grants, groups, readRoles, refused, wrong, type Case } from '../../roles.ts';
 
 /** Each rule and each binding taken out in turn: the matrix notices, and nothing else changes. */
 
