@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test model sweep mutants ci prove bench prod down
+.PHONY: help install up debug test model sweep mutants ci prove review bench prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -16,7 +16,9 @@ help:
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
 	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
-	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid'
+	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid, restarts and'
+	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
+	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
 	@echo 'make bench  invoices paid a second, next to the plain ways'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
@@ -50,6 +52,11 @@ ci: install
 
 prove: sweep
 	@PROVE=yes OVERLAY=flaky cluster/ci.sh
+	@PROVE=yes OVERLAY=prod cluster/ci.sh
+
+# Needs no npm packages.
+review:
+	@local/review.sh
 
 bench: install
 	@tsx bench/payments.ts

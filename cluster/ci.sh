@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a pipeline runs, as `make ci`: makes the cluster, runs `tilt ci` and then the tests of this folder in it,
-# and tears it down. OVERLAY is dev or prod. On failure it says what is wrong with which pod.
+# and tears it down. OVERLAY is dev or prod. On failure it says what is wrong with which pod. With PROVE=yes it runs
+# the long tests that prove/ has for the overlay.
 #
 # A cluster that was there before stays, with its volumes and Secrets; `tilt down` takes out what `tilt ci`
 # put in. It refuses to start while a `tilt up` runs, which would fight over the same pods: it asks Tilt's API
@@ -25,6 +26,10 @@ check_machine() {
   for tool in docker kubectl kind ctlptl tilt kustomize curl jq vitest; do
     command -v "$tool" >/dev/null ||
       fail "$tool is missing: \`mise install\` gets the tools of mise.toml, \`npm ci\` vitest, your system's packages curl and jq"
+  done
+  [[ $overlay != prod ]] || for tool in kube-score openssl python3; do
+    command -v "$tool" >/dev/null ||
+      fail "$tool is missing: \`mise install\` gets kube-score, your system's packages openssl and python3 with its venv"
   done
   docker info >/dev/null 2>&1 || fail "Docker does not answer: start it (\`docker info\` tells more)"
   [[ -f kustomize/overlays/$overlay/kustomization.yaml ]] || fail "OVERLAY must be a folder of kustomize/overlays, not $overlay"
@@ -55,6 +60,22 @@ unready='
      ((.status.initContainerStatuses[]?, .status.containerStatuses[]?) | select(.ready | not)
       | "\(.name): \(reason), \(.restartCount) restarts")] as $why
   | [.metadata.namespace, .metadata.name, ($why | join("; "))] | @tsv'
+
+# The long tests of prod drain a node, so a cluster that is made for them has a second one.
+two_nodes() {
+  cat ctlptl.yaml
+  printf '    - role: worker\n      %s\n' "$(sed -n 's/^ *\(image: .*\)/\1/p' ctlptl.yaml)"
+}
+
+make_cluster() {
+  if [[ -n ${PROVE:-} && $overlay == prod && -n $made_cluster ]]; then
+    timed ctlptl apply -f - < <(two_nodes)
+    # Else all pods would be on the worker, and have nowhere to go.
+    kube taint nodes --selector=node-role.kubernetes.io/control-plane node-role.kubernetes.io/control-plane-
+  else
+    timed ctlptl apply -f ctlptl.yaml
+  fi
+}
 
 report() {
   say 'pods that are not ready, their events and last log lines:'
@@ -101,8 +122,9 @@ main() {
   [[ $'\n'$clusters$'\n' == *$'\n'"${context#kind-}"$'\n'* ]] || made_cluster=yes
   trap finish EXIT
   trap 'exit 130' INT TERM
-  timed ctlptl apply -f ctlptl.yaml
+  make_cluster
   timed tilt ci -- --overlay="$overlay"
+  [[ $overlay != prod || -n ${PROVE:-} ]] || timed cluster/scan.sh
   timed vitest run --config=cluster/vitest.config.ts
 }
 

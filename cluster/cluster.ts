@@ -1,19 +1,42 @@
 import { execFile } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
+import { Agent, setGlobalDispatcher } from 'undici';
 
 /** What the tests ask of the cluster that ctlptl.yaml makes. */
 
 export const overlay = process.env.OVERLAY ?? 'dev';
-export const url = 'http://localhost:8081';
+/** In the prod-like run through the Ingress. */
+export const url = overlay === 'prod' ? 'https://invoice-app.localhost:8443' : 'http://localhost:8081';
 export const services = ['invoice-app', 'payment-provider'] as const;
 
 const run = promisify(execFile);
+
+const certificate = join(import.meta.dirname, '../.payloop/certificate.pem');
+if (overlay === 'prod' && existsSync(certificate)) {
+  // What `fetch` trusts; and where any name is, as not every system knows the names below localhost.
+  const lookup: NonNullable<Agent.Options['connect']> = {
+    ca: readFileSync(certificate),
+    lookup: (_name, _options, answer) => answer(null, [{ address: '127.0.0.1', family: 4 }]),
+  };
+  setGlobalDispatcher(new Agent({ connect: lookup }));
+}
 
 /** Runs kubectl on the project's cluster. @throws {Error} with kubectl's message when it fails */
 export async function kubectl(...args: string[]): Promise<string> {
   const { stdout } = await run('kubectl', ['--context=kind-payloop', ...args], { maxBuffer: 64 * 1024 ** 2 });
   return stdout;
+}
+
+/** The same, with an object or several as its input, as for `--filename=-`. */
+export async function kubectlWith(input: object | readonly object[], ...args: string[]): Promise<string> {
+  const running = run('kubectl', ['--context=kind-payloop', ...args], { maxBuffer: 64 * 1024 ** 2 });
+  running.child.stdin?.end(
+    JSON.stringify(Array.isArray(input) ? { apiVersion: 'v1', kind: 'List', items: input } : input),
+  );
+  return (await running).stdout;
 }
 
 /** Runs a command in a container, and gives what it wrote. @throws {Error} with the message when it fails */

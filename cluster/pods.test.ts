@@ -1,13 +1,17 @@
 import { expect, test } from 'vitest';
-import { inContainer, isReady, kubectl, overlay, pods, services, sql } from './cluster.ts';
+import { inContainer, isReady, kubectl, overlay, pods, services, sql, until, url } from './cluster.ts';
 
 const replicas = overlay === 'prod' ? 3 : 1;
 
 test.each([...services.map((service) => [service, replicas] as const), ['postgres', 1] as const])(
-  'every pod of %s is ready, %i in all',
-  async (namespace, count) => {
-    const found = await pods(namespace);
-    expect(found.map(isReady)).toEqual(Array(count).fill(true));
+  'every pod of %s is ready, and there are at least %i',
+  async (namespace, least) => {
+    // The load of another test may have the autoscaler add one.
+    const found = await until('every pod is ready', 60, async () => {
+      const all = await pods(namespace);
+      return all.every(isReady) && all;
+    });
+    expect(found.length).toBeGreaterThanOrEqual(least);
   },
 );
 
@@ -62,12 +66,41 @@ test.each(services)('%s cannot read the database of the other', async (service) 
   expect(answer.trim()).toBe('f');
 });
 
-test('only invoice-app can be reached from outside', async () => {
+test('there is one way in from outside: the Ingress, in development a port of invoice-app', async () => {
   const { items } = JSON.parse(await kubectl('get', 'services', '--all-namespaces', '--output=json'));
   const open = items
     .filter(({ spec }: { spec: { type: string } }) => spec.type !== 'ClusterIP')
     .map(({ metadata }: { metadata: { name: string } }) => metadata.name);
-  expect(open).toEqual(['invoice-app']);
+  expect(open).toEqual([overlay === 'prod' ? 'traefik' : 'invoice-app']);
+  const answer = await fetch(`${url}/livez`);
+  expect(await answer.text()).toBe('ok');
+});
+
+test.runIf(overlay === 'prod')('the way in is TLS alone, under the name of the certificate', async () => {
+  expect((await fetch(`${url}/livez`.replace('https:', 'http:'))).status).toBe(404);
+  await expect(fetch('http://localhost:8081/livez')).rejects.toThrow('fetch failed');
+  await expect(fetch(`${url}/livez`.replace('invoice-app.', 'other.'))).rejects.toThrow('fetch failed');
+});
+
+test.each([
+  ['payment-provider', 'nodeport'],
+  ['payment-provider', 'loadbalancer'],
+  ['invoice-app', 'loadbalancer'],
+  ['postgres', 'nodeport'],
+])('in %s there is no Service of the kind %s: the quota forbids it', async (namespace, kind) => {
+  const service = [kind, 'way-in', '--tcp=80', `--namespace=${namespace}`];
+  await expect(kubectl('create', 'service', ...service, '--dry-run=server')).rejects.toThrow(
+    /exceeded quota/,
+  );
+});
+
+// Else one more replica of a service could push out what it needs.
+test.runIf(overlay === 'prod')('every pod has the same priority', async () => {
+  const selector = '--selector=app.kubernetes.io/part-of=payloop';
+  const output = '--output=jsonpath={.items[*].spec.priorityClassName}';
+  const classes = (await kubectl('get', 'pods', '--all-namespaces', selector, output)).split(' ');
+  expect(classes.length).toBeGreaterThanOrEqual(9);
+  expect(new Set(classes)).toEqual(new Set(['payloop-service']));
 });
 
 test('a pod that asks for more than a service may have is refused', async () => {

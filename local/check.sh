@@ -20,11 +20,44 @@ check_scripts() {
 
 check_overlays() {
   command -v kustomize >/dev/null || { echo 'kustomize: skipped, not installed' && return; }
-  local overlay
-  for overlay in k8s kustomize/overlays/*/; do
-    echo "kustomize build ${overlay%/}"
-    kustomize build "$overlay" >/dev/null
+  local folder
+  for folder in k8s k8s/prod-local kustomize/overlays/*/; do
+    run kustomize build "${folder%/}" --output=/dev/null
   done
+}
+
+# Each overlay with each switch that it does not turn on by itself, and with all of them.
+check_combinations() {
+  command -v kustomize >/dev/null || return 0
+  local folder overlay component
+  folder=$(mktemp -d kustomize/combination.XXXXXX)
+  # shellcheck disable=SC2064  # The folder's name now.
+  trap "rm -r '$folder'" EXIT
+  for overlay in kustomize/overlays/*/; do
+    local -a off=()
+    for component in kustomize/components/*/; do
+      component=$(basename "$component")
+      turns_on "$overlay" "$component" || off+=("$component")
+    done
+    ((${#off[@]} > 0)) || continue
+    for component in "${off[@]}"; do build_with "$(basename "$overlay")" "$component"; done
+    ((${#off[@]} == 1)) || build_with "$(basename "$overlay")" "${off[@]}"
+  done
+}
+
+build_with() { # OVERLAY COMPONENT…
+  echo "kustomize build kustomize/overlays/$1 with ${*:2}"
+  printf 'resources: [../overlays/%s]\ncomponents:\n' "$1" >"$folder/kustomization.yaml"
+  printf -- '  - ../components/%s\n' "${@:2}" >>"$folder/kustomization.yaml"
+  kustomize build "$folder" >/dev/null
+}
+
+# Whether an overlay, or one that it builds on, has a component.
+turns_on() { # OVERLAY COMPONENT
+  ! grep -q "components/$2\$" "$1/kustomization.yaml" || return 0
+  local below
+  below=$(sed -n 's|^  - \(\.\./[a-z-]*\)$|\1|p' "$1/kustomization.yaml")
+  [[ -n $below ]] && turns_on "$1/$below" "$2"
 }
 
 main() {
@@ -34,5 +67,6 @@ main() {
   run prettier --check --log-level=warn .
   check_scripts
   check_overlays
+  check_combinations
 }
 main "$@"

@@ -3,9 +3,9 @@ import { once } from 'node:events';
 import { setTimeout } from 'node:timers/promises';
 import { Client, Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { freePort } from '../../local/ports.ts';
-import { brokenRules } from '../../services/testing/rules.ts';
-import { kubectl, pods, services, until, url } from '../cluster.ts';
+import { freePort } from '../../../local/ports.ts';
+import { brokenRules } from '../../../services/testing/rules.ts';
+import { kubectl, pods, services, until, url } from '../../cluster.ts';
 
 /** The overlay's own, and those that come in while pods die: else all were paid before the second death. */
 const invoices = { first: 1_000, later: 4_000 };

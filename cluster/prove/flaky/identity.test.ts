@@ -1,6 +1,6 @@
 import { setTimeout } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { kubectl, pods, restarts, runScript, services, sql, until, url, type Pod } from '../cluster.ts';
+import { kubectl, pods, restarts, runScript, services, sql, until, url, type Pod } from '../../cluster.ts';
 
 /** How many invoices come in before each pay, and how long after the last one, in milliseconds. */
 const trickle = { invoices: 3, pause: 1_000 };

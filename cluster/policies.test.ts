@@ -1,0 +1,71 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { kubectl, kubectlWith, until } from './cluster.ts';
+import {
+  closed,
+  describeFlow,
+  findTargets,
+  flows,
+  startProbes,
+  stopProbes,
+  wrongFlows,
+  type Flow,
+} from './policies.ts';
+
+/** Then every other answer of this file means nothing. */
+const unenforced =
+  'this cluster takes network policies and does not enforce them: a pod got through that one forbids, so nothing keeps ' +
+  'payment-provider from anyone here (kind does from v0.24 on; elsewhere the network plugin has to)';
+
+let wrong: Flow[] = flows;
+beforeAll(async () => {
+  await startProbes();
+  const targets = await findTargets();
+  // Policies come to hold a moment after a pod starts.
+  await until('every flow is as it should be', 30, async () => {
+    wrong = await wrongFlows(targets);
+    return wrong.length === 0;
+  }).catch(() => {});
+}, 180_000);
+afterAll(() => stopProbes(), 120_000);
+
+test('the cluster enforces network policies', { timeout: 120_000 }, async () => {
+  const targets = await findTargets();
+  const flow = flows.find(({ from, to }) => from.name === 'anyone' && to === 'elsewhere')!;
+  expect(await wrongFlows(targets, [flow])).toEqual([]);
+  const policy = {
+    apiVersion: 'networking.k8s.io/v1',
+    kind: 'NetworkPolicy',
+    metadata: { name: 'deny', namespace: 'elsewhere' },
+    spec: { podSelector: {}, policyTypes: ['Ingress'] },
+  };
+  await kubectlWith([policy], 'apply', '--filename=-');
+  const isStopped = async () => (await wrongFlows(targets, [flow])).length > 0;
+  await until('a policy stops it', 20, isStopped).catch((cause: unknown) => {
+    throw new Error(unenforced, { cause });
+  });
+});
+
+test.each(flows.map(describeFlow))('%s', (flow) => {
+  expect(wrong.map(describeFlow)).not.toContain(flow);
+});
+
+test('every namespace starts from nothing, and has a quota and limits', async () => {
+  const list = async (kind: string) => {
+    const text = await kubectl(
+      'get',
+      kind,
+      '--all-namespaces',
+      '--no-headers',
+      '--output=custom-columns=N:.metadata.namespace,M:.metadata.name',
+    );
+    return text
+      .trim()
+      .split('\n')
+      .map((line) => line.split(/\s+/).join('/'));
+  };
+  expect(await list('networkpolicies')).toEqual(
+    expect.arrayContaining(closed.map((name) => `${name}/default-deny`)),
+  );
+  expect(await list('resourcequotas')).toEqual(expect.arrayContaining(closed.map((name) => `${name}/quota`)));
+  expect(await list('limitranges')).toEqual(expect.arrayContaining(closed.map((name) => `${name}/limits`)));
+});

@@ -1,0 +1,95 @@
+// Steady load on invoice-app, for a pod in the cluster: Node runs this file alone, as it is. In the end it prints what
+// was answered, and each request that failed or whose connection broke.
+import { Agent, request } from 'node:http';
+import { setTimeout } from 'node:timers/promises';
+
+/** What the pod prints, in one line. */
+export interface Report {
+  seconds: number;
+  answered: Record<string, number>;
+  failures: string[];
+}
+
+const { TARGET, SECONDS = '0', WORKERS = '10', PAUSE_MS = '50', ONLY } = process.env;
+const seconds = Number(SECONDS);
+const report: Report = { seconds, answered: {}, failures: [] };
+const start = performance.now();
+const kept = new Agent({ keepAlive: true });
+const fresh = new Agent({ keepAlive: false });
+
+interface Answer {
+  status: number | undefined;
+  body: string;
+}
+
+function ask(agent: Agent, method: string, path: string): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const sent = request(`${TARGET}${path}`, { agent, method, timeout: 15_000 }, (response) => {
+      let body = '';
+      response.setEncoding('utf8').on('data', (text: string) => (body += text));
+      response.on('end', () => resolve({ status: response.statusCode, body })).on('error', reject);
+    });
+    sent.on('timeout', () => sent.destroy(new Error('no answer within 15 s'))).on('error', reject);
+    sent.end();
+  });
+}
+
+/** Asks again and again until the time is over. */
+async function work(
+  name: string,
+  pause: number,
+  once: () => Promise<Answer>,
+  isGood: (body: string) => boolean,
+) {
+  while (performance.now() - start < seconds * 1_000) {
+    const at = ((performance.now() - start) / 1_000).toFixed(1);
+    try {
+      const { status, body } = await once();
+      if (status === 200 && isGood(body)) report.answered[name] = (report.answered[name] ?? 0) + 1;
+      else report.failures.push(`${name} at ${at} s: ${status} ${body.slice(0, 200)}`);
+    } catch (error) {
+      report.failures.push(
+        `${name} at ${at} s: ${(error as NodeJS.ErrnoException).code} ${(error as Error).message}`,
+      );
+    }
+    await setTimeout(pause);
+  }
+}
+
+const list = '/invoices?limit=20';
+const kinds = {
+  kept: () =>
+    work(
+      'kept',
+      Number(PAUSE_MS),
+      () => ask(kept, 'GET', list),
+      (body) => body.startsWith('['),
+    ),
+  fresh: () =>
+    work(
+      'fresh',
+      Number(PAUSE_MS),
+      () => ask(fresh, 'GET', list),
+      (body) => body.startsWith('['),
+    ),
+  // Both services, the second over a connection of its own.
+  version: () =>
+    work(
+      'version',
+      Number(PAUSE_MS),
+      () => ask(fresh, 'GET', '/version'),
+      (body) => !body.includes('"provider":null'),
+    ),
+  pay: () =>
+    work(
+      'pay',
+      500,
+      () => ask(kept, 'POST', '/invoices/pay'),
+      (body) => body === '{}',
+    ),
+};
+const workers = Array.from({ length: Number(WORKERS) });
+if (ONLY === 'version') await Promise.all(workers.map(kinds.version));
+else
+  await Promise.all([...workers.map(kinds.kept), kinds.fresh(), kinds.fresh(), kinds.version(), kinds.pay()]);
+console.log(JSON.stringify(report));

@@ -1,0 +1,79 @@
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { kubectl, kubectlWith, until } from '../../cluster.ts';
+import {
+  closed,
+  describeFlow,
+  findTargets,
+  flows,
+  nodes,
+  startProbes,
+  stopProbes,
+  wrongFlows,
+  type Flow,
+} from '../../policies.ts';
+
+/** Each policy taken out in turn: what it let through is stopped, what it stopped gets through, nothing else changes. */
+
+interface Policy {
+  metadata: { name: string; namespace: string; resourceVersion?: string };
+}
+
+const list: Policy[] = JSON.parse(
+  await kubectl('get', 'networkpolicies', '--all-namespaces', '--output=json'),
+).items;
+const policies = list.filter(
+  ({ metadata }) => closed.includes(metadata.namespace) && metadata.name !== 'probe-open',
+);
+
+/** What lets a pod and a node speak: where there is but one node, which its pods always reach, nothing shows it. */
+const betweenNodes = ['payment-provider/to-api-server', 'ingress/to-api-server', 'metrics-server/to-nodes'];
+/** And the API server's way to metrics-server, whose place no pod can take. */
+const notShown = new Set(['metrics-server/from-api-server', ...(nodes > 1 ? [] : betweenNodes)]);
+
+let targets: Map<string, string>;
+beforeAll(async () => {
+  await startProbes();
+  targets = await findTargets();
+  await until('every flow is as it should be', 60, async () => (await wrongFlows(targets)).length === 0);
+}, 240_000);
+afterAll(() => stopProbes(), 120_000);
+
+/** @returns the flows that are wrong for as long as these policies are gone */
+async function without(gone: Policy[], expected: Flow[]): Promise<string[]> {
+  for (const { metadata } of gone) {
+    await kubectl('delete', 'networkpolicy', metadata.name, `--namespace=${metadata.namespace}`);
+  }
+  try {
+    await until('the matrix notices', 20, async () => {
+      const wrong = await wrongFlows(targets, expected);
+      return wrong.length === expected.length;
+    }).catch(() => {});
+    return (await wrongFlows(targets)).map(describeFlow).toSorted();
+  } finally {
+    for (const { metadata } of gone) delete metadata.resourceVersion;
+    await kubectlWith(gone, 'create', '--filename=-');
+    await until('all is as before', 20, async () => (await wrongFlows(targets, expected)).length === 0);
+  }
+}
+
+describe('without', () => {
+  test.each(
+    policies
+      .map((policy) => [`${policy.metadata.namespace}/${policy.metadata.name}`, policy] as const)
+      .filter(([name]) => !notShown.has(name)),
+  )('%s', { timeout: 120_000 }, async (name, policy) => {
+    const expected = flows.filter(({ by }) => by.includes(name));
+    expect(expected).not.toEqual([]);
+    expect(await without([policy], expected)).toEqual(expected.map(describeFlow).toSorted());
+  });
+
+  test.each(closed)(
+    'any policy in %s, what they stop gets through',
+    { timeout: 120_000 },
+    async (namespace) => {
+      const gone = policies.filter(({ metadata }) => metadata.namespace === namespace);
+      const expected = flows.filter(({ reaches, by }) => !reaches && by[0]?.split('/')[0] === namespace);
+      expect(await without(gone, expected)).toEqual(expected.map(describeFlow).toSorted());
+    },
+  );
+});
