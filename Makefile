@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up test model sweep mutants ci prove bench prod down
+.PHONY: help install up test model sweep mutants ci prove bench bench-loop prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -17,6 +17,7 @@ help:
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
 	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid'
 	@echo 'make bench  invoices paid a second, next to the plain ways'
+	@echo 'make bench-loop  how fast a save is served in a cluster (ROUNDS=50), next to the floor and the plain way'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
 
@@ -49,6 +50,9 @@ prove: sweep
 
 bench: install
 	@tsx bench/payments.ts
+
+bench-loop: install
+	@tsx bench/loop/loop.ts
 
 prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod
