@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test model sweep mutants ci prove review bench prod down
+.PHONY: help install up debug test model sweep mutants ci prove review bench bench-loop prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -20,6 +20,7 @@ help:
 	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
 	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
 	@echo 'make bench  invoices paid a second, next to the plain ways'
+	@echo 'make bench-loop  how fast a save is served in a cluster (ROUNDS=50), next to the floor and the plain way'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
 
@@ -60,6 +61,9 @@ review:
 
 bench: install
 	@tsx bench/payments.ts
+
+bench-loop: install
+	@tsx bench/loop/loop.ts
 
 prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod

@@ -23,6 +23,8 @@ export class Tilt {
       cwd: folder,
       detached: true,
     });
+    // Also with a process that is interrupted before this is up.
+    process.once('exit', () => this.#interrupt());
     for (const stream of [this.#process.stdout, this.#process.stderr]) {
       stream?.setEncoding('utf8').on('data', (text: string) => (this.log += text));
     }
@@ -31,13 +33,20 @@ export class Tilt {
   /**
    * Resolves when the payment test has passed for the first time.
    * @param args more of them for Tilt
+   * @param seconds how long that may take
+   * @param prepare changes the folder before Tilt sees it
    */
-  static async up({ args = [] as string[] } = {}): Promise<Tilt> {
+  static async up({
+    args = [] as string[],
+    seconds = 100,
+    prepare = async (_folder: string) => {},
+  } = {}): Promise<Tilt> {
     const folder = await mkdtemp(join(tmpdir(), 'payloop-'));
     await cp(root, folder, { recursive: true, filter: (path) => !notCopied.has(basename(path)) });
+    await prepare(folder);
     const tilt = new Tilt(folder, await freePort(), args);
     try {
-      await tilt.says(/payment-test │ ok 8/, 0, 100);
+      await tilt.says(/payment-test │ ok 8/, 0, seconds);
       return tilt;
     } catch (error) {
       await tilt.down();
@@ -59,12 +68,17 @@ export class Tilt {
 
   /** Ends Tilt; what it deployed stays, as with Ctrl-C. */
   async down(): Promise<void> {
-    if (this.#process.exitCode === null && this.#process.pid !== undefined) {
-      const ended = once(this.#process, 'exit');
-      process.kill(-this.#process.pid, 'SIGINT');
-      await ended;
-    }
+    const ended = once(this.#process, 'exit');
+    if (this.#interrupt()) await ended;
     await rm(this.folder, { recursive: true });
+  }
+
+  /** @returns whether it ran */
+  #interrupt(): boolean {
+    const { pid, exitCode, signalCode } = this.#process;
+    const runs = pid !== undefined && exitCode === null && signalCode === null;
+    if (runs) process.kill(-pid, 'SIGINT');
+    return runs;
   }
 }
 

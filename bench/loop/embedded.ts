@@ -1,0 +1,72 @@
+// `make up MODE=local` in a copy of the tree, beside whatever else runs.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { until } from '../../cluster/cluster.ts';
+import { freePort } from '../../local/ports.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+
+export interface Embedded {
+  folder: string;
+  url: string;
+  log: () => string;
+  stop: () => Promise<void>;
+}
+
+/** Resolves when the payment test has passed. */
+export async function startEmbedded(): Promise<Embedded> {
+  const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
+  // Below it is what Postgres, which does not run as root, has to read.
+  await chmod(temporary, 0o711);
+  const folder = join(temporary, 'tree');
+  await copyTree(folder);
+  const port = await freePort();
+  const env: NodeJS.ProcessEnv = {
+    ...process.env,
+    TMPDIR: temporary,
+    MODE: 'local',
+    INVOICE_APP_PORT: `${port}`,
+    PAYMENT_PROVIDER_PORT: `${await freePort()}`,
+    POSTGRES_PORT: `${await freePort()}`,
+  };
+  for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
+  const make = spawn('make', ['up'], { cwd: folder, env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
+  let log = '';
+  for (const stream of [make.stdout, make.stderr]) {
+    stream.setEncoding('utf8').on('data', (text: string) => (log += text));
+  }
+  const stop = async () => {
+    if (make.exitCode === null && make.signalCode === null) {
+      const ended = once(make, 'close');
+      process.kill(-make.pid!, 'SIGTERM');
+      await ended;
+    }
+    await rm(temporary, { recursive: true });
+  };
+  try {
+    await until('make up passes the payment test', 100, () => / ok 8 /.test(log));
+  } catch (error) {
+    await stop();
+    throw new Error(`make up said:\n${log}`, { cause: error });
+  }
+  return { folder, url: `http://127.0.0.1:${port}`, log: () => log, stop };
+}
+
+/** With the packages of this tree, but its own workspaces. */
+async function copyTree(folder: string): Promise<void> {
+  const modules = join(folder, 'node_modules');
+  await mkdir(join(modules, '@payloop'), { recursive: true });
+  for (const name of ['services', 'local', 'Makefile', 'test.sh', 'package.json', 'package-lock.json']) {
+    await cp(join(root, name), join(folder, name), { recursive: true });
+  }
+  for (const name of await readdir(join(root, 'node_modules'))) {
+    if (!['@payloop', '.package-lock.installed.json'].includes(name)) {
+      await symlink(join(root, 'node_modules', name), join(modules, name));
+    }
+  }
+  await symlink('../../services/kit', join(modules, '@payloop/kit'));
+  await copyFile(join(folder, 'package-lock.json'), join(modules, '.package-lock.installed.json'));
+}

@@ -1,0 +1,205 @@
+// How fast a save is served: `make bench-loop`, ROUNDS saves of each service. Linux only, as the floor and the plain
+// way are asked at the address of the cluster's node.
+import { execFile, execFileSync, spawnSync } from 'node:child_process';
+import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { cpus, loadavg, tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { kubectl, url } from '../../cluster/cluster.ts';
+import { Tilt } from '../../cluster/tilt.ts';
+import { percentile } from './clock.ts';
+import { CountingProxy } from './counting-proxy.ts';
+import { startEmbedded } from './embedded.ts';
+import { draw } from './picture.ts';
+import { changeDependency, changeDockerfile, countBytes, type Rebuild } from './rebuilds.ts';
+import { runRounds, type Figures, type Rounds } from './rounds.ts';
+import { floorWay, plainWay, services, serviceWay } from './ways.ts';
+
+const rounds = Number(process.env.ROUNDS || 50);
+const root = resolve(import.meta.dirname, '../..');
+/** How long `tilt up` may take, with images to build, in seconds. */
+const upTimeout = 300;
+const picture = 'docs/loop.svg';
+
+const say = (text: string) => process.stderr.write(`bench-loop: ${text}\n`);
+
+class Refusal extends Error {}
+
+/** Rejects on a signal: what was started is ended, then the process. */
+const interrupted = new Promise<never>((_resolve, reject) => {
+  for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => reject(new Refusal('interrupted')));
+});
+interrupted.catch(() => {});
+const orInterrupted = <T>(work: Promise<T>) => Promise.race([work, interrupted]);
+
+/** @returns whether the cluster was made here, and so is removed here */
+async function findCluster(): Promise<boolean> {
+  if (process.platform !== 'linux')
+    throw new Refusal('only on Linux, where the node of the cluster has an address');
+  if (spawnSync('tilt', ['get', 'session']).status === 0) {
+    throw new Refusal('Tilt is running: end `tilt up` first');
+  }
+  const { stdout } = await promisify(execFile)('kind', ['get', 'clusters']);
+  if (stdout.split('\n').includes('payloop')) return false;
+  say('makes the cluster, and removes it at the end');
+  execFileSync('ctlptl', ['apply', '-f', 'ctlptl.yaml'], { cwd: root, stdio: ['ignore', 2, 2] });
+  return true;
+}
+
+/** Under `tilt up`, each service in turn with the floor and the plain way. */
+async function measureCluster(): Promise<Rounds> {
+  const args = ['--file=bench/loop/Tiltfile', '--', '--overlay=../../bench/loop/overlay'];
+  const tilt = await orInterrupted(Tilt.up({ args, seconds: upTimeout, prepare: copyForPlain }));
+  try {
+    const nodes = await kubectl('get', 'nodes', '--output=json');
+    const { addresses } = JSON.parse(nodes).items[0].status;
+    const node = addresses.find(({ type }: { type: string }) => type === 'InternalIP').address;
+    const { folder } = tilt;
+    const [first, second] = services.map((service) => serviceWay(folder, service, url));
+    const floor = floorWay(folder, `http://${node}:30084`);
+    const plain = plainWay(folder, `http://${node}:30083`);
+    return await orInterrupted(
+      runRounds(rounds, {
+        folder,
+        url,
+        log: () => tilt.log,
+        ways: [floor, first!, second!, plain],
+        say,
+      }),
+    );
+  } finally {
+    await tilt.down();
+  }
+}
+
+async function copyForPlain(folder: string): Promise<void> {
+  await mkdir(join(folder, 'plain'));
+  for (const name of ['package.json', 'package-lock.json', '.npmrc', 'local/package.json', 'services']) {
+    await cp(join(folder, name), join(folder, 'plain', name), { recursive: true });
+  }
+}
+
+interface Changes {
+  bytes: { service: string; size: number; bytes: number }[];
+  rebuilds: Rebuild[];
+}
+
+/** What is sent and built, under `tilt up` as it is. */
+async function measureChanges(): Promise<Changes> {
+  const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
+  const { KUBECONFIG } = process.env;
+  const proxy = await CountingProxy.start('kind-payloop', join(temporary, 'kubeconfig'));
+  process.env.KUBECONFIG = join(temporary, 'kubeconfig');
+  try {
+    const tilt = await orInterrupted(Tilt.up({ seconds: upTimeout }));
+    try {
+      return await orInterrupted(runChanges(tilt, proxy));
+    } finally {
+      await tilt.down();
+    }
+  } finally {
+    if (KUBECONFIG === undefined) delete process.env.KUBECONFIG;
+    else process.env.KUBECONFIG = KUBECONFIG;
+    proxy.stop();
+    await rm(temporary, { recursive: true });
+  }
+}
+
+async function runChanges(tilt: Tilt, proxy: CountingProxy): Promise<Changes> {
+  const bytes = [];
+  for (const service of services) bytes.push({ service, ...(await countBytes(tilt, service, url, proxy)) });
+  const rebuilds = [await changeDependency(tilt, url), await changeDockerfile(tilt, url)];
+  return { bytes, rebuilds };
+}
+
+/** The same loop without a cluster. */
+async function measureEmbedded(): Promise<Rounds> {
+  const embedded = await orInterrupted(startEmbedded());
+  try {
+    const ways = services.map((service) => serviceWay(embedded.folder, service, embedded.url));
+    return await orInterrupted(runRounds(rounds, { ...embedded, ways, say }));
+  } finally {
+    await embedded.stop();
+  }
+}
+
+async function report(cluster: Rounds, changes: Changes, embedded: Rounds): Promise<string> {
+  const local = embedded.figures.map((each) => ({ ...each, name: `${each.name}, local` }));
+  const all = [...cluster.figures, ...local];
+  const strips = all.map(({ name, served }) => ({ name, values: served }));
+  await writeFile(
+    join(root, picture),
+    draw(
+      'From a save to the first answer that shows it, ms: each dot is a save, the line their median',
+      strips,
+    ),
+  );
+
+  const [floor, ...ours] = cluster.figures;
+  const plain = ours.pop();
+  const p50 = ({ served }: Figures) => percentile(served, 0.5);
+  const floorMs = p50(floor!);
+  const ms = (value: number) => value.toFixed(0);
+  const ratio = (value: number) => (value / floorMs).toFixed(2);
+  const lines = all.map(({ name, served, tested }) => {
+    const [p95, worst] = [percentile(served, 0.95), Math.max(...served)];
+    const test = tested.length > 0 ? ms(percentile(tested, 0.5)) : '';
+    const cells = [
+      name,
+      ms(percentile(served, 0.5)),
+      ms(p95),
+      ms(worst),
+      ratio(percentile(served, 0.5)),
+      ratio(p95),
+      test,
+    ];
+    return `| ${cells.join(' | ')} |`;
+  });
+  const byService = Math.max(...ours.map(p50));
+  const failedRequests = cluster.failed + embedded.failed;
+  const sum = {
+    floorMs: Math.round(floorMs),
+    p50Ms: Math.round(byService),
+    p95Ms: Math.round(Math.max(...ours.map(({ served }) => percentile(served, 0.95)))),
+    plainMs: Math.round(p50(plain!)),
+    p50VsFloor: Number(ratio(byService)),
+    failedRequests,
+  };
+  return `${machine}; ${rounds} saves each
+
+| way | p50, ms | p95 | worst | p50 to floor's p50 | p95 to it | save to test passed, p50 |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+${lines.join('\n')}
+
+Requests meanwhile: ${cluster.sent} to the cluster, ${cluster.failed} failed; ${embedded.sent} to local processes, ${embedded.failed} failed.
+${[...cluster.failures, ...embedded.failures].map(([what, times]) => `${times} × ${what}\n`).join('')}
+| change | bytes sent | images built | layers not from the cache | from save to serving |
+| --- | ---: | --- | --- | ---: |
+${changes.bytes.map(({ service, size, bytes }) => `| a line of ${service}'s service.ts (${size} bytes) | ${bytes} | none | none | as above |`).join('\n')}
+${changes.rebuilds.map(({ what, images, layers, seconds }) => `| ${what} | | ${images.join(', ')} | ${layers.join(', ') || 'none'} | ${seconds.toFixed(1)} s |`).join('\n')}
+
+${JSON.stringify(sum)}
+`;
+}
+
+const machine = `${cpus().length} cores, ${cpus()[0]?.model.trim()}, Node ${process.version}, load average ${loadavg()[0]?.toFixed(1)} before`;
+
+async function main(): Promise<void> {
+  const made = await findCluster();
+  try {
+    const cluster = await measureCluster();
+    const changes = await measureChanges();
+    const embedded = await measureEmbedded();
+    process.stdout.write(await report(cluster, changes, embedded));
+  } finally {
+    if (made) execFileSync('cluster/down.sh', { cwd: root, stdio: ['ignore', 2, 2] });
+  }
+}
+
+try {
+  await main();
+} catch (error) {
+  say(error instanceof Refusal ? error.message : String(error instanceof Error ? error.stack : error));
+  process.exitCode = 1;
+}
+process.exit();

@@ -1,0 +1,11 @@
+# invoice-app the plain way, from a folder with the packages' files and services/.
+FROM node:24-bookworm-slim
+WORKDIR /app
+COPY --chown=65532:65532 . .
+RUN --mount=type=cache,target=/root/.npm \
+    npm ci --workspace=services/kit --workspace=services/invoice-app
+ARG TSX
+RUN --mount=type=cache,target=/root/.npm npm install --global "tsx@$TSX"
+USER 65532:65532
+# Each with its own settings.
+CMD ["node_modules/.bin/nodemon", "--exec", "tsx", "services/invoice-app/src/main.ts"]

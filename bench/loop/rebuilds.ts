@@ -1,0 +1,100 @@
+// What is sent for a save, and what a change builds anew that no save brings.
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Tilt } from '../../cluster/tilt.ts';
+import { median, patience, save, since } from './clock.ts';
+import type { CountingProxy } from './counting-proxy.ts';
+import { serviceWay, services, version, type Service } from './ways.ts';
+
+/** How long what is sent is counted, in milliseconds, with a save and without one. */
+const window = 4_000;
+const saves = 5;
+
+/** The median of what a one-line change sends to the cluster, in bytes, less what is sent without any. */
+export async function countBytes(tilt: Tilt, service: Service, url: string, proxy: CountingProxy) {
+  const way = serviceWay(tilt.folder, service, url);
+  const counts: number[] = [];
+  for (let i = 0; i < saves; i += 1) {
+    const atRest = await sentWhile(proxy, async () => {});
+    counts.push((await sentWhile(proxy, () => save(way))) - atRest);
+  }
+  return { size: Buffer.byteLength(way.original), bytes: median(counts) };
+}
+
+async function sentWhile(proxy: CountingProxy, act: () => Promise<unknown>): Promise<number> {
+  const before = proxy.sent;
+  await Promise.all([act(), sleep(window)]);
+  return proxy.sent - before;
+}
+
+/** What an earlier run left in the cache of the builds would be of no use here. */
+const unique = () => `changed-${Date.now()}`;
+
+export interface Rebuild {
+  what: string;
+  images: string[];
+  /** Those that were not in the cache. */
+  layers: string[];
+  seconds: number;
+}
+
+/** payment-provider uses one package more, which invoice-app has already. */
+export function changeDependency(tilt: Tilt, url: string): Promise<Rebuild> {
+  const manifest = join(tilt.folder, 'services/payment-provider/package.json');
+  const lockfile = join(tilt.folder, 'package-lock.json');
+  return rebuild('a dependency of payment-provider', tilt, url, async () => {
+    const { dependencies } = JSON.parse(
+      await readFile(join(tilt.folder, 'services/invoice-app/package.json'), 'utf8'),
+    );
+    const add = (to: Record<string, string>) => (to.cockatiel = dependencies.cockatiel);
+    await edit(manifest, (json) => {
+      add(json.dependencies);
+      json.description = unique();
+    });
+    await edit(lockfile, (json) => add(json.packages['services/payment-provider'].dependencies));
+  });
+}
+
+export function changeDockerfile(tilt: Tilt, url: string): Promise<Rebuild> {
+  const file = join(tilt.folder, 'services/Dockerfile');
+  return rebuild("a line of the Dockerfile's stage dev", tilt, url, async () => {
+    const before = await readFile(file, 'utf8');
+    const after = before.replace(/^FROM \S+ AS dev$/m, `$&\nENV CHANGED=${unique()}`);
+    if (after === before) throw new Error(`${file} has no stage dev`);
+    await writeFile(file, after);
+  });
+}
+
+/** Until both services answer from new pods: their sources are the same. */
+async function rebuild(what: string, tilt: Tilt, url: string, change: () => Promise<void>): Promise<Rebuild> {
+  const before = await pods(url);
+  const from = tilt.log.length;
+  const start = performance.now();
+  await change();
+  const ms = await since(start, patience.build, async () => {
+    const now = await pods(url);
+    return services.every((_, index) => now[index] !== undefined && now[index] !== before[index]);
+  });
+  if (ms === Infinity) throw new Error(`${what}: no new pods, Tilt said\n${tilt.log.slice(from)}`);
+  const log = tilt.log.slice(from);
+  const found = (pattern: RegExp) => [...new Set([...log.matchAll(pattern)].map(([, name]) => name ?? ''))];
+  return {
+    what,
+    images: found(/Building Dockerfile: \[payloop\/(.+?)\]/g).toSorted(),
+    layers: found(/ {2}\[(\w+ \d+\/\d+)\] .*\[done: /g),
+    seconds: ms / 1_000,
+  };
+}
+
+/** The names of the pods that answer; an instance has it and a random part. */
+async function pods(url: string): Promise<(string | undefined)[]> {
+  const { instance, provider } = await version(url);
+  return [instance, provider?.instance].map((name) => name?.replace(/-[^-]*$/, ''));
+}
+
+async function edit(file: string, change: (json: any) => void): Promise<void> {
+  const json = JSON.parse(await readFile(file, 'utf8'));
+  change(json);
+  await writeFile(file, `${JSON.stringify(json, undefined, 2)}\n`);
+}

@@ -1,0 +1,59 @@
+// What is saved, and how its code is told from another.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { kubectl } from '../../cluster/cluster.ts';
+import { hashSource } from '../../services/kit/src/source.ts';
+import { ask, type Way } from './clock.ts';
+
+export const services = ['invoice-app', 'payment-provider'] as const;
+export type Service = (typeof services)[number];
+
+/** As `/version` of invoice-app says; the provider can be seen there only. */
+export type Version = { source: string; instance: string; provider: Version | null };
+
+export async function version(url: string): Promise<Version> {
+  return JSON.parse(await ask(`${url}/version`));
+}
+
+/** Saves of a service, as a developer makes them in a folder that a copy of the tree is in. */
+export function serviceWay(folder: string, service: Service, url: string): Way {
+  return {
+    ...fileIn(folder, `services/${service}/src/service.ts`),
+    name: service,
+    url: `${url}/version`,
+    saved: () => hashSource(folder, service),
+    served: (answer) => {
+      const { source, provider }: Version = JSON.parse(answer);
+      return service === 'invoice-app' ? source : provider?.source;
+    },
+  };
+}
+
+/** A file that is read for each request; see floor/. */
+export function floorWay(folder: string, url: string): Way {
+  const file = fileIn(folder, 'bench/loop/floor/served/code.txt');
+  return {
+    ...file,
+    name: 'floor',
+    url,
+    saved: () => readFileSync(file.file, 'utf8'),
+    served: (answer) => answer,
+  };
+}
+
+/** invoice-app in the copy of the tree that nodemon and tsx run. */
+export function plainWay(folder: string, url: string): Way {
+  return { ...serviceWay(join(folder, 'plain'), 'invoice-app', url), name: 'plain', mend: endLost };
+}
+
+/** A process that nodemon has lost track of keeps the port from all that come after it. */
+function endLost(): Promise<string> {
+  const script = 'for p in /proc/[0-9]*; do ! grep -q [m]ain.ts $p/cmdline || kill -9 ${p##*/}; done';
+  const container = ['--namespace=invoice-app', '--container=plain', 'deployment/invoice-app'];
+  return kubectl('exec', ...container, '--', 'sh', '-c', script);
+}
+
+function fileIn(folder: string, name: string) {
+  const file = join(folder, name);
+  return { file, original: readFileSync(file, 'utf8') };
+}
