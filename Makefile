@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up test model sweep mutants ci prove bench prod down
+.PHONY: help install up test model sweep mutants ci prove bench bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -17,6 +17,8 @@ help:
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
 	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid'
 	@echo 'make bench  invoices paid a second, next to the plain ways'
+	@echo 'make bench-start  how long make up takes from nothing and again, and where the time goes'
+	@echo 'make bench-image  how large the prod image of SERVICE is, and what makes it so'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
 
@@ -25,7 +27,7 @@ install:
 	@PATH="$${PATH#*:}" local/install.sh
 
 up: install
-	@local/up.sh
+	@local/up.sh -- --overlay=$(OVERLAY)
 
 test: install
 	@local/check.sh
@@ -49,6 +51,12 @@ prove: sweep
 
 bench: install
 	@tsx bench/payments.ts
+
+bench-start: install
+	@tsx bench/start.ts
+
+bench-image:
+	@bench/image.sh
 
 prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod

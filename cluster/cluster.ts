@@ -6,6 +6,8 @@ import { promisify } from 'node:util';
 
 export const overlay = process.env.OVERLAY ?? 'dev';
 export const url = 'http://localhost:8081';
+/** The container that is the cluster's node. */
+export const nodeContainer = 'payloop-control-plane';
 export const services = ['invoice-app', 'payment-provider'] as const;
 
 const run = promisify(execFile);

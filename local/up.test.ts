@@ -36,7 +36,7 @@ beforeAll(async () => {
 
   const ports = [await freePort(), await freePort(), await freePort()].map(String);
   const [INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT] = ports;
-  env = { ...process.env, TMPDIR: temporary, MODE: 'local', LOG_LEVEL: 'warn' };
+  env = { ...process.env, TMPDIR: temporary, MODE: 'local', OVERLAY: 'dev', LOG_LEVEL: 'warn' };
   Object.assign(env, { INVOICE_APP_PORT, PAYMENT_PROVIDER_PORT, POSTGRES_PORT });
   // A make that runs these tests would be taken for the parent of theirs, and change what they print.
   for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
@@ -100,7 +100,7 @@ async function expectNothingLeft(groups: number[]): Promise<void> {
 }
 
 test.for([
-  { target: 'up', tilt: 'up' },
+  { target: 'up', tilt: 'up -- --overlay=dev' },
   { target: 'prod', tilt: 'up -- --overlay=prod' },
 ])(
   'make $target makes the cluster, hands over to Tilt, and passes on how it ended',
