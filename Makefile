@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test model sweep mutants ci prove review bench bench-loop prod down
+.PHONY: help install up debug test model sweep mutants ci prove review bench bench-loop bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -21,6 +21,8 @@ help:
 	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
 	@echo 'make bench  invoices paid a second, next to the plain ways'
 	@echo 'make bench-loop  how fast a save is served in a cluster (ROUNDS=50), next to the floor and the plain way'
+	@echo 'make bench-start  how long make up takes from nothing and again, and where the time goes'
+	@echo 'make bench-image  how large the prod image of SERVICE is, and what makes it so'
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
 
@@ -29,7 +31,7 @@ install:
 	@PATH="$${PATH#*:}" local/install.sh
 
 up: install
-	@local/up.sh
+	@local/up.sh -- --overlay=$(OVERLAY)
 
 debug: install
 	@local/up.sh -- --debug
@@ -64,6 +66,12 @@ bench: install
 
 bench-loop: install
 	@tsx bench/loop/loop.ts
+
+bench-start: install
+	@tsx bench/start.ts
+
+bench-image:
+	@bench/image.sh
 
 prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod

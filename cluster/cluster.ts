@@ -10,6 +10,8 @@ import { Agent, setGlobalDispatcher } from 'undici';
 export const overlay = process.env.OVERLAY ?? 'dev';
 /** In the prod-like run through the Ingress. */
 export const url = overlay === 'prod' ? 'https://invoice-app.localhost:8443' : 'http://localhost:8081';
+/** The container that is the cluster's node. */
+export const nodeContainer = 'payloop-control-plane';
 export const services = ['invoice-app', 'payment-provider'] as const;
 
 const run = promisify(execFile);

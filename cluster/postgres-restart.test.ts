@@ -1,6 +1,6 @@
-import { setTimeout } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { isReady, kubectl, pods, restarts, services, sql, until, url, type Pod } from './cluster.ts';
+import { count, trickle } from './trickle.ts';
 
 /** How many invoices come in at a time, over and over: there is always something to pay when Postgres goes. */
 const invoices = 100;
@@ -35,28 +35,6 @@ async function addInvoices(): Promise<number> {
      FROM generate_series(1, ${invoices}) AS n`,
   );
   return invoices;
-}
-
-type Answer = number | 'failed';
-
-/** Sends a request at a time, with a pause between them, until told to stop; a failed one is just counted. */
-function trickle(request: () => Promise<number>, pause: number): { stop(): Promise<Answer[]> } {
-  const answers: Answer[] = [];
-  const stopping = new AbortController();
-  const loop = async () => {
-    while (!stopping.signal.aborted) {
-      answers.push(await request().catch(() => 'failed' as const));
-      await setTimeout(pause);
-    }
-    return answers;
-  };
-  const done = loop();
-  return {
-    stop() {
-      stopping.abort();
-      return done;
-    },
-  };
 }
 
 test('the Postgres pod is deleted under load: both services recover, and what was paid stays paid', async () => {
@@ -106,13 +84,6 @@ test('the Postgres pod is deleted under load: both services recover, and what wa
     restartsByPod(before),
   );
 });
-
-/** How often there was which answer. */
-function count(answers: Answer[]): Record<string, number> {
-  const counts: Record<string, number> = {};
-  for (const answer of answers) counts[answer] = (counts[answer] ?? 0) + 1;
-  return counts;
-}
 
 function restartsByPod(found: Pod[][]): Record<string, number> {
   return Object.fromEntries(found.flat().map((pod) => [pod.metadata.name, restarts(pod)]));

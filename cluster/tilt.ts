@@ -1,6 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { cp, mkdtemp, rm } from 'node:fs/promises';
+import { copyFile, cp, mkdir, mkdtemp, readdir, rm, symlink } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
@@ -9,20 +9,44 @@ import { until } from './cluster.ts';
 const root = resolve(import.meta.dirname, '..');
 const notCopied = new Set(['node_modules', '.git', '.payloop', 'dist']);
 
-/** `tilt up` in a copy of this folder, whose files a test may change. */
+/** Copies this folder, without what was installed or built, to a temporary one whose files a test may change. */
+export async function copyProject(): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'payloop-'));
+  await cp(root, folder, { recursive: true, filter: (path) => !notCopied.has(basename(path)) });
+  return folder;
+}
+
+/** Where local/install.sh notes what is installed. */
+const installed = '.package-lock.installed.json';
+
+/** Gives a copy what was installed here: links to the packages, and the copy's own workspaces. */
+export async function linkPackages(folder: string): Promise<void> {
+  const packages = join(folder, 'node_modules');
+  await mkdir(packages);
+  for (const name of await readdir(join(root, 'node_modules'))) {
+    if (name === installed) continue;
+    // The links to the workspaces are relative.
+    if (name === '@payloop')
+      await cp(join(root, 'node_modules', name), join(packages, name), {
+        recursive: true,
+        verbatimSymlinks: true,
+      });
+    else await symlink(join(root, 'node_modules', name), join(packages, name));
+  }
+  await copyFile(join(folder, 'package-lock.json'), join(packages, installed));
+}
+
+/** `tilt up`, or what comes down to it, in a copy of this folder. */
 export class Tilt {
   readonly folder: string;
   /** All that Tilt has said so far. */
   log = '';
   readonly #process: ChildProcess;
 
-  private constructor(folder: string, port: number, args: string[]) {
+  private constructor(folder: string, [command = '', ...args]: string[]) {
     this.folder = folder;
     // A group of its own, so that what Tilt started ends with it.
-    this.#process = spawn('tilt', ['up', '--stream', `--port=${port}`, ...args], {
-      cwd: folder,
-      detached: true,
-    });
+    this.#process = spawn(command, args, { cwd: folder, detached: true });
     // Also with a process that is interrupted before this is up.
     process.once('exit', () => this.#interrupt());
     for (const stream of [this.#process.stdout, this.#process.stderr]) {
@@ -32,21 +56,25 @@ export class Tilt {
 
   /**
    * Resolves when the payment test has passed for the first time.
+   * @param command starts Tilt in some way; by default at a free port
    * @param args more of them for Tilt
+   * @param green what shows that the payment test has passed
    * @param seconds how long that may take
    * @param prepare changes the folder before Tilt sees it
    */
   static async up({
+    command = undefined as string[] | undefined,
     args = [] as string[],
+    green = /payment-test │ ok 8/,
     seconds = 100,
     prepare = async (_folder: string) => {},
   } = {}): Promise<Tilt> {
-    const folder = await mkdtemp(join(tmpdir(), 'payloop-'));
-    await cp(root, folder, { recursive: true, filter: (path) => !notCopied.has(basename(path)) });
+    const folder = await copyProject();
     await prepare(folder);
-    const tilt = new Tilt(folder, await freePort(), args);
+    const start = command ?? ['tilt', 'up', '--stream', `--port=${await freePort()}`];
+    const tilt = new Tilt(folder, [...start, ...args]);
     try {
-      await tilt.says(/payment-test │ ok 8/, 0, seconds);
+      await tilt.says(green, 0, seconds);
       return tilt;
     } catch (error) {
       await tilt.down();

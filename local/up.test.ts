@@ -46,7 +46,7 @@ beforeAll(async () => {
   await fs.rm(installed, { force: true });
   await fs.copyFile(path.join(clone, 'package-lock.json'), installed);
 
-  env = { ...process.env, TMPDIR: temporary, MODE: 'local', LOG_LEVEL: 'warn' };
+  env = { ...process.env, TMPDIR: temporary, MODE: 'local', OVERLAY: 'dev', LOG_LEVEL: 'warn' };
   for (const variable of portVariables) env[variable] = String(await freePort());
   // A make that runs these tests would be taken for the parent of theirs, and change what they print.
   for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
@@ -112,7 +112,7 @@ async function expectNothingLeft(groups: number[]): Promise<void> {
 }
 
 test.for([
-  { target: 'up', tilt: 'up' },
+  { target: 'up', tilt: 'up -- --overlay=dev' },
   { target: 'debug', tilt: 'up -- --debug' },
   { target: 'prod', tilt: 'up -- --overlay=prod' },
 ])(

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# How large the prod image of a service is, uncompressed, and what makes it so: `make bench-image`, SERVICE=invoice-app.
+set -o errexit -o nounset -o pipefail
+
+readonly service=${SERVICE:-invoice-app}
+container=''
+
+clean_up() { [[ -z $container ]] || docker rm "$container" >/dev/null; }
+
+# Bytes in all, of Node, of the service's bundle with its map, and of the rest (the system's libraries, certificates).
+sizes() {
+  docker export "$container" | tar --list --verbose --file=- | awk '
+    { size = $3; path = $6; all += size }
+    path ~ /^nodejs\// { node += size; next }
+    path ~ /^app\/.*\.map$/ { map += size; next }
+    path ~ /^app\// { bundle += size; next }
+    { rest += size }
+    END { printf "%d %d %d %d %d\n", all, node, bundle, map, rest }'
+}
+
+main() {
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  trap clean_up EXIT
+  local image all node bundle map rest
+  image=$(docker build --quiet --file=services/Dockerfile --target=prod --build-arg=SERVICE="$service" .)
+  container=$(docker create "$image")
+  read -r all node bundle map rest < <(sizes)
+  printf '| prod image of %s | MB |\n| --- | ---: |\n' "$service"
+  local name
+  for name in all node bundle map rest; do printf '| %s | %s |\n' "$name" "$(megabytes "${!name}")"; done
+  printf '{"service":"%s","bytes":%d,"node":%d,"bundle":%d,"map":%d,"rest":%d}\n' \
+    "$service" "$all" "$node" "$bundle" "$map" "$rest"
+}
+
+megabytes() { awk -v bytes="$1" 'BEGIN { printf "%.1f", bytes / 1e6 }'; }
+
+main "$@"

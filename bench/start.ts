@@ -1,0 +1,143 @@
+// How long `make up` takes until the payment test has passed, and where the time goes, from nothing and then with
+// everything there: `make bench-start`. From nothing is a fresh clone without packages, with no cluster, and with
+// empty caches of npm and of image builds; the images of others (Node, Postgres, kind's node) are there.
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { appendFile, readFile, rm, writeFile } from 'node:fs/promises';
+import { cpus, loadavg } from 'node:os';
+import { join, resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import { nodeContainer } from '../cluster/cluster.ts';
+import { copyProject } from '../cluster/tilt.ts';
+
+const root = resolve(import.meta.dirname, '..');
+/** How long a start may take, in milliseconds. */
+const patience = 600_000;
+
+/** A line of what was said, and when, in seconds from the start. */
+interface Line {
+  at: number;
+  text: string;
+}
+
+/** What is under way until the last line that matches, one after the other. */
+const phases: [string, RegExp][] = [
+  ['the packages of the tools (npm ci)', /^make up: cluster/],
+  ['the cluster and its registry', /^Tilt started on/],
+  ['Tilt, its Tiltfile, namespaces', /namespaces │ .*DONE IN/],
+  ['images are built', /STEP 2\/3/],
+  ['images are pushed', /STEP 3\/3/],
+  ['pods are made, images pulled', /Successfully pulled image/],
+  ['services start until both are ready', /payment-test │ Running cmd/],
+  ['the payment test', /payment-test │ ok 8/],
+];
+/** Beside the images. */
+const postgres: [RegExp, RegExp] = [
+  /secrets │ Running cmd/,
+  /database system is ready to accept connections/,
+];
+
+const say = (text: string) => process.stderr.write(`${text}\n`);
+
+/** Empties, for this copy, what earlier builds have left: the cache of layers, and npm's own. */
+async function emptyCaches(folder: string): Promise<void> {
+  const unique = `bench-${process.pid}-${Date.now()}`;
+  await appendFile(join(folder, '.npmrc'), `# ${unique}\n`);
+  const file = join(folder, 'services/Dockerfile');
+  const before = await readFile(file, 'utf8');
+  const after = before.replace('target=/root/.npm', `target=/root/.npm,id=${unique}`);
+  if (after === before) throw new Error('services/Dockerfile has no cache for npm any more');
+  await writeFile(file, after);
+}
+
+/** Runs `make up` until the payment test has passed, and ends it. */
+async function start(folder: string): Promise<Line[]> {
+  const env = {
+    ...process.env,
+    MODE: 'cluster',
+    OVERLAY: 'dev',
+    npm_config_cache: join(folder, '.npm-cache'),
+  };
+  for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name as keyof typeof env];
+  const begin = performance.now();
+  const child = spawn('sh', ['-c', 'exec make up 2>&1'], {
+    cwd: folder,
+    env,
+    detached: true,
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const ended = once(child, 'exit');
+  const lines: Line[] = [];
+  const late = setTimeout(() => process.kill(-child.pid!, 'SIGINT'), patience);
+  let green = false;
+  for await (const text of createInterface({ input: child.stdout })) {
+    if (green) continue;
+    lines.push({ at: (performance.now() - begin) / 1_000, text });
+    if (/[^ ] │ .*(rror|not ok)|DONE IN|ok 8/.test(text)) say(`${lines.at(-1)?.at.toFixed(1)} s: ${text}`);
+    green = text.includes('payment-test │ ok 8');
+    if (green) process.kill(-child.pid!, 'SIGINT');
+  }
+  clearTimeout(late);
+  await ended;
+  if (!green)
+    throw new Error(
+      `make up did not get there:\n${lines
+        .slice(-30)
+        .map(({ text }) => text)
+        .join('\n')}`,
+    );
+  return lines;
+}
+
+/** When the last line came that matches; undefined where none did. */
+function last(lines: Line[], pattern: RegExp): number | undefined {
+  return lines.findLast(({ text }) => pattern.test(text))?.at;
+}
+
+/** The seconds that each phase took; a phase that is not there took none. */
+function split(lines: Line[]): number[] {
+  let before = 0;
+  return phases.map(([, end]) => {
+    const at = Math.max(before, last(lines, end) ?? before);
+    const took = at - before;
+    before = at;
+    return took;
+  });
+}
+
+function print(cold: Line[], warm: Line[]): void {
+  const seconds = (value: number) => value.toFixed(1);
+  const [fromNothing, again] = [split(cold), split(warm)];
+  console.log('| `make up`, in seconds | from nothing | again |\n| --- | ---: | ---: |');
+  for (const [at, [name]] of phases.entries()) {
+    console.log(`| ${name} | ${seconds(fromNothing[at] ?? 0)} | ${seconds(again[at] ?? 0)} |`);
+  }
+  const [coldS, warmS] = [cold, warm].map((lines) => Number(seconds(lines.at(-1)?.at ?? 0)));
+  console.log(`| together, until the payment test has passed | ${coldS} | ${warmS} |`);
+  const [begin, end] = postgres.map((pattern) => last(cold, pattern) ?? 0);
+  console.log(`| beside the images: Secrets and Postgres | ${seconds((end ?? 0) - (begin ?? 0))} | |`);
+  console.log(JSON.stringify({ coldS, warmS, cores: cpus().length, load: loadavg().map(seconds) }));
+}
+
+async function main(): Promise<void> {
+  const clusters = execFileSync('kind', ['get', 'clusters'], { encoding: 'utf8' }).split('\n');
+  if (clusters.some((name) => `${name}-control-plane` === nodeContainer)) {
+    say(
+      'make bench-start: there is a cluster already, and this one starts from none: `make down` removes it, with its data',
+    );
+    process.exit(1);
+  }
+  const folder = await copyProject();
+  try {
+    await emptyCaches(folder);
+    say('from nothing');
+    const cold = await start(folder);
+    say('again');
+    print(cold, await start(folder));
+  } finally {
+    execFileSync(join(root, 'cluster/down.sh'), { stdio: ['ignore', 'ignore', 'inherit'] });
+    await rm(folder, { recursive: true });
+  }
+}
+
+await main();

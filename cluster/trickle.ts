@@ -1,0 +1,57 @@
+import { Agent } from 'node:http';
+import { setTimeout } from 'node:timers/promises';
+import { ask } from './ask.ts';
+
+/** The status of an answer, or what went wrong where there was none. */
+export type Answer = number | string;
+
+/** Sends a request at a time, with a pause between them in milliseconds, until told to stop. */
+export function trickle(request: () => Promise<Answer>, pause: number): { stop(): Promise<Answer[]> } {
+  const answers: Answer[] = [];
+  const stopping = new AbortController();
+  const loop = async () => {
+    while (!stopping.signal.aborted) {
+      answers.push(await request().catch((error: Error) => error.message));
+      await setTimeout(pause);
+    }
+    return answers;
+  };
+  const done = loop();
+  return {
+    stop() {
+      stopping.abort();
+      return done;
+    },
+  };
+}
+
+/** How often there was which answer. */
+export function count(answers: Answer[]): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const answer of answers) counts[answer] = (counts[answer] ?? 0) + 1;
+  return counts;
+}
+
+/**
+ * Reads and pays invoices, each over a connection that is kept and over fresh ones, until told to stop.
+ * @returns from `stop`: how often there was which answer
+ */
+export function trickleOfAll(url: string): { stop(): Promise<Record<string, number>> } {
+  const kept = new Agent({ keepAlive: true, maxSockets: 1 });
+  const requests = [
+    { path: '/invoices', method: 'GET' },
+    { path: '/invoices/pay', method: 'POST' },
+  ];
+  const trickles = requests.flatMap(({ path, method }) =>
+    [kept, false as const].map((agent) =>
+      trickle(async () => (await ask(url + path, { method, agent })).status, 100),
+    ),
+  );
+  return {
+    async stop() {
+      const answers = await Promise.all(trickles.map((each) => each.stop()));
+      kept.destroy();
+      return count(answers.flat());
+    },
+  };
+}
