@@ -9,6 +9,8 @@ const patience = 10_000;
 
 /** Sends requests at a steady rate, each other one over a connection of its own, and counts those that fail. */
 export class Trickle {
+  /** Whether payments are among them; else invoices are read only. */
+  pays = false;
   sent = 0;
   failed = 0;
   /** How often which failure. */
@@ -17,7 +19,6 @@ export class Trickle {
   readonly #onFailure: (what: string) => void;
   readonly #agent = new Agent({ keepAlive: true });
   readonly #timers: NodeJS.Timeout[];
-  #pays = true;
   readonly #open = new Set<Promise<unknown>>();
 
   /** @param onFailure is told of the first failure of each kind */
@@ -26,17 +27,8 @@ export class Trickle {
     this.#onFailure = onFailure;
     this.#timers = [
       setInterval(() => this.#send('GET', '/invoices?limit=1'), every.get),
-      setInterval(() => this.#pays && this.#send('POST', '/invoices/pay'), every.pay),
+      setInterval(() => this.pays && this.#send('POST', '/invoices/pay'), every.pay),
     ];
-  }
-
-  /** No more is paid: the payment test wants something left that it can pay. */
-  pausePayments(): void {
-    this.#pays = false;
-  }
-
-  resumePayments(): void {
-    this.#pays = true;
   }
 
   /** Waits for the last answers. */
