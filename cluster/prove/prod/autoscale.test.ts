@@ -1,9 +1,24 @@
 import { afterEach, describe, expect, test } from 'vitest';
-import { kubectl, services, until } from '../../cluster.ts';
+import { kubectl, runScript, services, until } from '../../cluster.ts';
 import { endOfLoad, startLoad, stopLoad } from './load-pod.ts';
 
 /** For as long as the autoscalers may take to notice, in seconds. */
-const load = { seconds: 120, workers: 8, pause: 0, only: 'version' } as const;
+const load = { seconds: 180, workers: 8, pause: 0, only: 'kept' } as const;
+/** For the provider more, from one of invoice-app's pods, as nobody else gets to it: payments that it has to refuse. */
+const providerLoad = `
+  import { readFileSync } from 'node:fs';
+  const end = Date.now() + ${load.seconds} * 1000;
+  const url = 'http://payment-provider.payment-provider:8082/payments/pay';
+  const authorization = 'Bearer ' + readFileSync('/run/secrets/identity/token', 'utf8');
+  const body = JSON.stringify(Array.from({ length: 1000 }, (_, n) => ({ id: 'I' + n, currency: 'EUR', idempotencyKey: 'load' + n })));
+  const work = async () => {
+    while (Date.now() < end) {
+      const response = await fetch(url, { method: 'POST', headers: { authorization, connection: 'close' }, body });
+      if (response.status !== 200) throw new Error(response.status + ' ' + (await response.text()));
+      await response.text();
+    }
+  };
+  await Promise.all(Array.from({ length: 4 }, work));`;
 
 /** How many replicas a service has, and which share of the CPU it asks for they use; undefined until it is measured. */
 async function read(service: string): Promise<{ replicas: number; usage: number | undefined }> {
@@ -30,6 +45,7 @@ describe('the autoscalers', () => {
     const start = performance.now();
     const seconds = () => Math.round((performance.now() - start) / 1_000);
     await startLoad(load);
+    const onProvider = runScript('invoice-app', 'deployment/invoice-app', providerLoad);
     const most = services.map(() => 3);
     await until('there are more of each', load.seconds, async () => {
       (await replicasOf()).forEach((replicas, n) => (most[n] = Math.max(most[n]!, replicas)));
@@ -38,6 +54,7 @@ describe('the autoscalers', () => {
     console.log(`${services.join(', ')}: scaled out to ${most.join(', ')} after ${seconds()} s`);
     const { answered, failures } = await endOfLoad(load.seconds + 60);
     console.log(`load over after ${seconds()} s:`, answered);
+    await onProvider;
     expect(failures).toEqual([]);
     const over = seconds();
     await until('there are three of each again', 480, async () => (await replicasOf()).every((n) => n === 3));

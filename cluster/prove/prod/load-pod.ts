@@ -8,8 +8,8 @@ export interface LoadOptions {
   workers?: number;
   /** Between two requests of one worker, in milliseconds. */
   pause?: number;
-  /** Requests for the version only, which both services work for. */
-  only?: 'version';
+  /** Only requests for invoices, over connections that are kept. */
+  only?: 'kept';
   /** The node to run on; without one any. */
   node?: string;
 }

@@ -89,7 +89,7 @@ const kinds = {
     ),
 };
 const workers = Array.from({ length: Number(WORKERS) });
-if (ONLY === 'version') await Promise.all(workers.map(kinds.version));
+if (ONLY === 'kept') await Promise.all(workers.map(kinds.kept));
 else
   await Promise.all([...workers.map(kinds.kept), kinds.fresh(), kinds.fresh(), kinds.version(), kinds.pay()]);
 console.log(JSON.stringify(report));
