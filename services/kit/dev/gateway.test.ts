@@ -33,9 +33,9 @@ function behind(listener: RequestListener): Promise<number> {
   return start(createServer(listener));
 }
 
-/** The port of a gateway to whatever `serving` gives. */
+/** The port of a gateway to whatever port `serving` gives. */
 function gateway(serving: () => Promise<number>): Promise<number> {
-  return start(createGateway(serving));
+  return start(createGateway(async () => ({ port: await serving(), hold: () => () => {} })));
 }
 
 interface Ask {
@@ -109,6 +109,22 @@ test('an answer under way comes from the process that began it', async () => {
   expect((await answer).body).toBe('the first half, the second half');
 });
 
+test('a process is held while a request is with it, however that ends', async () => {
+  const service = await behind((request, response) => {
+    if (request.url === '/broken') request.socket.destroy();
+    else response.end('here');
+  });
+  const held: boolean[] = [];
+  const hold = () => {
+    const at = held.push(true) - 1;
+    return () => (held[at] = false);
+  };
+  const port = await start(createGateway(async () => ({ port: service, hold })));
+  await ask({ port });
+  await ask({ port, path: '/broken' });
+  await expect.poll(() => held).toEqual([false, false]);
+});
+
 test('a request waits for a process that starts, and is answered with 503 where none does', async () => {
   const service = await behind((_request, response) => void response.end('here'));
   const starting = Promise.withResolvers<number>();
@@ -172,7 +188,7 @@ test('a client that goes away while it waits leaves no connection to the process
 
 test('a client that goes away just as its answer comes does no harm', async () => {
   const service = await behind((_request, response) => void response.end('here'));
-  const server = createGateway(async () => service);
+  const server = createGateway(async () => ({ port: service, hold: () => () => {} }));
   const port = await start(server);
   const client = send({ host: '127.0.0.1', port, path: '/goes' }).on('error', () => {});
   client.end();

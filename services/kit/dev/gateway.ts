@@ -10,23 +10,31 @@ import { pipeline } from 'node:stream';
 /** As in the kit's server: longer than a client or a load balancer keeps an idle connection. */
 const keepAliveTimeout = 65_000;
 
+/** A process that a request can be sent to. */
+export interface Target {
+  /** Of loopback. */
+  port: number;
+  /** Keeps it from being ended until what this gives is called: a connection may be on its way to it. */
+  hold(): () => void;
+}
+
 /**
  * An HTTP server that hands each request to the process that serves at that moment. Clients keep their
  * connections while processes come and go: none is closed under a request, and none stays with old code.
- * @param serving the loopback port to send a request to; where it rejects, its message is answered with 503
+ * @param serving the process to send a request to; where it rejects, its message is answered with 503
  */
-export function createGateway(serving: () => Promise<number>): Server {
+export function createGateway(serving: () => Promise<Target>): Server {
   return createServer({ keepAliveTimeout }, (request, response) => void forward(serving, request, response));
 }
 
 async function forward(
-  serving: () => Promise<number>,
+  serving: () => Promise<Target>,
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
-  let port: number;
+  let target: Target;
   try {
-    port = await serving();
+    target = await serving();
   } catch (error) {
     refuse(response, 503, (error as Error).message);
     return;
@@ -37,7 +45,8 @@ async function forward(
   // A connection of its own: one that is kept could be closed by a process that ends. It says keep-alive, since a
   // server that closes after its answer would cut off a client that is still sending its body.
   const headers = [...endToEnd(request.rawHeaders), 'Connection', 'keep-alive'];
-  const onward = send({ host: '127.0.0.1', port, method, path, headers, agent: false });
+  const onward = send({ host: '127.0.0.1', port: target.port, method, path, headers, agent: false });
+  onward.on('close', target.hold());
   onward.on('response', (answer) => {
     // It went away while the answer's head was on its way.
     if (response.destroyed) {

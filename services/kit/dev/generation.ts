@@ -1,7 +1,13 @@
 import { fork, type ChildProcess } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
+/**
+ * How long requests that were sent to a process are waited for before it is told to end, in milliseconds. A
+ * connection that it has not accepted by then would be reset; what it has accepted it answers by itself.
+ */
+const holdTimeout = 2_000;
 /** How long a process may take to end after SIGTERM, in milliseconds: longer than the kit gives itself. */
 const endTimeout = 35_000;
 
@@ -20,6 +26,8 @@ type Message = { inspector: string } | { port: number } | { ready: true };
 export class Generation {
   readonly #child: ChildProcess;
   readonly #stopping = new AbortController();
+  #holds = 0;
+  readonly #released = new EventEmitter();
   /** The hash of the sources that it was told to load. */
   source: string | undefined;
   /** When it was told to load them, in milliseconds of `performance.now()`. */
@@ -82,10 +90,23 @@ export class Generation {
     }
   }
 
+  /** Keeps it from being told to end, for a while, until what this gives is called. */
+  hold(): () => void {
+    this.#holds += 1;
+    return () => {
+      this.#holds -= 1;
+      if (this.#holds === 0) this.#released.emit('all');
+    };
+  }
+
   /** Ends it as Kubernetes would: requests under way get their answers. */
   async stop(): Promise<void> {
     // First a debugger is cut off, and with it goes its pause: a process does not end before.
     this.#stopping.abort();
+    if (this.#holds > 0) {
+      const signal = AbortSignal.timeout(holdTimeout);
+      await Promise.race([once(this.#released, 'all', { signal }).catch(() => {}), this.ended]);
+    }
     this.#child.kill();
     const timer = setTimeout(() => this.#child.kill('SIGKILL'), endTimeout);
     await this.ended;

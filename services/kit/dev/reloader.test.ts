@@ -90,6 +90,19 @@ function exists(pid: number): boolean {
   }
 }
 
+test('a process that a request is on its way to is told to end once that has its answer', async () => {
+  reloader.start();
+  const old = await reloader.serving();
+  const release = old.hold();
+  const { pid } = await ask();
+  await save('word.ts', `export const word: string = 'two';`);
+  await served('two');
+  await sleep(300);
+  expect(exists(pid)).toBe(true);
+  release();
+  await expect.poll(() => exists(pid), { timeout: 5_000 }).toBe(false);
+});
+
 test('a save that changes no source starts nothing', async () => {
   reloader.start();
   const { pid } = await ask();

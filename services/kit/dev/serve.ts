@@ -44,7 +44,7 @@ async function main(): Promise<void> {
   }
   const inspect = Boolean(process.env.INSPECT_PORT);
   const reloader = new Reloader({ root, service, inspect, say });
-  const gateway = createGateway(async () => (await reloader.serving()).port);
+  const gateway = createGateway(() => reloader.serving());
   await listen(gateway, 'PORT', process.env.HOST || undefined);
   if (inspect) {
     const inspector = createInspector(() => reloader.serving());
