@@ -8,7 +8,7 @@ const nodemon = join(
 );
 
 /** How long nodemon waits for more files of the same save, in milliseconds. Tilt copies them in one go. */
-const delay = 10;
+const delay = 4;
 
 export interface Watcher {
   stop(): void;
