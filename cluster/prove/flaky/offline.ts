@@ -74,7 +74,9 @@ export class Offline {
 export async function cutOff(): Promise<() => Promise<void>> {
   const ip = async (...args: string[]) =>
     (await run('docker', ['exec', nodeContainer, 'ip', ...args])).stdout;
-  const route = (await ip('route', 'show', 'default')).trim().split(/\s+/);
-  await ip('route', 'delete', ...route);
-  return async () => void (await ip('route', 'add', ...route));
+  const route = (await ip('route', 'show', 'default')).trim();
+  // To an address of Docker's network that nobody has; without a route pods do not reach their Services either.
+  const nobody = route.replace(/via (\d+\.\d+)\.\S+/, 'via $1.255.254');
+  await ip('route', 'replace', ...nobody.split(/\s+/));
+  return async () => void (await ip('route', 'replace', ...route.split(/\s+/)));
 }
