@@ -38,8 +38,8 @@ const politeMs = 8_000;
 const killedMs = 2_000;
 
 /**
- * Ends every process of a group; false if any is left. nodemon leads it, and has nothing to lose: asked to end it
- * would send its process one signal after the other, of which the second ends it at once.
+ * Ends every process of a group; false if any is left. A watcher leads it, and has nothing to lose: nodemon, asked to end,
+ * would send the test one signal after the other, of which the second ends it at once.
  */
 export async function endGroup(pid: number): Promise<boolean> {
   signal(pid, 'SIGKILL');

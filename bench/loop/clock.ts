@@ -1,8 +1,7 @@
 // How long a save takes until it is served.
 import { writeFileSync } from 'node:fs';
-import { request, type Agent, type IncomingMessage } from 'node:http';
-import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { ask, type Ask } from '../../cluster/ask.ts';
 
 /** A file whose saves are served somewhere. */
 export interface Way {
@@ -34,7 +33,7 @@ export async function save(way: Way): Promise<{ at: number; ms: number }> {
   // At one stroke: Tilt would copy what is half written, too.
   writeFileSync(way.file, `${way.original}// ${Math.random()}\n`);
   const saved = way.saved();
-  const ms = await since(at, patience.sync, async () => way.served(await ask(way.url)) === saved);
+  const ms = await since(at, patience.sync, async () => way.served(await bodyOf(way.url)) === saved);
   return { at, ms };
 }
 
@@ -48,25 +47,10 @@ export async function since(start: number, most: number, isSo: () => Promise<boo
   return Infinity;
 }
 
-export interface Asking {
-  method?: string;
-  /** Where connections are kept; without it each request has its own. */
-  agent?: Agent | false;
-  /** How long the answer may take, in milliseconds. */
-  timeout?: number;
-}
-
 /** The body of an answer with status 200. @throws {Error} for any other, with its status and how its body begins */
-export async function ask(
-  url: string,
-  { method = 'GET', agent = false, timeout = 2_000 }: Asking = {},
-): Promise<string> {
-  const answer = await new Promise<IncomingMessage>((resolve, reject) => {
-    const options = { method, agent, signal: AbortSignal.timeout(timeout) };
-    request(url, options, resolve).on('error', reject).end();
-  });
-  const body = await text(answer);
-  if (answer.statusCode !== 200) throw new Error(`${answer.statusCode} ${body.slice(0, 100)}`);
+export async function bodyOf(url: string, options: Ask = { patience: 2_000 }): Promise<string> {
+  const { status, body } = await ask(url, options);
+  if (status !== 200) throw new Error(`${status} ${body.slice(0, 100)}`);
   return body;
 }
 

@@ -1,6 +1,6 @@
 // Requests that a user would notice failing, all the while that code is saved.
 import { Agent } from 'node:http';
-import { ask } from './clock.ts';
+import { bodyOf } from './clock.ts';
 
 /** In milliseconds. */
 const every = { get: 50, pay: 200 };
@@ -41,7 +41,7 @@ export class Trickle {
   #send(method: string, path: string): void {
     this.sent += 1;
     const agent = this.sent % 2 === 0 ? this.#agent : false;
-    const counted = ask(this.#url + path, { method, agent, timeout: patience })
+    const counted = bodyOf(this.#url + path, { method, agent, patience })
       .catch(({ message }: Error) => {
         const what = `${method} ${path}, ${agent ? 'kept' : 'new'} connection: ${message}`;
         this.failed += 1;

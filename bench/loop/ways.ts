@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { kubectl } from '../../cluster/cluster.ts';
 import { hashSource } from '../../services/kit/src/source.ts';
-import { ask, type Way } from './clock.ts';
+import { bodyOf, type Way } from './clock.ts';
 
 export const services = ['invoice-app', 'payment-provider'] as const;
 export type Service = (typeof services)[number];
@@ -12,7 +12,7 @@ export type Service = (typeof services)[number];
 export type Version = { source: string; instance: string; provider: Version | null };
 
 export async function version(url: string): Promise<Version> {
-  return JSON.parse(await ask(`${url}/version`));
+  return JSON.parse(await bodyOf(`${url}/version`));
 }
 
 /** Saves of a service, as a developer makes them in a folder that a copy of the tree is in. */

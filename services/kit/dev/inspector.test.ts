@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { exists } from '../../../local/processes.ts';
 import { Debugger } from '../../testing/debugger.ts';
 import { createInspector } from './inspector.ts';
 import { Reloader } from './reloader.ts';
@@ -115,15 +116,6 @@ test('a process that stands still does not keep a save from being served, and en
   expect(await answer).toBe('hello you');
   await expect.poll(() => exists(pid), { timeout: 5_000 }).toBe(false);
 });
-
-function exists(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 test('a debugger that is still sending is not reset, as that would end a port forward', async () => {
   await start({ inspect: true });

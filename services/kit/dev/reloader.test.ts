@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { exists } from '../../../local/processes.ts';
 import { Reloader } from './reloader.ts';
 
 /** A service in the terms of a parent: says where it listens, and that it is ready. */
@@ -80,15 +81,6 @@ test('a save is served by a new process, which is said with its file', async () 
   ]);
   await expect.poll(() => exists(first.pid), { timeout: 5_000 }).toBe(false);
 });
-
-function exists(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
-}
 
 test('a process that a request is on its way to is told to end once that has its answer', async () => {
   reloader.start();

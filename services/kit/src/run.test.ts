@@ -99,7 +99,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   await new Promise((wait) => setTimeout(wait, 50));
   child.kill('SIGTERM');
   await expect.poll(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status).toBe(503);
-  // nodemon sends it twice.
+  // It may come twice, to the process and to its group.
   child.kill('SIGTERM');
   await new Promise((wait) => setTimeout(wait, 400));
   slow.write(body.slice(10));

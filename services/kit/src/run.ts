@@ -69,7 +69,7 @@ async function loadPinned(name: string, load: () => Promise<Service>) {
 function stopOnSignal(name: string, running: Running): void {
   let stopping = false;
   const stop = async () => {
-    // nodemon sends its signal twice; the second one must not cut short what the first one began.
+    // A signal may come twice, to the process and to its group; the second one must not cut short what the first one began.
     if (stopping) return;
     stopping = true;
     setTimeout(() => process.exit(1), exitTimeout).unref();
