@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { createOutput, isRoutine, readable, wantsColour } from './output.ts';
+import { createOutput, readable, wantsColour } from './output.ts';
 
 function collect(colour: boolean) {
   const written: string[] = [];
@@ -40,11 +40,4 @@ test('a JSON log line becomes readable, with the stack of its error; anything el
     '      at main.ts:1',
   ]);
   for (const other of ['plain', '{"level":broken', '{}']) expect(readable(other)).toBe(other);
-});
-
-test('of nodemon only what happened is shown', () => {
-  expect(isRoutine('[nodemon] watching extensions: ts')).toBe(true);
-  expect(isRoutine('[nodemon] 3.1.14')).toBe(true);
-  expect(isRoutine('[nodemon] restarting due to changes...')).toBe(false);
-  expect(isRoutine('[nodemon] app crashed - waiting for file changes before starting...')).toBe(false);
 });

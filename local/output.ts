@@ -55,10 +55,3 @@ function describe(error: unknown): string[] {
   const { stack, message } = error as { stack?: string; message?: string };
   return (stack ?? message ?? JSON.stringify(error)).split('\n').map((line) => `  ${line}`);
 }
-
-const nodemonsRoutine = /^\[nodemon\] (\d+\.|to restart at|or send|watching|starting|reading config)/;
-
-/** What nodemon says each time it starts, and nobody needs to read. */
-export function isRoutine(line: string): boolean {
-  return nodemonsRoutine.test(line);
-}

@@ -4,7 +4,7 @@ import * as fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { endGroup, startGroup, type Command, type Group } from './groups.ts';
-import { createOutput, isRoutine, readable, wantsColour } from './output.ts';
+import { createOutput, readable, wantsColour } from './output.ts';
 import { whyTaken } from './ports.ts';
 import { PostgresError, startPostgres, type Postgres } from './postgres.ts';
 import { processOf, signal } from './processes.ts';
@@ -157,9 +157,7 @@ function test(services: Service[], url: string): Command {
 
 function createListener(name: string): (line: string) => void {
   const sayAs = output(name);
-  return (line) => {
-    if (!isRoutine(line)) sayAs(readable(line));
-  };
+  return (line) => sayAs(readable(line));
 }
 
 /** Says once where the services are, when both are ready. */

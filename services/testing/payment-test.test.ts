@@ -1,9 +1,7 @@
 import { execFile } from 'node:child_process';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { resolve } from 'node:path';
 import { expect, test } from 'vitest';
+import { listen } from './service.ts';
 
 interface Invoice {
   InvoiceId: string;
@@ -14,25 +12,20 @@ interface Invoice {
 /** Runs test.sh against a deployment that has no /version and no /reset, and whose `pay` is this. */
 async function runTest(pay: (invoices: Invoice[]) => [status: number, body: unknown]) {
   const invoices = [1, 2].map((n) => ({ InvoiceId: `I${n}`, Value: n, IsPaid: false }));
-  const server = createServer(({ method, url }, response) => {
+  await using server = await listen(({ method, url }, response) => {
     const answer = (): [number, unknown] => {
       if (url === '/invoices') return [200, invoices];
       return method === 'POST' && url === '/invoices/pay' ? pay(invoices) : [404, {}];
     };
     const [status, body] = answer();
     response.writeHead(status).end(JSON.stringify(body));
-  }).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  try {
-    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
-    const script = resolve(import.meta.dirname, '../../test.sh');
-    return await new Promise<{ passed: boolean; stdout: string; stderr: string }>((done) => {
-      execFile(script, [url], (error, stdout, stderr) => done({ passed: error === null, stdout, stderr }));
-    });
-  } finally {
-    server.closeAllConnections();
-    server.close();
-  }
+  });
+  const script = resolve(import.meta.dirname, '../../test.sh');
+  return await new Promise<{ passed: boolean; stdout: string; stderr: string }>((done) => {
+    execFile(script, [server.url], (error, stdout, stderr) =>
+      done({ passed: error === null, stdout, stderr }),
+    );
+  });
 }
 
 const payAll = (invoices: Invoice[]) => {

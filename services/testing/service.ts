@@ -1,3 +1,6 @@
+import { once } from 'node:events';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import type { Self, Service } from '@payloop/kit/run.ts';
 import { createDatabase } from './database.ts';
 
@@ -17,6 +20,24 @@ export async function startService(
   self: Partial<Self> = {},
 ): Promise<RunningService> {
   const database = await createDatabase();
+  const running = await startUnready(service, { DATABASE_URL: database.url, ...env }, self);
+  await untilReady(running.url);
+  return {
+    ...running,
+    databaseUrl: database.url,
+    async [Symbol.asyncDispose]() {
+      await running.stop();
+      await database.drop();
+    },
+  };
+}
+
+/** Starts a service with a database that is not there, unless `env` has one, and does not wait for it. */
+export async function startUnready(
+  service: Service,
+  env: Record<string, string> = {},
+  self: Partial<Self> = {},
+): Promise<Pick<RunningService, 'url' | 'metricsUrl' | 'stop'>> {
   const running = await service.start({
     source: 'the code under test',
     instance: 'test',
@@ -26,36 +47,46 @@ export async function startService(
       PORT: '0',
       METRICS_PORT: '0',
       LOG_LEVEL: 'silent',
-      DATABASE_URL: database.url,
+      DATABASE_URL: 'postgres://127.0.0.1:1/',
       ...env,
     },
   });
-  const url = `http://127.0.0.1:${running.port}`;
-  await untilReady(url);
   let stopped: Promise<void> | undefined;
-  const stop = () => (stopped ??= running.stop());
   return {
-    url,
+    url: `http://127.0.0.1:${running.port}`,
     metricsUrl: `http://127.0.0.1:${running.metricsPort}/metrics`,
-    databaseUrl: database.url,
-    stop,
-    async [Symbol.asyncDispose]() {
-      await stop();
-      await database.drop();
-    },
+    stop: () => (stopped ??= running.stop()),
   };
 }
 
 /** Asks until `/readyz` says 200. */
 export async function untilReady(url: string): Promise<void> {
-  for (;;) {
-    const status = await fetch(`${url}/readyz`).then(
-      (response) => response.status,
-      () => 0,
-    );
-    if (status === 200) return;
-    await new Promise((resolve) => setTimeout(resolve, 10));
-  }
+  while ((await statusOf(`${url}/readyz`)) !== 200) await new Promise((resolve) => setTimeout(resolve, 10));
+}
+
+/** The status of an answer to GET, 0 without one. */
+export function statusOf(url: string): Promise<number> {
+  return fetch(url).then(
+    ({ status }) => status,
+    () => 0,
+  );
+}
+
+/** Serves on a free port of loopback. */
+export async function listen(
+  listener: (request: IncomingMessage, response: ServerResponse) => void | Promise<void>,
+) {
+  const server = createServer((request, response) => void listener(request, response)).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return {
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    [Symbol.asyncDispose]: async () => {
+      const closed = once(server, 'close');
+      server.close();
+      server.closeAllConnections();
+      await closed;
+    },
+  };
 }
 
 /** The status and the body of an answer, parsed where it is JSON. */

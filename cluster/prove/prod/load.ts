@@ -12,10 +12,11 @@ export interface Report {
 
 const { TARGET, SECONDS = '0', WORKERS = '10', PAUSE_MS = '50', ONLY } = process.env;
 const seconds = Number(SECONDS);
+const pause = Number(PAUSE_MS);
 const report: Report = { seconds, answered: {}, failures: [] };
 const start = performance.now();
-const kept = new Agent({ keepAlive: true });
-const fresh = new Agent({ keepAlive: false });
+const keeping = new Agent({ keepAlive: true });
+const closing = new Agent({ keepAlive: false });
 
 interface Answer {
   status: number | undefined;
@@ -37,7 +38,7 @@ function ask(agent: Agent, method: string, path: string): Promise<Answer> {
 /** Asks again and again until the time is over. */
 async function work(
   name: string,
-  pause: number,
+  wait: number,
   once: () => Promise<Answer>,
   isGood: (body: string) => boolean,
 ) {
@@ -52,44 +53,35 @@ async function work(
         `${name} at ${at} s: ${(error as NodeJS.ErrnoException).code} ${(error as Error).message}`,
       );
     }
-    await setTimeout(pause);
+    await setTimeout(wait);
   }
 }
 
-const list = '/invoices?limit=20';
-const kinds = {
-  kept: () =>
-    work(
-      'kept',
-      Number(PAUSE_MS),
-      () => ask(kept, 'GET', list),
-      (body) => body.startsWith('['),
-    ),
-  fresh: () =>
-    work(
-      'fresh',
-      Number(PAUSE_MS),
-      () => ask(fresh, 'GET', list),
-      (body) => body.startsWith('['),
-    ),
-  // Both services, the second over a connection of its own.
-  version: () =>
-    work(
-      'version',
-      Number(PAUSE_MS),
-      () => ask(fresh, 'GET', '/version'),
-      (body) => !body.includes('"provider":null'),
-    ),
-  pay: () =>
-    work(
-      'pay',
-      500,
-      () => ask(kept, 'POST', '/invoices/pay'),
-      (body) => body === '{}',
-    ),
-};
+const readWith = (name: string, agent: Agent) =>
+  work(
+    name,
+    pause,
+    () => ask(agent, 'GET', '/invoices?limit=20'),
+    (body) => body.startsWith('['),
+  );
+const kept = () => readWith('kept', keeping);
+const fresh = () => readWith('fresh', closing);
+// Both services, the second over a connection of its own.
+const version = () =>
+  work(
+    'version',
+    pause,
+    () => ask(closing, 'GET', '/version'),
+    (body) => !body.includes('"provider":null'),
+  );
+const pay = () =>
+  work(
+    'pay',
+    500,
+    () => ask(keeping, 'POST', '/invoices/pay'),
+    (body) => body === '{}',
+  );
 const workers = Array.from({ length: Number(WORKERS) });
-if (ONLY === 'kept') await Promise.all(workers.map(kinds.kept));
-else
-  await Promise.all([...workers.map(kinds.kept), kinds.fresh(), kinds.fresh(), kinds.version(), kinds.pay()]);
+const others = ONLY === 'kept' ? [] : [fresh, fresh, version, pay];
+await Promise.all([...workers.map(() => kept), ...others].map((kind) => kind()));
 console.log(JSON.stringify(report));

@@ -1,7 +1,4 @@
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -14,7 +11,7 @@ import { createDatabase } from '../../testing/database.ts';
 import { Issuer, subject } from '../../testing/issuer.ts';
 import { ProjectedToken } from '../../testing/projected-token.ts';
 import { brokenRules } from '../../testing/rules.ts';
-import { ask, post, startService, untilReady, type RunningService } from '../../testing/service.ts';
+import { ask, listen, post, startService, untilReady, type RunningService } from '../../testing/service.ts';
 import * as invoiceApp from './service.ts';
 
 let issuer: Issuer;
@@ -64,19 +61,11 @@ const readKeys = async (database: Client) =>
 /** A server that notes which requests came, with which `Authorization`, and answers them with a status. */
 async function startServer(status: number) {
   const asked: (string | undefined)[][] = [];
-  const server = createServer((request, response) => {
+  const server = await listen((request, response) => {
     asked.push([request.url, request.headers.authorization]);
     request.resume().on('end', () => response.writeHead(status).end('{}'));
-  }).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    asked,
-    async [Symbol.asyncDispose]() {
-      server.closeAllConnections();
-      server.close();
-    },
-  };
+  });
+  return { ...server, asked };
 }
 
 test('payments and resets carry the token, /version does not', async () => {

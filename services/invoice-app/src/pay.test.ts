@@ -1,13 +1,11 @@
-import { once } from 'node:events';
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { IncomingMessage } from 'node:http';
 import { json } from 'node:stream/consumers';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
 import { Client } from 'pg';
 import { expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { brokenRules } from '../../testing/rules.ts';
-import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
 import * as invoiceApp from './service.ts';
 
 const startProvider = (step: Step = direct) =>
@@ -58,22 +56,13 @@ async function until(condition: () => Promise<boolean>): Promise<void> {
 /** A server that is asked for payments, and keeps what it was asked. */
 async function startServer(answer: (body: any, request: IncomingMessage) => [number, unknown]) {
   const asked: unknown[] = [];
-  const listener = async (request: IncomingMessage, response: ServerResponse) => {
+  const server = await listen(async (request, response) => {
     const body = await json(request);
     asked.push(body);
     const [status, reply] = answer(body, request);
     response.writeHead(status, { 'Content-Type': 'application/json' }).end(JSON.stringify(reply));
-  };
-  const server = createServer((request, response) => void listener(request, response)).listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    asked,
-    async [Symbol.asyncDispose]() {
-      server.closeAllConnections();
-      server.close();
-    },
-  };
+  });
+  return { ...server, asked };
 }
 
 test('a provider that does not know arrays is asked for one payment at a time, with its key', async () => {

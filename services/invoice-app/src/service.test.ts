@@ -1,10 +1,8 @@
-import { once } from 'node:events';
-import { createServer, type RequestListener } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { RequestListener } from 'node:http';
 import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
 import * as invoiceApp from './service.ts';
 
 const seeded = [
@@ -177,19 +175,13 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
         response.writeHead(200, { 'Content-Length': 9 }).write('{', () => request.socket.destroy()),
     ],
   ])('%s', { timeout: 20_000 }, async (_name, answer) => {
-    const server = createServer(answer).listen(0, '127.0.0.1');
-    await once(server, 'listening');
-    try {
-      await using unlucky = await startApp(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
-      expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({
-        status: 502,
-        body: { error, paid: 0, declined: 0, unknown: 3 },
-      });
-      expect(await invoicesOf(unlucky)).toEqual(seeded);
-    } finally {
-      server.closeAllConnections();
-      server.close();
-    }
+    await using server = await listen(answer);
+    await using unlucky = await startApp(server.url);
+    expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({
+      status: 502,
+      body: { error, paid: 0, declined: 0, unknown: 3 },
+    });
+    expect(await invoicesOf(unlucky)).toEqual(seeded);
   });
 });
 

@@ -5,7 +5,14 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import * as invoiceApp from '../../invoice-app/src/service.ts';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import {
+  ask,
+  post,
+  startService,
+  startUnready,
+  statusOf,
+  type RunningService,
+} from '../../testing/service.ts';
 
 let provider: RunningService;
 let app: RunningService;
@@ -123,25 +130,12 @@ test('the pool, the event loop and the heap', async () => {
   expect(metrics.get('process_resident_memory_bytes')).toBeGreaterThan(1_000_000);
 });
 
-/** Starts invoice-app without waiting until it is ready. */
 const start = (env: Record<string, string>) =>
-  invoiceApp.start({
-    source: '',
-    instance: '',
-    env: {
-      HOST: '127.0.0.1',
-      PORT: '0',
-      METRICS_PORT: '0',
-      LOG_LEVEL: 'silent',
-      DATABASE_URL: app.databaseUrl,
-      ...env,
-    },
-  });
-const urlOf = ({ metricsPort }: { metricsPort: number }) => `http://127.0.0.1:${metricsPort}/metrics`;
+  startUnready(invoiceApp, { DATABASE_URL: app.databaseUrl, ...env });
 
 test('without a database what it would tell is absent, the rest is there', async () => {
-  const running = await start({ DATABASE_URL: 'postgres://127.0.0.1:1/' });
-  const metrics = await scrape(urlOf(running));
+  const running = await startUnready(invoiceApp);
+  const metrics = await scrape(running.metricsUrl);
   expect(metrics.has('unpaid_invoices')).toBe(false);
   expect(metrics.has('oldest_lease_age_seconds')).toBe(false);
   expect(metrics.get('payments_total{outcome="charged"}')).toBe(0);
@@ -158,19 +152,10 @@ test('a port that is taken keeps no service from starting, and is had once it is
   await once(other, 'listening');
   const { port } = other.address() as AddressInfo;
   const running = await start({ METRICS_PORT: `${port}` });
-  expect(running.metricsPort).toBe(port);
-  expect((await ask(`http://127.0.0.1:${running.port}/livez`)).status).toBe(200);
+  expect(running.metricsUrl).toContain(`:${port}/`);
+  expect(await statusOf(`${running.url}/livez`)).toBe(200);
   other.close();
-  await expect
-    .poll(
-      () =>
-        fetch(urlOf(running)).then(
-          ({ status }) => status,
-          () => 0,
-        ),
-      { timeout: 5_000 },
-    )
-    .toBe(200);
+  await expect.poll(() => statusOf(running.metricsUrl), { timeout: 5_000 }).toBe(200);
   await running.stop();
 });
 
@@ -180,18 +165,9 @@ test('one process after another has the port, and the one that waits can be stop
   const second = await start({ METRICS_PORT });
   const third = await start({ METRICS_PORT });
   await third.stop();
-  expect((await scrape(urlOf(first))).get('payments_total{outcome="charged"}')).toBe(0);
+  expect((await scrape(first.metricsUrl)).get('payments_total{outcome="charged"}')).toBe(0);
   await first.stop();
-  await expect
-    .poll(
-      () =>
-        fetch(urlOf(second)).then(
-          ({ status }) => status,
-          () => 0,
-        ),
-      { timeout: 5_000 },
-    )
-    .toBe(200);
+  await expect.poll(() => statusOf(second.metricsUrl), { timeout: 5_000 }).toBe(200);
   await second.stop();
 });
 

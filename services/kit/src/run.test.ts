@@ -6,7 +6,7 @@ import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import { createDatabase, type TestDatabase } from '../../testing/database.ts';
-import { untilReady } from '../../testing/service.ts';
+import { statusOf, untilReady } from '../../testing/service.ts';
 import { hashSource } from './source.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
@@ -70,11 +70,7 @@ test('without its database a service is live, not ready, and says why once, with
   const port = await freePort();
   const away = `postgres://invoice_app:verysecret@127.0.0.1:${await freePort()}/invoice_app`;
   const { child, ended } = start('invoice-app', { PORT: `${port}`, DATABASE_URL: away });
-  const status = (path: string) =>
-    fetch(`http://127.0.0.1:${port}${path}`).then(
-      (response) => response.status,
-      () => 0,
-    );
+  const status = (path: string) => statusOf(`http://127.0.0.1:${port}${path}`);
   await expect.poll(() => status('/livez'), { timeout: 10_000 }).toBe(200);
   expect(await status('/readyz')).toBe(503);
   expect(await status('/invoices')).toBe(503);

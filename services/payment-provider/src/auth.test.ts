@@ -7,7 +7,7 @@ import { exportSPKI, importJWK, type CryptoKey } from 'jose';
 import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { Issuer, subject } from '../../testing/issuer.ts';
-import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import { ask, post, startService, startUnready, type RunningService } from '../../testing/service.ts';
 import * as paymentProvider from './service.ts';
 
 const body = '{"id":"I1","value":1,"currency":"EUR"}';
@@ -285,20 +285,6 @@ describe('settings', () => {
     TOKEN_SUBJECTS: subject,
     TOKEN_JWKS_URL: 'https://kubernetes.default.svc/openid/v1/jwks',
   };
-  const start = (env: Record<string, string>) =>
-    paymentProvider.start({
-      source: '',
-      instance: '',
-      env: {
-        HOST: '127.0.0.1',
-        PORT: '0',
-        METRICS_PORT: '0',
-        LOG_LEVEL: 'silent',
-        DATABASE_URL: 'postgres://127.0.0.1:1/',
-        ...env,
-      },
-    });
-
   test.each<[Record<string, string>, RegExp]>([
     [{ AUTH: 'on' }, /^AUTH must be one of required, off, not "on"$/],
     [{ TOKEN_AUDIENCE: '' }, /^TOKEN_AUDIENCE must be set where AUTH is required: the audience /],
@@ -324,7 +310,7 @@ describe('settings', () => {
     [{ TOKEN_JWKS_URL: 'file:///keys' }, /^TOKEN_JWKS_URL must be the https URL /],
     [{ TOKEN_JWKS_URL: 'keys' }, /^TOKEN_JWKS_URL must be the https URL /],
   ])('%o stop the start in one line', async (change, message) => {
-    await expect(start({ ...all, ...change })).rejects.toThrow(
+    await expect(startUnready(paymentProvider, { ...all, ...change })).rejects.toThrow(
       expect.objectContaining({ name: 'ConfigError', message: expect.stringMatching(message) }),
     );
   });
