@@ -1,5 +1,16 @@
 import { expect, test } from 'vitest';
-import { inContainer, isReady, kubectl, overlay, pods, services, sql, until, url } from './cluster.ts';
+import {
+  inContainer,
+  isReady,
+  kubectl,
+  kubectlWith,
+  overlay,
+  pods,
+  services,
+  sql,
+  until,
+  url,
+} from './cluster.ts';
 
 const replicas = overlay === 'prod' ? 3 : 1;
 
@@ -92,6 +103,44 @@ test.each([
   await expect(kubectl('create', 'service', ...service, '--dry-run=server')).rejects.toThrow(
     /exceeded quota/,
   );
+});
+
+test.each([...services, 'postgres'])('what %s may take is bounded', async (namespace) => {
+  const probe = (resources: object) => ({
+    apiVersion: 'v1',
+    kind: 'Pod',
+    metadata: { name: 'large', namespace },
+    spec: {
+      securityContext: { runAsNonRoot: true, runAsUser: 65532, seccompProfile: { type: 'RuntimeDefault' } },
+      // Several containers, as each by itself is within its limit.
+      containers: Array.from({ length: 8 }, (_, n) => ({
+        name: `c${n}`,
+        image: 'postgres:18',
+        resources: { requests: resources, limits: resources },
+        securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ['ALL'] } },
+      })),
+    },
+  });
+  const create = (resources: object) =>
+    kubectlWith(probe(resources), 'create', '--dry-run=server', '--filename=-');
+  await expect(create({ cpu: '10m', memory: '8Mi' })).resolves.toContain('created');
+  await expect(create({ cpu: '1', memory: '8Mi' })).rejects.toThrow(/exceeded quota: .*requests.cpu=2/);
+  await expect(create({ cpu: '10m', memory: '1Gi' })).rejects.toThrow(
+    /exceeded quota: .*requests.memory=2Gi/,
+  );
+  await expect(create({ cpu: '3', memory: '8Mi' })).rejects.toThrow(/maximum cpu usage per Container is 2/);
+  await expect(create({ cpu: '10m', memory: '2Gi' })).rejects.toThrow(
+    /maximum memory usage per Container is 1Gi/,
+  );
+});
+
+test.runIf(overlay === 'prod').each(services)('%s has a probe for each question', async (service) => {
+  const output = '--output=jsonpath={.spec.template.spec.containers[0]}';
+  const container = JSON.parse(await kubectl('get', 'deployment', service, `--namespace=${service}`, output));
+  const paths = [container.startupProbe, container.livenessProbe, container.readinessProbe].map(
+    (probe) => probe.httpGet.path,
+  );
+  expect(paths).toEqual(['/startupz', '/livez', '/readyz']);
 });
 
 // Else one more replica of a service could push out what it needs.

@@ -1,15 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from './cluster.ts';
-import {
-  closed,
-  describeFlow,
-  findTargets,
-  flows,
-  startProbes,
-  stopProbes,
-  wrongFlows,
-  type Flow,
-} from './policies.ts';
+import { closed, describeFlow, flows, type Flow } from './policies.ts';
+import { findTargets, startProbes, stopProbes, wrongFlows } from './probes.ts';
 
 /** Then every other answer of this file means nothing. */
 const unenforced =

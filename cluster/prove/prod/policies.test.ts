@@ -1,16 +1,8 @@
+import { setTimeout } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from '../../cluster.ts';
-import {
-  closed,
-  describeFlow,
-  findTargets,
-  flows,
-  nodes,
-  startProbes,
-  stopProbes,
-  wrongFlows,
-  type Flow,
-} from '../../policies.ts';
+import { closed, describeFlow, flows, nodes, type Flow } from '../../policies.ts';
+import { findTargets, startProbes, stopProbes, wrongFlows } from '../../probes.ts';
 
 /** Each policy taken out in turn: what it let through is stopped, what it stopped gets through, nothing else changes. */
 
@@ -27,7 +19,7 @@ const policies = list.filter(
 
 /** What lets a pod and a node speak: where there is but one node, which its pods always reach, nothing shows it. */
 const betweenNodes = ['payment-provider/to-api-server', 'ingress/to-api-server', 'metrics-server/to-nodes'];
-/** And the API server's way to metrics-server, whose place no pod can take. */
+/** And the API server's way to metrics-server, whose place no pod can take: it has a test of its own. */
 const notShown = new Set(['metrics-server/from-api-server', ...(nodes > 1 ? [] : betweenNodes)]);
 
 let targets: Map<string, string>;
@@ -77,3 +69,43 @@ describe('without', () => {
     },
   );
 });
+
+test.runIf(nodes > 1)(
+  'without the way from the API server to metrics-server there are no metrics',
+  { timeout: 240_000 },
+  async () => {
+    const hasMetrics = () =>
+      kubectl('get', '--raw', '/apis/metrics.k8s.io/v1beta1/nodes').then(
+        () => true,
+        () => false,
+      );
+    const name = 'metrics-server';
+    const restart = async () => {
+      await kubectl('rollout', 'restart', `deployment/${name}`, `--namespace=${name}`);
+      await kubectl('rollout', 'status', `deployment/${name}`, `--namespace=${name}`, '--timeout=90s');
+    };
+    const [controlPlane = ''] = (
+      await kubectl('get', 'nodes', '--selector=node-role.kubernetes.io/control-plane', '--output=name')
+    ).split('\n');
+    const policy = policies.find(({ metadata }) => metadata.name === 'from-api-server')!;
+    const patience = { timeout: 60_000, interval: 1_000 };
+    // A node always reaches its own pods: it has to be on the other one.
+    await kubectl('cordon', controlPlane);
+    try {
+      await restart();
+      await expect.poll(hasMetrics, patience).toBe(true);
+      await kubectl('delete', 'networkpolicy', policy.metadata.name, `--namespace=${name}`);
+      // A connection outlives the policy that let it through.
+      await restart();
+      await expect.poll(hasMetrics, patience).toBe(false);
+      // And not for the moment of a restart.
+      await setTimeout(10_000);
+      expect(await hasMetrics()).toBe(false);
+    } finally {
+      await kubectl('uncordon', controlPlane);
+      delete policy.metadata.resourceVersion;
+      await kubectlWith(policy, 'apply', '--filename=-');
+    }
+    await expect.poll(hasMetrics, patience).toBe(true);
+  },
+);

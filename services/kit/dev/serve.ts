@@ -1,5 +1,6 @@
 // Runs a service for development: `node services/kit/dev/serve.ts <service>`, with PORT set. It owns the port;
-// the service runs in a child, and each save in a new one, which takes over once it is ready.
+// the service runs in a child, and each save in a new one, which takes over once it is ready. Of ../src, which is saved
+// meanwhile, nothing but source.ts is imported: a save that breaks it breaks a child, and not what starts the next one.
 import { existsSync } from 'node:fs';
 import { once } from 'node:events';
 import type { Server } from 'node:net';

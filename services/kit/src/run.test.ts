@@ -72,6 +72,7 @@ test('without its database a service is live, not ready, and says why once, with
   const { child, ended } = start('invoice-app', { PORT: `${port}`, DATABASE_URL: away });
   const status = (path: string) => statusOf(`http://127.0.0.1:${port}${path}`);
   await expect.poll(() => status('/livez'), { timeout: 10_000 }).toBe(200);
+  expect(await status('/startupz')).toBe(200);
   expect(await status('/readyz')).toBe(503);
   expect(await status('/invoices')).toBe(503);
   await new Promise((wait) => setTimeout(wait, 500));

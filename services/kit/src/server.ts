@@ -40,7 +40,8 @@ export interface Running {
 }
 
 /**
- * Starts an HTTP server with what every service has: request ids and logs, `/livez`, `/readyz`, JSON errors.
+ * Starts an HTTP server with what every service has: request ids and logs, `/startupz`, `/livez`,
+ * `/readyz`, JSON errors.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when a port cannot be had
  */
@@ -58,7 +59,10 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     response.on('close', () => unanswered.delete(response));
     next();
   });
-  route(app, '/livez', { get: (_request, response) => void response.type('text').send('ok') });
+  // Whoever gets an answer has it from a process that started, and turns.
+  for (const path of ['/startupz', '/livez']) {
+    route(app, path, { get: (_request, response) => void response.type('text').send('ok') });
+  }
   route(app, '/readyz', {
     get: async (_request, response) => {
       const reason = stopping ? 'shutting down' : await reasonNotReady(database);
