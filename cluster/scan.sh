@@ -17,7 +17,8 @@ install_checkov() {
   rm -rf "$checkov_folder"
   python3 -m venv "$checkov_folder" ||
     fail 'python3 with its venv module is missing, which checkov needs: packages python3 and python3-venv of your system'
-  "$checkov_folder/bin/pip" install --quiet --disable-pip-version-check "checkov==$checkov_version" || {
+  "$checkov_folder/bin/pip" install --quiet --disable-pip-version-check \
+    --constraint local/checkov-constraints.txt "checkov==$checkov_version" || {
     rm -rf "$checkov_folder"
     fail "checkov $checkov_version could not be had from PyPI, see above"
   }

@@ -23,6 +23,8 @@ interface Mutant {
 const app = 'services/invoice-app/src';
 const provider = 'services/payment-provider/src';
 const model = 'services/testing/model.test.ts';
+const auth = `${provider}/auth.test.ts`;
+const checks = '{ algorithms, audience, issuer, clockTolerance,';
 
 const mutants: Mutant[] = [
   {
@@ -116,6 +118,28 @@ const mutants: Mutant[] = [
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'no token is asked for',
+    changes: [[`${provider}/service.ts`, 'if (rules !== undefined) app.use(requireToken(rules, log));', '']],
+    tests: [auth],
+  },
+  ...['audience', 'issuer', 'algorithms'].map((claim) => ({
+    name: `no check of a token’s ${claim}`,
+    changes: [[`${provider}/auth.ts`, checks, checks.replace(`${claim}, `, '')]] satisfies Mutant['changes'],
+    tests: [auth],
+  })),
+  {
+    name: 'no end: a token without one is good for ever',
+    changes: [[`${provider}/auth.ts`, `requiredClaims: ['exp', 'sub']`, `requiredClaims: ['sub']`]],
+    tests: [auth],
+  },
+  {
+    name: 'no subject: any service account may pay',
+    changes: [
+      [`${provider}/auth.ts`, `if (subjects.includes(payload.sub ?? '')) next();`, 'if (payload) next();'],
+    ],
+    tests: [auth],
   },
 ];
 
