@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test model sweep mutants ci prove review bench bench-loop bench-start bench-image prod down
+.PHONY: help install up debug test model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -19,6 +19,7 @@ help:
 	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid, restarts and'
 	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
 	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
+	@echo 'make release  build and push the releases that REGISTRY lacks, and write what to apply to release.yaml'
 	@echo 'make bench  invoices paid a second, next to the plain ways'
 	@echo 'make bench-loop  how fast a save is served in a cluster (ROUNDS=50), next to the floor and the plain way'
 	@echo 'make bench-start  how long make up takes from nothing and again, and where the time goes'
@@ -57,6 +58,10 @@ prove: sweep
 	@PROVE=yes OVERLAY=flaky cluster/ci.sh
 	@PROVE=yes OVERLAY=prod cluster/ci.sh
 
+# REGISTRY=ghcr.io/acme.
+release: install
+	@kustomize/release.sh >release.yaml
+
 # Needs no npm packages.
 review:
 	@local/review.sh
@@ -76,5 +81,5 @@ bench-image:
 prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod
 
-down:
+down: install
 	@cluster/down.sh

@@ -23,13 +23,17 @@ kube() { kubectl --context="$context" "$@"; }
 
 check_machine() {
   local tool
-  for tool in docker kubectl kind ctlptl tilt kustomize curl jq vitest; do
-    command -v "$tool" >/dev/null ||
-      fail "$tool is missing: \`mise install\` gets the tools of mise.toml, \`npm ci\` vitest, your system's packages curl and jq"
+  local -a tools=(kubectl kind ctlptl tilt kustomize)
+  [[ $overlay != prod ]] || tools+=(kube-score)
+  command -v node >/dev/null || fail "Node's packages are not installed: \`make ci\` does it"
+  PATH=$(node --import tsx local/tools.ts "${tools[@]}")
+  for tool in "${tools[@]}"; do
+    command -v "$tool" >/dev/null || fail "$tool is missing, and mise could not install it: \`mise install\` gets the tools of mise.toml"
   done
-  [[ $overlay != prod ]] || for tool in kube-score openssl python3; do
-    command -v "$tool" >/dev/null ||
-      fail "$tool is missing: \`mise install\` gets kube-score, your system's packages openssl and python3 with its venv"
+  tools=(docker curl jq)
+  [[ $overlay != prod ]] || tools+=(openssl python3)
+  for tool in "${tools[@]}"; do
+    command -v "$tool" >/dev/null || fail "$tool is missing: it is a package of your system"
   done
   docker info >/dev/null 2>&1 || fail "Docker does not answer: start it (\`docker info\` tells more)"
   [[ -f kustomize/overlays/$overlay/kustomization.yaml ]] || fail "OVERLAY must be a folder of kustomize/overlays, not $overlay"

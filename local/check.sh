@@ -2,6 +2,8 @@
 # What `make test` checks besides the tests themselves; where an outside tool is missing it says so and goes on.
 set -o errexit -o nounset -o pipefail
 
+readonly actionlint_version=v1.7.12
+
 run() {
   echo "$*"
   "$@"
@@ -16,6 +18,20 @@ check_scripts() {
   )
   echo "shellcheck, ${#scripts[@]} scripts"
   shellcheck "${scripts[@]}"
+}
+
+# Of the pipeline; from Go's modules where it is not installed and Go is.
+check_pipeline() {
+  local -r tools=.payloop/bin
+  local actionlint
+  if ! actionlint=$(command -v actionlint); then
+    command -v go >/dev/null || { echo 'actionlint: skipped, neither it nor Go is installed' && return; }
+    actionlint=$tools/actionlint
+    [[ -x $actionlint ]] || GOBIN=$PWD/$tools go install "github.com/rhysd/actionlint/cmd/actionlint@$actionlint_version" ||
+      { echo 'actionlint: skipped, it could not be installed, see above' && return; }
+  fi
+  echo actionlint
+  "$actionlint"
 }
 
 check_overlays() {
@@ -66,6 +82,7 @@ main() {
   run oxlint --type-aware --quiet
   run prettier --check --log-level=warn .
   check_scripts
+  check_pipeline
   check_overlays
   check_combinations
 }
