@@ -143,6 +143,24 @@ test.runIf(overlay === 'prod').each(services)('%s has a probe for each question'
   expect(paths).toEqual(['/startupz', '/livez', '/readyz']);
 });
 
+test.runIf(overlay === 'prod').each(services)('%s is spread over nodes and zones', async (service) => {
+  const output = '--output=jsonpath={.spec.template.spec}';
+  const { affinity, topologySpreadConstraints } = JSON.parse(
+    await kubectl('get', 'deployment', service, `--namespace=${service}`, output),
+  );
+  const [{ podAffinityTerm }] = affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution;
+  const wishes = [podAffinityTerm, ...topologySpreadConstraints];
+  expect(wishes.map(({ topologyKey }) => topologyKey)).toEqual([
+    'kubernetes.io/hostname',
+    'topology.kubernetes.io/zone',
+  ]);
+  // Among the pods of the same release only: else a rollout would count those that it replaces.
+  for (const { labelSelector, matchLabelKeys } of wishes) {
+    expect(labelSelector.matchLabels).toEqual({ 'app.kubernetes.io/part-of': 'payloop' });
+    expect(matchLabelKeys).toEqual(['app.kubernetes.io/name', 'pod-template-hash']);
+  }
+});
+
 // Else one more replica of a service could push out what it needs.
 test.runIf(overlay === 'prod')('every pod has the same priority', async () => {
   const selector = '--selector=app.kubernetes.io/part-of=payloop';
