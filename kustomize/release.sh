@@ -15,7 +15,7 @@ fail() {
 # The digest of a release in the registry; 1 where it is not there, 2 where nobody can tell.
 digest_of() { # IMAGE
   local answer
-  if answer=$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' "$1" 2>&1); then
+  if answer=$(docker buildx imagetools inspect --format '{{json .Manifest.Digest}}' "$1" 2>&1); then
     printf '%s\n' "${answer//\"/}"
   elif [[ $answer == *'not found'* ]]; then
     return 1

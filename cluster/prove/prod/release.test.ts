@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { appendFile, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
@@ -20,6 +20,8 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'payloop-release-'));
   await run('git', ['clone', '--quiet', root, folder]);
   await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
+  // A link is not the folder that .gitignore means.
+  await appendFile(join(folder, '.git/info/exclude'), 'node_modules\n');
   const hosting = await kubectl(
     'get',
     'configmap',
