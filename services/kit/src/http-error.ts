@@ -1,3 +1,11 @@
+import { z } from 'zod';
+
+/** What every error is answered with. */
+export const errorBody = z
+  .object({ error: z.string().meta({ description: 'What is wrong, in a line.' }) })
+  .meta({ id: 'Error' });
+export type ErrorBody = z.infer<typeof errorBody>;
+
 /** An answer that a handler throws: an HTTP status and the text of its `{"error": …}` body. */
 export class HttpError extends Error {
   override name = 'HttpError';

@@ -5,9 +5,20 @@ import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
-import { HttpError } from './http-error.ts';
+import { HttpError, type ErrorBody } from './http-error.ts';
 import type { Log } from './log.ts';
 import { serveMetrics, type Metrics } from './metrics.ts';
+import {
+  createDocument,
+  describeAll,
+  describeDocument,
+  describeLive,
+  describeReady,
+  describeRequestId,
+  describeRoute,
+  type Method,
+  type Operation,
+} from './openapi.ts';
 
 /** How long requests under way may still take once the server is told to stop, in milliseconds. */
 const drainTimeout = 20_000;
@@ -15,6 +26,8 @@ const drainTimeout = 20_000;
 const keepAliveTimeout = 65_000;
 
 export interface ServerOptions {
+  /** The service's name. */
+  name: string;
   host?: string | undefined;
   port: number;
   /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
@@ -40,7 +53,8 @@ export interface Running {
 }
 
 /**
- * Starts an HTTP server with what every service has: request ids and logs, `/livez`, `/readyz`, JSON errors.
+ * Starts an HTTP server with what every service has: request ids and logs, `/livez`, `/readyz`,
+ * `/openapi.json`, JSON errors.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when a port cannot be had
  */
@@ -58,15 +72,21 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     response.on('close', () => unanswered.delete(response));
     next();
   });
-  route(app, '/livez', { get: (_request, response) => void response.type('text').send('ok') });
-  route(app, '/readyz', {
-    get: async (_request, response) => {
-      const reason = stopping ? 'shutting down' : await reasonNotReady(database);
-      if (reason === undefined) response.type('text').send('ok');
-      else response.status(503).json({ error: reason });
-    },
-  });
+  route(app, '/livez', { get: (_request, response) => void response.type('text').send('ok') }, describeLive);
+  const answerReady: Handler = async (_request, response) => {
+    const reason = stopping ? 'shutting down' : await reasonNotReady(database);
+    if (reason === undefined) response.type('text').send('ok');
+    else response.status(503).json({ error: reason } satisfies ErrorBody);
+  };
+  route(app, '/readyz', { get: answerReady }, describeReady);
   app.use(observeRequests(log, metrics));
+  describeAll(app, describeRequestId);
+  let document: string | undefined;
+  const answerDocument: Handler = (_request, response) => {
+    document ??= JSON.stringify(createDocument(app, options.name));
+    response.type('json').send(document);
+  };
+  route(app, '/openapi.json', { get: answerDocument }, describeDocument);
   routes(app);
   app.use(() => {
     throw new HttpError(404, 'not found');
@@ -95,16 +115,20 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 /**
  * Registers all that one path answers; any other method gets 405 with `Allow`.
  * GET answers HEAD too, without the body.
+ * @param describe says of each method what it takes and answers, for `GET /openapi.json`
  */
-export function route(
+export function route<M extends Method>(
   app: Express,
   path: string,
-  handlers: { get?: Handler | Handler[]; post?: Handler | Handler[] },
+  handlers: Record<M, Handler | Handler[]>,
+  describe: () => Record<NoInfer<M>, Operation>,
 ) {
+  const { get, post }: Partial<Record<Method, Handler | Handler[]>> = handlers;
+  describeRoute(app, path, describe);
   const here = app.route(path);
-  if (handlers.get) here.get(handlers.get);
-  if (handlers.post) here.post(handlers.post);
-  const allowed = [handlers.get && 'GET, HEAD', handlers.post && 'POST'].filter(Boolean).join(', ');
+  if (get) here.get(get);
+  if (post) here.post(post);
+  const allowed = [get && 'GET, HEAD', post && 'POST'].filter(Boolean).join(', ');
   here.all((_request, response) => {
     response.set('Allow', allowed);
     throw new HttpError(405, `method not allowed, only ${allowed}`);
@@ -162,12 +186,10 @@ function answerError(log: Log): ErrorRequestHandler {
       const cause = err instanceof DatabaseUnavailable ? err.cause : err;
       log[status === 503 ? 'warn' : 'error']({ err: cause, requestId: requestId(response) }, message);
     }
-    response.status(status);
-    if (err.type === 'entity.too.large') {
-      response.json({ error: `request body too large, at most ${(err.limit ?? 0) / 1024} kB` });
-    } else {
-      response.json({ error: status === 500 ? 'internal error' : message });
-    }
+    const tooLarge = `request body too large, at most ${(err.limit ?? 0) / 1024} kB`;
+    const said = status === 500 ? 'internal error' : message;
+    const body: ErrorBody = { error: err.type === 'entity.too.large' ? tooLarge : said };
+    response.status(status).json(body);
   };
 }
 
