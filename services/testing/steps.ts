@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 
 /** The files that a payment goes through, each with its service. A file that joins the path is added here. */
 const path = {
-  'invoice-app': ['service.ts', 'pay.ts', 'provider.ts'],
+  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'provider.ts'],
   'payment-provider': ['service.ts', 'cashier.ts', 'ledger.ts'],
 };
 

@@ -9,6 +9,7 @@ import { requestId, route, startServer, type Running } from '@payloop/kit/server
 import { step as direct } from '@payloop/kit/step.ts';
 import type { Handler, Request, Response } from 'express';
 import { z } from 'zod';
+import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
 import { countUnpaid, listInvoices, migrations, resetInvoices, seed, toContract } from './invoices.ts';
@@ -95,6 +96,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
       else response.status(502).json(body);
     };
     route(app, '/invoices/pay', { post: pay }, api.describePay);
+    addAntaeusRoutes(app, database, payments);
     if (config.ALLOW_RESET) {
       const answerReset: Handler = async (_request, response) => {
         await reset(database, provider, config.SEED_INVOICES);
