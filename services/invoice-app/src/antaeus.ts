@@ -5,22 +5,30 @@ import { requestId, route } from '@payloop/kit/server.ts';
 import type { Express, Handler } from 'express';
 import { z } from 'zod';
 import { neverRead } from './api.ts';
-import { findCustomer, listCustomers, type Customer } from './customers.ts';
-import { findInvoice, hasUnpaid, listInvoices, type ListedInvoice } from './invoices.ts';
+import {
+  findCustomer,
+  findInvoice,
+  hasUnpaid,
+  listCustomers,
+  listInvoices,
+  type Customer,
+  type ListedInvoice,
+} from './invoices.ts';
 import { sendPages } from './pages.ts';
 import type { Payments } from './pay.ts';
 
 /** An invoice as clients of Antaeus know it. */
-const antaeusInvoice = z
-  .object({
-    id: z.int().min(1),
-    customerId: z.int(),
-    amount: z.object({ value: z.number().meta({ description: 'In major units.' }), currency: z.string() }),
-    status: z.enum(['PENDING', 'PAID']),
-  })
-  .meta({ id: 'AntaeusInvoice' });
+const antaeusInvoice = () =>
+  z
+    .object({
+      id: z.int().min(1),
+      customerId: z.int(),
+      amount: z.object({ value: z.number().meta({ description: 'In major units.' }), currency: z.string() }),
+      status: z.enum(['PENDING', 'PAID']),
+    })
+    .meta({ id: 'AntaeusInvoice' });
 
-const antaeusCustomer = z.object({ id: z.int(), currency: z.string() }).meta({ id: 'AntaeusCustomer' });
+const antaeusCustomer = () => z.object({ id: z.int(), currency: z.string() }).meta({ id: 'AntaeusCustomer' });
 
 /** Adds the routes of pleo-io/antaeus, which its clients ask for. */
 export function addAntaeusRoutes(app: Express, database: Database, payments: Payments): void {
@@ -39,32 +47,32 @@ export function addAntaeusRoutes(app: Express, database: Database, payments: Pay
       summary: 'Pays every unpaid invoice',
       description: 'Those that are declined do not keep the others from being paid.',
       body: neverRead,
-      answers: { 200: json('Whether every invoice is paid now.', z.boolean()), ...databaseErrors },
+      answers: { 200: json('Whether every invoice is paid now.', z.boolean()), ...databaseErrors() },
     },
   }));
   route(
     app,
     '/rest/v1/invoices',
     { get: (_request, response) => sendPages(response, listInvoices(database), toAntaeusInvoice) },
-    () => describeList('Every invoice, in id order', antaeusInvoice),
+    () => describeList('Every invoice, in id order', antaeusInvoice()),
   );
   route(
     app,
     '/rest/v1/invoices/:id',
     { get: sendOne((id) => findInvoice(database, id), toAntaeusInvoice) },
-    () => describeOne('An invoice', antaeusInvoice),
+    () => describeOne('An invoice', antaeusInvoice()),
   );
   route(
     app,
     '/rest/v1/customers',
     { get: (_request, response) => sendPages(response, listCustomers(database), toAntaeusCustomer) },
-    () => describeList('Every customer, in id order', antaeusCustomer),
+    () => describeList('Every customer, in id order', antaeusCustomer()),
   );
   route(
     app,
     '/rest/v1/customers/:id',
     { get: sendOne((id) => findCustomer(database, id), toAntaeusCustomer) },
-    () => describeOne('A customer', antaeusCustomer),
+    () => describeOne('A customer', antaeusCustomer()),
   );
 }
 
@@ -74,12 +82,12 @@ function toAntaeusInvoice({
   amount,
   currency,
   paid,
-}: ListedInvoice): z.infer<typeof antaeusInvoice> {
+}: ListedInvoice): z.infer<ReturnType<typeof antaeusInvoice>> {
   const money = { value: toMajorUnits(amount, currency), currency };
   return { id, customerId, amount: money, status: paid ? 'PAID' : 'PENDING' };
 }
 
-function toAntaeusCustomer({ id, currency }: Customer): z.infer<typeof antaeusCustomer> {
+function toAntaeusCustomer({ id, currency }: Customer): z.infer<ReturnType<typeof antaeusCustomer>> {
   return { id, currency };
 }
 
@@ -95,7 +103,7 @@ function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: 
 }
 
 const describeList = (summary: string, schema: z.ZodType) => ({
-  get: { summary, answers: { 200: json('All of them.', z.array(schema)), ...databaseErrors } },
+  get: { summary, answers: { 200: json('All of them.', z.array(schema)), ...databaseErrors() } },
 });
 
 const describeOne = (summary: string, schema: z.ZodType) => ({
@@ -106,7 +114,7 @@ const describeOne = (summary: string, schema: z.ZodType) => ({
       200: json('It.', schema),
       400: error('The path cannot be decoded.'),
       404: text('None has this id.', z.literal('not found')),
-      ...databaseErrors,
+      ...databaseErrors(),
     },
   },
 });

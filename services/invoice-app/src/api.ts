@@ -6,10 +6,13 @@ import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
 import { tallyBody } from './pay.ts';
 import { appVersion } from './provider.ts';
 
+/** The most that may be asked for at a time. */
+const mostInvoices = 1_000_000;
+
 /** What may be asked of `GET /invoices`. */
 export const invoiceQuery = z.object({
   status: z.enum(['paid', 'unpaid'], must('paid or unpaid')).optional(),
-  limit: integer(1, 1_000_000).optional(),
+  limit: integer(1, mostInvoices).meta({ type: 'integer', minimum: 1, maximum: mostInvoices }).optional(),
   after: z
     .string()
     .regex(invoiceName, must('the id of an invoice, such as I1'))
@@ -18,8 +21,8 @@ export const invoiceQuery = z.object({
 });
 
 /** What a run is answered with that left invoices unpaid for another reason than a decline. */
-const unreliable = z.object({ ...errorBody.shape, ...tallyBody.shape }).meta({ id: 'Unreliable' });
-export type Unreliable = z.infer<typeof unreliable>;
+const unreliable = () => z.object({ ...errorBody().shape, ...tallyBody().shape }).meta({ id: 'Unreliable' });
+export type Unreliable = z.infer<ReturnType<typeof unreliable>>;
 
 /** Of what is posted without anything to say. */
 export const neverRead: Body = {
@@ -31,7 +34,7 @@ export const neverRead: Body = {
 export const describeVersion = () => ({
   get: {
     summary: 'Who answers, with which code, and the same of payment-provider',
-    answers: { 200: json('The process, and a process of payment-provider.', appVersion) },
+    answers: { 200: json('The process, and a process of payment-provider.', appVersion()) },
   },
 });
 
@@ -40,9 +43,9 @@ export const describeInvoices = () => ({
     summary: 'Every invoice, in id order',
     query: invoiceQuery,
     answers: {
-      200: json('All of them, or those that were asked for.', z.array(contractInvoice)),
+      200: json('All of them, or those that were asked for.', z.array(contractInvoice())),
       400: error('A parameter is wrong: which, and what it must be.'),
-      ...databaseErrors,
+      ...databaseErrors(),
     },
   },
 });
@@ -53,8 +56,8 @@ export const describePay = () => ({
     body: neverRead,
     answers: {
       200: json('Each is paid, or was declined.', z.object({})),
-      502: json('Some stayed unpaid for another reason than a decline: how many ended how.', unreliable),
-      ...databaseErrors,
+      502: json('Some stayed unpaid for another reason than a decline: how many ended how.', unreliable()),
+      ...databaseErrors(),
     },
   },
 });

@@ -22,14 +22,21 @@ export interface ListedInvoice extends Invoice {
 export const invoiceName = /^I[1-9]\d{0,14}$/;
 
 /** The same as clients of the original know it. */
-export const contractInvoice = z
-  .object({
-    InvoiceId: z.string().regex(invoiceName),
-    Value: z.number().meta({ description: 'In major units.' }),
-    Currency: z.string(),
-    IsPaid: z.boolean(),
-  })
-  .meta({ id: 'Invoice' });
+export const contractInvoice = () =>
+  z
+    .object({
+      InvoiceId: z.string().regex(invoiceName),
+      Value: z.number().meta({ description: 'In major units.' }),
+      Currency: z.string(),
+      IsPaid: z.boolean(),
+    })
+    .meta({ id: 'Invoice' });
+
+/** Who invoices are for. */
+export interface Customer {
+  id: number;
+  currency: string;
+}
 
 /** How many invoices are claimed at a time: as many as the provider takes in one request. */
 export const batchSize = 1_000;
@@ -110,7 +117,12 @@ export function parseInvoiceName(name: string): number | undefined {
 }
 
 /** The invoice as clients of the original know it. */
-export function toContract({ id, amount, currency, paid }: ListedInvoice): z.infer<typeof contractInvoice> {
+export function toContract({
+  id,
+  amount,
+  currency,
+  paid,
+}: ListedInvoice): z.infer<ReturnType<typeof contractInvoice>> {
   return { InvoiceId: `I${id}`, Value: toMajorUnits(amount, currency), Currency: currency, IsPaid: paid };
 }
 
@@ -185,4 +197,24 @@ export function listInvoices(
     );
     return rows;
   });
+}
+
+/** Reads customers in id order, a page at a time. @throws {DatabaseUnavailable} */
+export function listCustomers(database: Database): AsyncGenerator<Customer[]> {
+  return readPages({}, async (after, limit) => {
+    const { rows } = await database.query<Customer>(
+      'SELECT id, currency FROM customers WHERE id > $1::bigint ORDER BY id LIMIT $2',
+      [after, limit],
+    );
+    return rows;
+  });
+}
+
+/** @throws {DatabaseUnavailable} */
+export async function findCustomer(database: Database, id: number): Promise<Customer | undefined> {
+  const { rows } = await database.query<Customer>(
+    'SELECT id, currency FROM customers WHERE id = $1::bigint',
+    [id],
+  );
+  return rows[0];
 }

@@ -14,8 +14,8 @@ import * as batches from './batches.ts';
 import type { Outcome, Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
-export const tallyBody = z.object({ paid: z.int(), declined: z.int(), unknown: z.int() });
-export type Tally = z.infer<typeof tallyBody>;
+export const tallyBody = () => z.object({ paid: z.int(), declined: z.int(), unknown: z.int() });
+export type Tally = z.infer<ReturnType<typeof tallyBody>>;
 
 export interface PaymentsOptions {
   database: Database;

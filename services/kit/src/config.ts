@@ -26,7 +26,7 @@ export function integer(least: number, most: number) {
   return number(
     `a whole number from ${least} to ${most}`,
     (value) => Number.isInteger(value) && value >= least && value <= most,
-  ).meta({ type: 'integer', minimum: least, maximum: most });
+  );
 }
 
 /** A variable that holds one of these words. */

@@ -1,10 +1,9 @@
 import { z } from 'zod';
 
-/** What every error is answered with. */
-export const errorBody = z
-  .object({ error: z.string().meta({ description: 'What is wrong, in a line.' }) })
-  .meta({ id: 'Error' });
-export type ErrorBody = z.infer<typeof errorBody>;
+/** What every error is answered with. Made when it is asked for, as are all schemas of answers: see openapi.ts. */
+export const errorBody = () =>
+  z.object({ error: z.string().meta({ description: 'What is wrong, in a line.' }) }).meta({ id: 'Error' });
+export type ErrorBody = z.infer<ReturnType<typeof errorBody>>;
 
 /** An answer that a handler throws: an HTTP status and the text of its `{"error": …}` body. */
 export class HttpError extends Error {

@@ -54,11 +54,11 @@ export function text(description: string, schema: z.ZodType = z.string(), type =
 
 /** An error's answer: `{"error": …}`. */
 export function error(description: string, headers?: z.ZodObject): Answer {
-  return json(description, errorBody, headers);
+  return json(description, errorBody(), headers);
 }
 
 /** What any request can end in that asks the database. */
-export const databaseErrors: Answers = { 503: error('The database does not answer.') };
+export const databaseErrors = (): Answers => ({ 503: error('The database does not answer.') });
 
 /** Methods of a path that are described; GET answers HEAD too. */
 export type Method = 'get' | 'post';
@@ -71,14 +71,14 @@ interface Described {
   additions: (() => Addition)[];
 }
 
-const ok = text('It does.', z.literal('ok'));
+const ok = () => text('It does.', z.literal('ok'));
 
-export const describeLive = () => ({ get: { summary: 'Whether the process turns', answers: { 200: ok } } });
+export const describeLive = () => ({ get: { summary: 'Whether the process turns', answers: { 200: ok() } } });
 
 export const describeReady = () => ({
   get: {
     summary: 'Whether the service can answer: its database does, and is up to date',
-    answers: { 200: ok, 503: error('It does not, or is about to end: why.') },
+    answers: { 200: ok(), 503: error('It does not, or is about to end: why.') },
   },
 });
 

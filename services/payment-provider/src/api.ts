@@ -1,5 +1,5 @@
 import { error, json, databaseErrors, type Addition, type Answers, type Body } from '@payloop/kit/openapi.ts';
-import { version } from '@payloop/kit/version.ts';
+import { version } from '@payloop/kit/run.ts';
 import { z } from 'zod';
 import { antaeusResult, charged, outcomeBody } from './cashier.ts';
 import { antaeusFields, idempotencyKey, keyLength, mostPayments, paymentFields } from './payment.ts';
@@ -64,11 +64,11 @@ const refused = (): Answers => ({
   413: error('The body is larger than 512 kB.'),
   415: error('`Content-Encoding` is none that is known.'),
   422: error('The key was used for another id, value or currency; nothing was charged.'),
-  ...databaseErrors,
+  ...databaseErrors(),
 });
 
 export const describeVersion = () => ({
-  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version) } },
+  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version()) } },
 });
 
 export const describePay = () => {
@@ -90,7 +90,7 @@ export const describePay = () => {
         ...refused(),
         200: json(
           'Charged; of an array, what each payment came to, in its order.',
-          z.union([charged, z.array(outcomeBody)]),
+          z.union([charged(), z.array(outcomeBody())]),
           hit(),
         ),
         402: error('Declined.', hit()),
@@ -107,14 +107,14 @@ export const describePayAntaeus = () => ({
       anyCase('AntaeusPayment', antaeusFields),
       `${lenient} A currency that is an object, as the original client sends it, is as none.`,
     ),
-    answers: { ...refused(), 200: json('Whether it was charged, or declined.', antaeusResult, hit()) },
+    answers: { ...refused(), 200: json('Whether it was charged, or declined.', antaeusResult(), hit()) },
   },
 });
 
 export const describeReset = () => ({
   post: {
     summary: 'Forgets every payment',
-    answers: { 200: json('Forgotten.', z.object({})), ...databaseErrors },
+    answers: { 200: json('Forgotten.', z.object({})), ...databaseErrors() },
   },
 });
 

@@ -18,27 +18,29 @@ export interface Reply {
   body: unknown;
 }
 
-const repeated = z
-  .literal(true)
-  .optional()
-  .meta({ description: 'The key was answered before, with this; only in an array.' });
-
 /** What a payment came to: in an array as it is, alone as a status of HTTP. */
-export const outcomeBody = z
-  .discriminatedUnion('status', [
-    z.object({ status: z.literal(200), id: z.string(), repeated }),
-    z.object({ status: z.literal(402), ...errorBody.shape, repeated }),
-    z.object({ status: z.literal([400, 409, 422]), ...errorBody.shape }),
-  ])
-  .meta({ id: 'Outcome' });
-type Outcome = z.infer<typeof outcomeBody>;
+export const outcomeBody = () => {
+  const repeated = z
+    .literal(true)
+    .optional()
+    .meta({ description: 'The key was answered before, with this.' });
+  const { error } = errorBody().shape;
+  return z
+    .discriminatedUnion('status', [
+      z.object({ status: z.literal(200), id: z.string(), repeated }),
+      z.object({ status: z.literal(402), error, repeated }),
+      z.object({ status: z.literal([400, 409, 422]), error }),
+    ])
+    .meta({ id: 'Outcome' });
+};
+type Outcome = z.infer<ReturnType<typeof outcomeBody>>;
 
 /** What the Antaeus form is answered with. */
-export const antaeusResult = z.object({ result: z.boolean() }).meta({ id: 'AntaeusResult' });
-type AntaeusResult = z.infer<typeof antaeusResult>;
+export const antaeusResult = () => z.object({ result: z.boolean() }).meta({ id: 'AntaeusResult' });
+type AntaeusResult = z.infer<ReturnType<typeof antaeusResult>>;
 
 /** What a payment that stands alone is answered with where it was charged. */
-export const charged = z.object({ id: z.string() }).meta({ id: 'Charged' });
+export const charged = () => z.object({ id: z.string() }).meta({ id: 'Charged' });
 
 /** How long a client whose key is busy should wait, in seconds. */
 const retryAfter = 1;
