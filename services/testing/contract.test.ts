@@ -68,9 +68,9 @@ function checkAll(subject: () => Subject, rows: Row[]): void {
   });
 }
 
-function nameOf([{ method, path, headers, body }, status]: Row): string {
-  const shown = `${JSON.stringify(headers ?? {})} ${body ?? ''}`.replace('{}', '').trim();
-  return `${method} ${path} ${shown.slice(0, 120)} is ${status}`;
+function nameOf([{ method, path, headers = {}, body = '' }, status]: Row): string {
+  const shown = Object.keys(headers).length > 0 ? `${JSON.stringify(headers)} ${body}` : body;
+  return [method, path, shown.slice(0, 120), `is ${status}`].filter(Boolean).join(' ');
 }
 
 const error = (text: string) => ({ error: text });

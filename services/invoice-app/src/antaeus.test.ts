@@ -73,6 +73,9 @@ describe('what is there', () => {
     expect(invoices.map(({ id }) => id)).toEqual(Array.from({ length: 2500 }, (_, n) => n + 1));
     expect(new Set(invoices.map(({ customerId }) => customerId))).toEqual(new Set([1, 2]));
     expect((await ask(`${large.url}/rest/v1/invoices/2500`)).body).toEqual(invoices[2499]);
+    // Each database is filled with the same.
+    await using other = await startApp(provider, { SEED_INVOICES: '2500' });
+    expect((await ask(`${other.url}/rest/v1/invoices`)).body).toEqual(invoices);
   });
 
   test('invoices are an empty array where there are none', async () => {

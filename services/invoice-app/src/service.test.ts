@@ -104,6 +104,14 @@ describe('POST /invoices/pay', () => {
     expect(await invoicesOf(app)).toEqual(allPaid);
   });
 
+  test('finds the provider by the other name of its variable too', async () => {
+    await using own = await startService(invoiceApp, {
+      PAYMENT_PROVIDER_ENDPOINT: `${provider.url}/payments/pay`,
+    });
+    expect(await post(`${own.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(own)).toEqual(allPaid);
+  });
+
   test('pays an invoice that came in by SQL, wherever its number lies', async () => {
     await using own = await startApp(provider.url);
     const client = new Client({ connectionString: own.databaseUrl });
@@ -229,6 +237,23 @@ describe('/version', () => {
         provider: { service: 'payment-provider', source: 'the code under test', instance: 'test' },
       },
     });
+  });
+
+  test('asks the provider over a connection of its own each time: any replica may answer', async () => {
+    let connections = 0;
+    const server = createServer((_request, response) => {
+      response.setHeader('Content-Type', 'application/json').end('{"service":"payment-provider"}');
+    });
+    server.on('connection', () => (connections += 1)).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    await using own = await startApp(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    for (const asked of [1, 2, 3]) {
+      const { body } = await ask(`${own.url}/version`);
+      expect(body).toMatchObject({ provider: { service: 'payment-provider' } });
+      expect(connections).toBe(asked);
+    }
+    server.closeAllConnections();
+    server.close();
   });
 
   test('has null for a provider that does not answer', async () => {

@@ -173,7 +173,7 @@ async function withOwnKey(): Promise<string> {
 }
 
 describe('where tokens are required', () => {
-  test.each(['/livez', '/readyz', '/version'])('%s asks for none', async (path) => {
+  test.each(['/livez', '/readyz', '/version', '/openapi.json'])('%s asks for none', async (path) => {
     expect((await ask(service.url + path)).status).toBe(200);
   });
 
