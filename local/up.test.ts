@@ -272,6 +272,21 @@ test('a taken port of an inspector is named like any other', async () => {
   taken.close();
 });
 
+/** What the provider answers that many payments with; 0 is no answer. */
+async function statusesOfPayments(count: number): Promise<number[]> {
+  const body = JSON.stringify({ id: 'I1', value: 1, currency: 'EUR' });
+  const ask = () =>
+    fetch(`http://127.0.0.1:${env.PAYMENT_PROVIDER_PORT}/payments/pay`, {
+      method: 'POST',
+      body,
+      signal: AbortSignal.timeout(5_000),
+    }).then(
+      ({ status }) => status,
+      () => 0,
+    );
+  return Promise.all(Array.from({ length: count }, ask));
+}
+
 test(
   'OVERLAY=flaky is what that overlay sets, with data of its own, and passes the same test',
   { timeout: 90_000 },
@@ -286,11 +301,13 @@ test(
     const { SEED_INVOICES } = readOverlay('flaky')['invoice-app']!;
     expect(await (await fetch(`${url}/invoices`)).json()).toHaveLength(Number(SEED_INVOICES));
     await up.line(passed);
+    expect(await statusesOfPayments(20)).toContain(402);
     await up.end('SIGINT');
 
     up = makeUp();
     await up.line(/^up +\| serving /);
     expect(await (await fetch(`${url}/invoices`)).json()).toHaveLength(3);
+    expect(await statusesOfPayments(20)).toEqual(Array.from({ length: 20 }, () => 200));
     await up.end('SIGINT');
   },
 );

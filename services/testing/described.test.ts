@@ -2,7 +2,7 @@ import { createServer } from 'node:http';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
 import { expect, test } from 'vitest';
-import { Description, type Answered, type Asked } from './described.ts';
+import { Description, send, type Answered, type Asked } from './described.ts';
 
 const text = { description: 'It.', content: { 'text/plain': { schema: { const: 'not found' } } } };
 const notAllowed = { description: 'No.', headers: { Allow: { required: true, schema: { type: 'string' } } } };
@@ -119,6 +119,17 @@ test.each<[string, Asked, Answered, RegExp]>([
   ['a wrong Allow', get('/items'), answer(405, '', { Allow: 'GET, HEAD' }), /allows GET,HEAD, not POST/],
 ])('%s is complained of', (_name, asked, answered, line) => {
   expect(description.complaints(asked, answered)).toContainEqual(expect.stringMatching(line));
+});
+
+test('of a stream of events the first part is read', async () => {
+  const server = createServer((_request, response) => {
+    response.writeHead(200, { 'Content-Type': 'text/event-stream' }).write('data: 1\n\n');
+  }).listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { port } = server.address() as AddressInfo;
+  expect((await send(`http://127.0.0.1:${port}`, get('/progress'))).body).toBe('data: 1\n\n');
+  server.closeAllConnections();
+  server.close();
 });
 
 test('a document that is not OpenAPI is refused', async () => {

@@ -22,7 +22,18 @@ export async function send(url: string, { method, path, headers = {}, body }: As
   // As bytes: for text fetch would make up a type.
   const bytes = body === undefined ? null : new TextEncoder().encode(body);
   const response = await fetch(url + path, { method, headers, body: bytes });
-  return { status: response.status, headers: response.headers, body: await response.text() };
+  const { status, headers: answered } = response;
+  // A stream of events never ends: of it the first part is enough.
+  const isStream = answered.get('Content-Type')?.startsWith('text/event-stream');
+  const text = isStream ? await readFirstPart(response) : await response.text();
+  return { status, headers: answered, body: text };
+}
+
+async function readFirstPart(response: Response): Promise<string> {
+  const reader = response.body!.getReader();
+  const { value } = await reader.read();
+  await reader.cancel();
+  return new TextDecoder().decode(value);
 }
 
 /** Headers that HTTP itself has on answers. */
