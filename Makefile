@@ -9,7 +9,8 @@ export OVERLAY
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
-	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses)'
+	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses);'
+	@echo '            OVERLAY=flaky with a provider that cannot be relied on'
 	@echo 'make debug  make up with the inspector of each service open on loopback, for .vscode/launch.json'
 	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the services: in a cluster under Tilt, or as local processes. Arguments are Tilt's;
-# local processes understand --debug.
+# local processes understand --debug, and of --overlay= dev and those that only set variables.
 set -o errexit -o nounset -o pipefail
 
 main() {

@@ -8,6 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { Debugger } from '../services/testing/debugger.ts';
+import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
 import { exists, signal } from './processes.ts';
 
@@ -32,7 +33,15 @@ beforeAll(async () => {
   await fs.chmod(temporary, 0o711);
   clone = path.join(temporary, 'clone');
   await fs.mkdir(clone, { mode: 0o700 });
-  for (const name of ['services', 'local', 'Makefile', 'test.sh', 'package.json', 'package-lock.json']) {
+  for (const name of [
+    'services',
+    'local',
+    'kustomize',
+    'Makefile',
+    'test.sh',
+    'package.json',
+    'package-lock.json',
+  ]) {
     await fs.cp(path.join(original, name), path.join(clone, name), { recursive: true });
   }
   const modules = path.join(clone, 'node_modules');
@@ -261,4 +270,52 @@ test('a taken port of an inspector is named like any other', async () => {
     /set PAYMENT_PROVIDER_INSPECT_PORT to a free port$/,
   );
   taken.close();
+});
+
+/** What the provider answers that many payments with; 0 is no answer. */
+async function statusesOfPayments(count: number): Promise<number[]> {
+  const body = JSON.stringify({ id: 'I1', value: 1, currency: 'EUR' });
+  const ask = () =>
+    fetch(`http://127.0.0.1:${env.PAYMENT_PROVIDER_PORT}/payments/pay`, {
+      method: 'POST',
+      body,
+      signal: AbortSignal.timeout(5_000),
+    }).then(
+      ({ status }) => status,
+      () => 0,
+    );
+  return Promise.all(Array.from({ length: count }, ask));
+}
+
+test(
+  'OVERLAY=flaky is what that overlay sets, with data of its own, and passes the same test',
+  { timeout: 90_000 },
+  async () => {
+    const overlay = { OVERLAY: 'flaky' };
+    up = makeUp('up', overlay);
+    const said = await up.line(/^up +\| flaky: /);
+    for (const variables of Object.values(readOverlay('flaky'))) {
+      for (const [name, value] of Object.entries(variables)) expect(said).toContain(`${name}=${value}`);
+    }
+    await up.line(/^up +\| serving /);
+    const { SEED_INVOICES } = readOverlay('flaky')['invoice-app']!;
+    expect(await (await fetch(`${url}/invoices`)).json()).toHaveLength(Number(SEED_INVOICES));
+    await up.line(passed);
+    expect(await statusesOfPayments(20)).toContain(402);
+    await up.end('SIGINT');
+
+    up = makeUp();
+    await up.line(/^up +\| serving /);
+    expect(await (await fetch(`${url}/invoices`)).json()).toHaveLength(3);
+    expect(await statusesOfPayments(20)).toEqual(Array.from({ length: 20 }, () => 200));
+    await up.end('SIGINT');
+  },
+);
+
+test('an overlay that is not for local processes is named in a line', async () => {
+  up = makeUp('up', { OVERLAY: 'prod' });
+  expect(await up.line(/^up +\| /)).toMatch(
+    /\| OVERLAY=prod is not for local processes, .*dev or flaky: MODE=/,
+  );
+  await up.line(/^make: .*Error 1$/);
 });

@@ -1,10 +1,11 @@
 // The services and their test as processes of this machine, on a Postgres from npm; `make up` runs it, and `make
-// debug` with --debug, which opens their inspectors.
+// debug` with --debug, which opens their inspectors; --overlay=flaky sets what that overlay does.
 import * as fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { endGroup, startGroup, type Command, type Group } from './groups.ts';
 import { createOutput, readable, wantsColour } from './output.ts';
+import { OverlayError, readOverlay } from './overlay.ts';
 import { whyTaken } from './ports.ts';
 import { PostgresError, startPostgres, type Postgres } from './postgres.ts';
 import { processOf, signal } from './processes.ts';
@@ -34,6 +35,10 @@ const output = createOutput(speakers, {
 const say = output('up');
 
 async function main(): Promise<void> {
+  const overlay = process.argv.findLast((each) => each.startsWith('--overlay='))?.slice(10) ?? 'dev';
+  const environments = readOverlay(overlay);
+  // Data of its own: a database that is there already is not filled anew, and dev's should stay as they are.
+  const databaseOf = (name: string) => (overlay === 'dev' ? name : `${name}_${overlay}`);
   const ports = {
     INVOICE_APP_PORT: portFrom('INVOICE_APP_PORT', 8081),
     PAYMENT_PROVIDER_PORT: portFrom('PAYMENT_PROVIDER_PORT', 8082),
@@ -46,17 +51,20 @@ async function main(): Promise<void> {
   const services: Service[] = [
     {
       name: 'payment-provider',
-      database: 'payment_provider',
+      database: databaseOf('payment_provider'),
       port: ports.PAYMENT_PROVIDER_PORT,
       inspectPort: ports.PAYMENT_PROVIDER_INSPECT_PORT,
-      env: {},
+      env: { ...environments['payment-provider'] },
     },
     {
       name: 'invoice-app',
-      database: 'invoice_app',
+      database: databaseOf('invoice_app'),
       port: ports.INVOICE_APP_PORT,
       inspectPort: ports.INVOICE_APP_INSPECT_PORT,
-      env: { PAYMENT_PROVIDER_URL: `http://127.0.0.1:${ports.PAYMENT_PROVIDER_PORT}/payments/pay` },
+      env: {
+        PAYMENT_PROVIDER_URL: `http://127.0.0.1:${ports.PAYMENT_PROVIDER_PORT}/payments/pay`,
+        ...environments['invoice-app'],
+      },
     },
   ];
   const start = performance.now();
@@ -70,6 +78,11 @@ async function main(): Promise<void> {
     databases: services.map(({ database }) => database),
   });
   say(`Postgres on 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
+  if (overlay !== 'dev') {
+    const variables = Object.entries(Object.assign({}, ...Object.values(environments)));
+    const set = variables.map(([name, value]) => `${name}=${String(value)}`).join(' ');
+    say(`${overlay}: ${set}, with databases of its own: make up goes on with those of dev`);
+  }
   const groups: Group[] = [];
   const { promise: end, resolve: finish } = Promise.withResolvers<string | undefined>();
   const startWatcher = async (command: Command) => {
@@ -262,7 +275,8 @@ try {
   await main();
   process.exit();
 } catch (error) {
-  const expected = error instanceof UpError || error instanceof PostgresError;
+  const expected =
+    error instanceof UpError || error instanceof PostgresError || error instanceof OverlayError;
   say(expected ? error.message : String(error instanceof Error ? error.stack : error));
   process.exit(1);
 }

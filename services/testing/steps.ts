@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 
 /** The files that a payment goes through, each with its service. A file that joins the path is added here. */
 const path = {
-  'invoice-app': ['service.ts', 'pay.ts', 'provider.ts'],
+  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'provider.ts'],
   'payment-provider': ['service.ts', 'cashier.ts', 'ledger.ts'],
 };
 
@@ -20,7 +20,7 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   [/^(startServer|provider\.version|sendInvoices|this\.#http\.get)\(/, 'no payment'],
   [/^(reset|sleep\(resetWait|database\.transaction|query\(|provider\.reset|resetInvoices)/, 'a reset'],
   [/^(this\.#http\.post\(this\.#path\('\/reset'\)|deletePayments\()/, 'a reset'],
-  [/^(text\.next\(|pipeline\(|pages\))/, 'the list of invoices'],
+  [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
   [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],
 ];
 

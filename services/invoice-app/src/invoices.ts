@@ -1,5 +1,7 @@
 import type { Database, Migration, Query } from '@payloop/kit/database.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
+import { z } from 'zod';
+import { readPages, type Range } from './pages.ts';
 
 /** An invoice as it is stored. */
 export interface Invoice {
@@ -12,7 +14,28 @@ export interface Invoice {
 
 /** An invoice as clients see it. */
 export interface ListedInvoice extends Invoice {
+  customerId: number;
   paid: boolean;
+}
+
+/** What an invoice is called. */
+export const invoiceName = /^I[1-9]\d{0,14}$/;
+
+/** The same as clients of the original know it. */
+export const contractInvoice = () =>
+  z
+    .object({
+      InvoiceId: z.string().regex(invoiceName),
+      Value: z.number().meta({ description: 'In major units.' }),
+      Currency: z.string(),
+      IsPaid: z.boolean(),
+    })
+    .meta({ id: 'Invoice' });
+
+/** Who invoices are for. */
+export interface Customer {
+  id: number;
+  currency: string;
 }
 
 /** How many invoices are claimed at a time: as many as the provider takes in one request. */
@@ -88,15 +111,18 @@ export const migrations: Migration[] = [
   },
 ];
 
-const pageSize = 1_000;
-
 /** The id of `I12`; undefined where the name is not an invoice's. */
 export function parseInvoiceName(name: string): number | undefined {
-  return /^I[1-9]\d{0,14}$/.test(name) ? Number(name.slice(1)) : undefined;
+  return invoiceName.test(name) ? Number(name.slice(1)) : undefined;
 }
 
 /** The invoice as clients of the original know it. */
-export function toContract({ id, amount, currency, paid }: ListedInvoice) {
+export function toContract({
+  id,
+  amount,
+  currency,
+  paid,
+}: ListedInvoice): z.infer<ReturnType<typeof contractInvoice>> {
   return { InvoiceId: `I${id}`, Value: toMajorUnits(amount, currency), Currency: currency, IsPaid: paid };
 }
 
@@ -138,37 +164,57 @@ export async function countUnpaid(database: Database): Promise<number> {
   return rows[0]?.unpaid ?? 0;
 }
 
-export interface InvoiceFilter {
-  /** Only paid ones, or only unpaid ones. */
-  paid?: boolean | undefined;
-  /** Only those behind this id. */
-  after?: number | undefined;
-  /** At most so many. */
-  limit?: number | undefined;
+/** Whether any invoice is unpaid. */
+export async function hasUnpaid(database: Database): Promise<boolean> {
+  const { rows } = await database.query('SELECT FROM invoices WHERE paid_at IS NULL LIMIT 1');
+  return rows.length > 0;
 }
 
-/**
- * Reads invoices in id order, a page at a time, so that any number of them fits in memory.
- * @throws {DatabaseUnavailable}
- */
-export async function* listInvoices(
+const selectInvoices = `
+  SELECT id, customer_id AS "customerId", amount, currency, paid_at IS NOT NULL AS paid FROM invoices`;
+
+/** @throws {DatabaseUnavailable} */
+export async function findInvoice(database: Database, id: number): Promise<ListedInvoice | undefined> {
+  const { rows } = await database.query<ListedInvoice>(`${selectInvoices} WHERE id = $1`, [id]);
+  return rows[0];
+}
+
+export interface InvoiceFilter extends Range {
+  /** Only paid ones, or only unpaid ones. */
+  paid?: boolean | undefined;
+}
+
+/** Reads invoices in id order, a page at a time. @throws {DatabaseUnavailable} */
+export function listInvoices(
   database: Database,
-  filter: InvoiceFilter = {},
+  { paid, ...range }: InvoiceFilter = {},
 ): AsyncGenerator<ListedInvoice[]> {
-  let { after = 0, limit = Infinity } = filter;
-  const where = { true: 'AND paid_at IS NOT NULL', false: 'AND paid_at IS NULL', undefined: '' }[
-    `${filter.paid}`
-  ];
-  while (limit > 0) {
+  const where = { true: 'AND paid_at IS NOT NULL', false: 'AND paid_at IS NULL', undefined: '' }[`${paid}`];
+  return readPages(range, async (after, limit) => {
     const { rows } = await database.query<ListedInvoice>(
-      `SELECT id, amount, currency, paid_at IS NOT NULL AS paid
-       FROM invoices WHERE id > $1 ${where} ORDER BY id LIMIT $2`,
-      [after, Math.min(limit, pageSize)],
+      `${selectInvoices} WHERE id > $1 ${where} ORDER BY id LIMIT $2`,
+      [after, limit],
     );
-    const last = rows.at(-1);
-    if (last === undefined) return;
-    yield rows;
-    after = last.id;
-    limit -= rows.length;
-  }
+    return rows;
+  });
+}
+
+/** Reads customers in id order, a page at a time. @throws {DatabaseUnavailable} */
+export function listCustomers(database: Database): AsyncGenerator<Customer[]> {
+  return readPages({}, async (after, limit) => {
+    const { rows } = await database.query<Customer>(
+      'SELECT id, currency FROM customers WHERE id > $1::bigint ORDER BY id LIMIT $2',
+      [after, limit],
+    );
+    return rows;
+  });
+}
+
+/** @throws {DatabaseUnavailable} */
+export async function findCustomer(database: Database, id: number): Promise<Customer | undefined> {
+  const { rows } = await database.query<Customer>(
+    'SELECT id, currency FROM customers WHERE id = $1::bigint',
+    [id],
+  );
+  return rows[0];
 }

@@ -9,11 +9,13 @@ import {
   retry,
   type IBackoffFactory,
 } from 'cockatiel';
+import { z } from 'zod';
 import * as batches from './batches.ts';
 import type { Outcome, Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
-export type Tally = Record<'paid' | 'declined' | 'unknown', number>;
+export const tallyBody = () => z.object({ paid: z.int(), declined: z.int(), unknown: z.int() });
+export type Tally = z.infer<ReturnType<typeof tallyBody>>;
 
 export interface PaymentsOptions {
   database: Database;

@@ -5,13 +5,22 @@ import { reduceError, type Log } from '@payloop/kit/log.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
 import { bearer } from '@payloop/kit/token.ts';
+import { version } from '@payloop/kit/run.ts';
 import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
+import { z } from 'zod';
 import type { Attempt } from './batches.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
 /** What is known of an attempt after it was asked for. Unknown: it may or may not have been charged. */
 export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
+
+/** `GET /version` of invoice-app: from outside, the provider is seen only so, by what it says itself. */
+export const appVersion = () => {
+  const providerVersion = z.looseObject(version().shape).partial().nullable();
+  return version().extend({ provider: providerVersion }).meta({ id: 'AppVersion' });
+};
+export type AppVersion = z.infer<ReturnType<typeof appVersion>>;
 
 /** What every request for payments carries. */
 type PaymentHeaders = Record<string, string> & { 'X-Request-Id': string };
@@ -138,7 +147,7 @@ export class Provider {
   }
 
   /** The provider's own `/version`, over a connection made for it, as any replica may answer; null without one. */
-  async version(): Promise<unknown> {
+  async version(): Promise<AppVersion['provider']> {
     try {
       const { status, data } = await this.#http.get(this.#path('/version'), {
         adapter: 'http',

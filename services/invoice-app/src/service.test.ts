@@ -102,6 +102,14 @@ describe('POST /invoices/pay', () => {
     expect(await invoicesOf(app)).toEqual(allPaid);
   });
 
+  test('finds the provider by the other name of its variable too', async () => {
+    await using own = await startService(invoiceApp, {
+      PAYMENT_PROVIDER_ENDPOINT: `${provider.url}/payments/pay`,
+    });
+    expect(await post(`${own.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(own)).toEqual(allPaid);
+  });
+
   test('pays an invoice that came in by SQL, wherever its number lies', async () => {
     await using own = await startApp(provider.url);
     const client = new Client({ connectionString: own.databaseUrl });
@@ -221,6 +229,20 @@ describe('/version', () => {
         provider: { service: 'payment-provider', source: 'the code under test', instance: 'test' },
       },
     });
+  });
+
+  test('asks the provider over a connection of its own each time: any replica may answer', async () => {
+    const connections = new Set();
+    await using server = await listen(({ socket }, response) => {
+      connections.add(socket);
+      response.setHeader('Content-Type', 'application/json').end('{"service":"payment-provider"}');
+    });
+    await using own = await startApp(server.url);
+    for (const asked of [1, 2, 3]) {
+      const { body } = await ask(`${own.url}/version`);
+      expect(body).toMatchObject({ provider: { service: 'payment-provider' } });
+      expect(connections.size).toBe(asked);
+    }
   });
 
   test('has null for a provider that does not answer', async () => {

@@ -1,4 +1,3 @@
-import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/config.ts';
 import { Database, isLockTimeout } from '@payloop/kit/database.ts';
@@ -8,21 +7,15 @@ import { Metrics } from '@payloop/kit/metrics.ts';
 import type { Self } from '@payloop/kit/run.ts';
 import { requestId, route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
-import type { Request, Response } from 'express';
+import type { Handler, Request, Response } from 'express';
 import { z } from 'zod';
+import { addAntaeusRoutes } from './antaeus.ts';
+import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
-import {
-  countUnpaid,
-  listInvoices,
-  migrations,
-  parseInvoiceName,
-  resetInvoices,
-  seed,
-  toContract,
-  type ListedInvoice,
-} from './invoices.ts';
+import { countUnpaid, listInvoices, migrations, resetInvoices, seed, toContract } from './invoices.ts';
+import { sendPages } from './pages.ts';
 import { Payments } from './pay.ts';
-import { everyOutcome, Provider } from './provider.ts';
+import { everyOutcome, Provider, type AppVersion } from './provider.ts';
 
 const service = 'invoice-app';
 
@@ -77,6 +70,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
   const payments = new Payments({ database, provider, holder: instance, step, log, count });
   const options = {
+    name: service,
     host: config.HOST,
     port: config.PORT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
@@ -87,27 +81,28 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     log,
   };
   const running = await startServer(options, (app) => {
-    route(app, '/version', {
-      get: async (_request, response) => {
-        response.json({ service, source, instance, provider: await provider.version() });
-      },
-    });
-    route(app, '/invoices', { get: (request, response) => sendInvoices(database, request, response) });
-    route(app, '/invoices/pay', {
-      // The body is never read: clients send none, a form, or broken JSON.
-      post: async (_request, response) => {
-        const tally = await payments.pay(requestId(response));
-        if (tally.unknown === 0) response.json({});
-        else response.status(502).json({ error: 'the payment provider gave no definite answer', ...tally });
-      },
-    });
+    const version: Handler = async (_request, response) => {
+      const self: AppVersion = { service, source, instance, provider: await provider.version() };
+      response.json(self);
+    };
+    route(app, '/version', { get: version }, api.describeVersion);
+    const invoices: Handler = (request, response) => sendInvoices(database, request, response);
+    route(app, '/invoices', { get: invoices }, api.describeInvoices);
+    // The body is never read: clients send none, a form, or broken JSON.
+    const pay: Handler = async (_request, response) => {
+      const tally = await payments.pay(requestId(response));
+      const body: api.Unreliable = { error: 'the payment provider gave no definite answer', ...tally };
+      if (tally.unknown === 0) response.json({});
+      else response.status(502).json(body);
+    };
+    route(app, '/invoices/pay', { post: pay }, api.describePay);
+    addAntaeusRoutes(app, database, payments);
     if (config.ALLOW_RESET) {
-      route(app, '/reset', {
-        post: async (_request, response) => {
-          await reset(database, provider, config.SEED_INVOICES);
-          response.json({});
-        },
-      });
+      const answerReset: Handler = async (_request, response) => {
+        await reset(database, provider, config.SEED_INVOICES);
+        response.json({});
+      };
+      route(app, '/reset', { post: answerReset }, api.describeReset);
     }
   });
   payments.startRecovery();
@@ -144,34 +139,10 @@ async function resetIfIdle(database: Database, provider: Provider, count: number
   }
 }
 
-/** What may be asked of `GET /invoices`. */
-const invoiceQuery = z.object({
-  status: z.enum(['paid', 'unpaid'], must('paid or unpaid')).optional(),
-  limit: integer(1, 1_000_000).optional(),
-  after: z
-    .string()
-    .refine((name) => parseInvoiceName(name) !== undefined, must('the id of an invoice, such as I1'))
-    .transform(parseInvoiceName)
-    .optional(),
-});
-
-/** Streams the invoices as one JSON array, as fast as the client reads. */
 async function sendInvoices(database: Database, request: Request, response: Response): Promise<void> {
-  const query = invoiceQuery.safeParse(request.query);
+  const query = api.invoiceQuery.safeParse(request.query);
   if (!query.success) throw new HttpError(400, describe(query.error));
   const { status, limit, after } = query.data;
-  const text = toJson(listInvoices(database, { paid: status && status === 'paid', limit, after }));
-  // A database that is away shows at the first page, when the status can still be another.
-  const opening = await text.next();
-  response.type('json').write(opening.value);
-  await pipeline(text, response);
-}
-
-async function* toJson(pages: AsyncIterable<ListedInvoice[]>): AsyncGenerator<string> {
-  let separator = '[';
-  for await (const invoices of pages) {
-    yield separator + invoices.map((invoice) => JSON.stringify(toContract(invoice))).join(',');
-    separator = ',';
-  }
-  yield separator === '[' ? '[]' : ']';
+  const pages = listInvoices(database, { paid: status && status === 'paid', limit, after });
+  await sendPages(response, pages, toContract);
 }

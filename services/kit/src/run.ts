@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import { resolve } from 'node:path';
+import { z } from 'zod';
 import { ConfigError } from './config.ts';
 import { createLog, reduceError } from './log.ts';
 import type { Running } from './server.ts';
@@ -17,6 +18,19 @@ export interface Self {
   /** Runs the steps of a payment; only tests give another one. */
   step?: Step;
 }
+
+/** What `GET /version` says of the process that answers. */
+export const version = () =>
+  z
+    .object({
+      service: z.string(),
+      source: z.string().meta({ description: 'A SHA-256 over the sources that run.' }),
+      instance: z
+        .string()
+        .meta({ description: 'Names the process among its replicas and its predecessors.' }),
+    })
+    .meta({ id: 'Version' });
+export type Version = z.infer<ReturnType<typeof version>>;
 
 /** What a service's module offers. */
 export interface Service {

@@ -5,9 +5,21 @@ import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
-import { HttpError } from './http-error.ts';
+import { HttpError, type ErrorBody } from './http-error.ts';
 import type { Log } from './log.ts';
 import { serveMetrics, type Metrics } from './metrics.ts';
+import {
+  createDocument,
+  describeAll,
+  describeDocument,
+  describeLive,
+  describeReady,
+  describeRequestId,
+  describeRoute,
+  describeStarted,
+  type Method,
+  type Operation,
+} from './openapi.ts';
 
 /** How long requests under way may still take once the server is told to stop, in milliseconds. */
 const drainTimeout = 20_000;
@@ -15,6 +27,8 @@ const drainTimeout = 20_000;
 const keepAliveTimeout = 65_000;
 
 export interface ServerOptions {
+  /** The service's name. */
+  name: string;
   host?: string | undefined;
   port: number;
   /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
@@ -41,7 +55,7 @@ export interface Running {
 
 /**
  * Starts an HTTP server with what every service has: request ids and logs, `/startupz`, `/livez`,
- * `/readyz`, JSON errors.
+ * `/readyz`, `/openapi.json`, JSON errors.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when a port cannot be had
  */
@@ -60,17 +74,23 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     next();
   });
   // Whoever gets an answer has it from a process that started, and turns.
-  for (const path of ['/startupz', '/livez']) {
-    route(app, path, { get: (_request, response) => void response.type('text').send('ok') });
-  }
-  route(app, '/readyz', {
-    get: async (_request, response) => {
-      const reason = stopping ? 'shutting down' : await reasonNotReady(database);
-      if (reason === undefined) response.type('text').send('ok');
-      else response.status(503).json({ error: reason });
-    },
-  });
+  const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
+  route(app, '/startupz', { get: answerOk }, describeStarted);
+  route(app, '/livez', { get: answerOk }, describeLive);
+  const answerReady: Handler = async (_request, response) => {
+    const reason = stopping ? 'shutting down' : await reasonNotReady(database);
+    if (reason === undefined) response.type('text').send('ok');
+    else response.status(503).json({ error: reason } satisfies ErrorBody);
+  };
+  route(app, '/readyz', { get: answerReady }, describeReady);
   app.use(observeRequests(log, metrics));
+  describeAll(app, describeRequestId);
+  let document: string | undefined;
+  const answerDocument: Handler = (_request, response) => {
+    document ??= JSON.stringify(createDocument(app, options.name));
+    response.type('json').send(document);
+  };
+  route(app, '/openapi.json', { get: answerDocument }, describeDocument);
   routes(app);
   app.use(() => {
     throw new HttpError(404, 'not found');
@@ -99,16 +119,20 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 /**
  * Registers all that one path answers; any other method gets 405 with `Allow`.
  * GET answers HEAD too, without the body.
+ * @param describe says of each method what it takes and answers, for `GET /openapi.json`
  */
-export function route(
+export function route<M extends Method>(
   app: Express,
   path: string,
-  handlers: { get?: Handler | Handler[]; post?: Handler | Handler[] },
+  handlers: Record<M, Handler | Handler[]>,
+  describe: () => Record<NoInfer<M>, Operation>,
 ) {
+  const { get, post }: Partial<Record<Method, Handler | Handler[]>> = handlers;
+  describeRoute(app, path, describe);
   const here = app.route(path);
-  if (handlers.get) here.get(handlers.get);
-  if (handlers.post) here.post(handlers.post);
-  const allowed = [handlers.get && 'GET, HEAD', handlers.post && 'POST'].filter(Boolean).join(', ');
+  if (get) here.get(get);
+  if (post) here.post(post);
+  const allowed = [get && 'GET, HEAD', post && 'POST'].filter(Boolean).join(', ');
   here.all((_request, response) => {
     response.set('Allow', allowed);
     throw new HttpError(405, `method not allowed, only ${allowed}`);
@@ -166,12 +190,10 @@ function answerError(log: Log): ErrorRequestHandler {
       const cause = err instanceof DatabaseUnavailable ? err.cause : err;
       log[status === 503 ? 'warn' : 'error']({ err: cause, requestId: requestId(response) }, message);
     }
-    response.status(status);
-    if (err.type === 'entity.too.large') {
-      response.json({ error: `request body too large, at most ${(err.limit ?? 0) / 1024} kB` });
-    } else {
-      response.json({ error: status === 500 ? 'internal error' : message });
-    }
+    const tooLarge = `request body too large, at most ${(err.limit ?? 0) / 1024} kB`;
+    const said = status === 500 ? 'internal error' : message;
+    const body: ErrorBody = { error: err.type === 'entity.too.large' ? tooLarge : said };
+    response.status(status).json(body);
   };
 }
 

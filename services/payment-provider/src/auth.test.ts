@@ -173,9 +173,12 @@ async function withOwnKey(): Promise<string> {
 }
 
 describe('where tokens are required', () => {
-  test.each(['/startupz', '/livez', '/readyz', '/version'])('%s asks for none', async (path) => {
-    expect((await ask(service.url + path)).status).toBe(200);
-  });
+  test.each(['/startupz', '/livez', '/readyz', '/version', '/openapi.json'])(
+    '%s asks for none',
+    async (path) => {
+      expect((await ask(service.url + path)).status).toBe(200);
+    },
+  );
 
   test.each([
     ['an array', '/payments/pay', `[${body}]`],

@@ -1,4 +1,5 @@
-import { HttpError } from '@payloop/kit/http-error.ts';
+import { errorBody, HttpError } from '@payloop/kit/http-error.ts';
+import { z } from 'zod';
 import type { Faults } from './faults.ts';
 import type { Answer, Ledger } from './ledger.ts';
 import {
@@ -16,6 +17,30 @@ export interface Reply {
   headers?: Record<string, string>;
   body: unknown;
 }
+
+/** What a payment came to: in an array as it is, alone as a status of HTTP. */
+export const outcomeBody = () => {
+  const repeated = z
+    .literal(true)
+    .optional()
+    .meta({ description: 'The key was answered before, with this.' });
+  const { error } = errorBody().shape;
+  return z
+    .discriminatedUnion('status', [
+      z.object({ status: z.literal(200), id: z.string(), repeated }),
+      z.object({ status: z.literal(402), error, repeated }),
+      z.object({ status: z.literal([400, 409, 422]), error }),
+    ])
+    .meta({ id: 'Outcome' });
+};
+type Outcome = z.infer<ReturnType<typeof outcomeBody>>;
+
+/** What the Antaeus form is answered with. */
+export const antaeusResult = () => z.object({ result: z.boolean() }).meta({ id: 'AntaeusResult' });
+type AntaeusResult = z.infer<ReturnType<typeof antaeusResult>>;
+
+/** What a payment that stands alone is answered with where it was charged. */
+export const charged = () => z.object({ id: z.string() }).meta({ id: 'Charged' });
 
 /** How long a client whose key is busy should wait, in seconds. */
 const retryAfter = 1;
@@ -56,7 +81,9 @@ export class Cashier {
   async payAntaeus(body: unknown, header?: string): Promise<Reply> {
     const reply = await this.#reply({ ...parseAntaeusPayment(body), key: parseKey(header) });
     const definite = reply.status === 200 || reply.status === 402;
-    return definite ? { ...reply, status: 200, body: { result: reply.status === 200 } } : reply;
+    if (!definite) return reply;
+    const result: AntaeusResult = { result: reply.status === 200 };
+    return { ...reply, status: 200, body: result };
   }
 
   #payOne(body: unknown, header: string | undefined): Promise<Reply> {
@@ -64,15 +91,15 @@ export class Cashier {
   }
 
   async #reply(payment: Payment): Promise<Reply> {
-    const answer = await this.#charge(payment);
-    const { status, repeated, ...rest } = describe(payment, answer);
+    const { status, ...rest } = toOutcome(payment, await this.#charge(payment));
+    const { repeated: isRepeated, ...body } = { repeated: undefined, ...rest };
     return {
       status,
       headers: {
-        ...(repeated && { 'Idempotency-Hit': 'true' }),
+        ...(isRepeated && { 'Idempotency-Hit': 'true' }),
         ...(status === 409 && { 'Retry-After': `${retryAfter}` }),
       },
-      body: rest,
+      body,
     };
   }
 
@@ -84,15 +111,15 @@ export class Cashier {
   }
 
   // A payment that is wrong does not keep the others from being charged.
-  async #payElement(body: unknown) {
+  async #payElement(body: unknown): Promise<Outcome> {
     let payment: Payment;
     try {
       payment = parseKeyedPayment(body);
     } catch (error) {
-      if (error instanceof HttpError) return { status: error.status, error: error.message };
+      if (error instanceof HttpError) return { status: 400, error: error.message };
       throw error;
     }
-    return describe(payment, await this.#charge(payment));
+    return toOutcome(payment, await this.#charge(payment));
   }
 
   async #charge(payment: Payment): Promise<Answer> {
@@ -113,7 +140,7 @@ export class Cashier {
   }
 }
 
-function describe({ id }: Payment, answer: Answer) {
+function toOutcome({ id }: Payment, answer: Answer): Outcome {
   switch (answer.outcome) {
     case 'charged':
       return { status: 200, id, ...(answer.repeated && { repeated: true }) };

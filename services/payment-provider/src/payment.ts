@@ -17,21 +17,49 @@ export interface Payment {
 export const mostPayments = 1_000;
 
 const wrongParameters = 'failed to process payment request parameters';
-const keyRule = 'an idempotency key must have 1 to 255 characters';
+/** The most characters of an idempotency key. */
+export const keyLength = 255;
+const keyRule = `an idempotency key must have 1 to ${keyLength} characters`;
+const couldNot = (field: string) => `could not retrieve ${field}`;
 
 /** Text that Postgres can store: any but U+0000. */
-const text = z.string().refine((value) => !value.includes('\0'));
-
-/** The types of the fields, by lower-cased name; which of them are missing is said one by one. */
-const fields = z.object({
-  id: text.default(''),
-  // The original reads a float32: what it cannot hold is a wrong value, what it rounds to zero is missing.
-  value: z
-    .number()
-    .refine((value) => Number.isFinite(Math.fround(value)))
-    .default(0),
-  currency: text.default(''),
+const storable = /^[^\0]*$/;
+/** A field that is missing is said by its name; of a wrong type is any other value. */
+const missing = (field: string) => ({
+  error: ({ input }: { input?: unknown }) => (input === undefined ? couldNot(field) : wrongParameters),
 });
+/** The least number that is infinite as a float32, which is what the original reads. */
+const tooLarge = 2 ** 128 - 2 ** 103;
+/** The greatest number that is zero as a float32. */
+const asZero = 2 ** -150;
+
+/** An amount of money in major units: a number that a float32 can hold. */
+const amount = z
+  .number(missing('payment value'))
+  .gt(-tooLarge, wrongParameters)
+  .lt(tooLarge, wrongParameters);
+
+/** The fields of a payment, by lower-cased name. */
+export const paymentFields = z.object(
+  {
+    id: z.string(missing('payment id')).regex(storable, wrongParameters).min(1, couldNot('payment id')),
+    value: amount
+      .refine((value) => Math.fround(value) !== 0, couldNot('payment value'))
+      .meta({ description: 'In major units.', not: { minimum: -asZero, maximum: asZero } }),
+    currency: z
+      .string(missing('payment currency'))
+      .regex(storable, wrongParameters)
+      .min(1, couldNot('payment currency')),
+  },
+  wrongParameters,
+);
+
+/** What makes a repeated request the same payment. */
+export const idempotencyKey = z
+  .string(couldNot('idempotency key'))
+  .min(1, keyRule)
+  .max(keyLength, keyRule)
+  .regex(storable, keyRule);
 
 /**
  * Reads a body as JSON, whatever its type says.
@@ -55,22 +83,27 @@ export function parsePayment(body: unknown): Payment {
 }
 
 function readPayment(given: Record<string, unknown> | undefined): Payment {
-  const result = fields.safeParse(given);
-  if (!result.success) throw new HttpError(400, wrongParameters);
+  const result = paymentFields.safeParse(given);
+  if (!result.success) throw new HttpError(400, firstError(result.error));
   const { id, value, currency } = result.data;
-  if (id === '') throw new HttpError(400, 'could not retrieve payment id');
-  if (Math.fround(value) === 0) throw new HttpError(400, 'could not retrieve payment value');
-  if (currency === '') throw new HttpError(400, 'could not retrieve payment currency');
   return { id, amount: toMinorUnits(value, currency), currency };
+}
+
+/** A wrong type comes before what is missing, wherever it is. */
+function firstError({ issues }: z.ZodError): string {
+  const messages = issues.map(({ message }) => message);
+  return messages.includes(wrongParameters) ? wrongParameters : messages[0]!;
 }
 
 /** ISO 4217's code for no currency. */
 const noCurrency = 'XXX';
 
+const text = z.string().regex(storable);
+
 /** The fields of the Antaeus form. Its original client sends `"currency":{}`, which says nothing of a currency. */
-const antaeusFields = z.object({
+export const antaeusFields = z.object({
   currency: z.union([text.min(1), z.object({}).transform(() => noCurrency)]).default(noCurrency),
-  value: z.number().refine((value) => Number.isFinite(Math.fround(value))),
+  value: amount,
   customer_id: z.union([z.number(), text]),
 });
 
@@ -93,9 +126,7 @@ export function parseKeyedPayment(body: unknown): Payment & { key: string } {
   const given = lowerCaseKeys(body);
   const payment = readPayment(given);
   // Read only here: for a single payment it is one of the further fields.
-  const key = given?.idempotencykey;
-  if (typeof key !== 'string') throw new HttpError(400, 'could not retrieve idempotency key');
-  return { ...payment, key: checkKey(key) };
+  return { ...payment, key: checkKey(given?.idempotencykey) };
 }
 
 /**
@@ -107,9 +138,10 @@ export function parseKey(header: string | undefined): string | undefined {
   return header === undefined ? undefined : checkKey(/^"(.*)"$/.exec(header)?.[1] ?? header);
 }
 
-function checkKey(key: string): string {
-  if (key === '' || key.length > 255 || key.includes('\0')) throw new HttpError(400, keyRule);
-  return key;
+function checkKey(key: unknown): string {
+  const result = idempotencyKey.safeParse(key);
+  if (!result.success) throw new HttpError(400, firstError(result.error));
+  return result.data;
 }
 
 function lowerCaseKeys(body: unknown): Record<string, unknown> | undefined {

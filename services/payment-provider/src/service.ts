@@ -4,10 +4,12 @@ import { ConfigError, integer, number, readConfig } from '@payloop/kit/config.ts
 import { Database } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import { Metrics } from '@payloop/kit/metrics.ts';
-import type { Self } from '@payloop/kit/run.ts';
+import { describeAll } from '@payloop/kit/openapi.ts';
+import type { Self, Version } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import express, { type Handler, type Request, type Response } from 'express';
+import { describePay, describePayAntaeus, describeReset, describeToken, describeVersion } from './api.ts';
 import { authVariables, readTokenRules, requireToken } from './auth.ts';
 import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
@@ -42,6 +44,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   const count = metrics.count('charges_total', 'Charges asked for.', 'outcome', chargeOutcomes);
   const cashier = new Cashier(new Ledger(database, step), faults, count);
   const options = {
+    name: service,
     host: config.HOST,
     port: config.PORT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
@@ -51,26 +54,29 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     log,
   };
   return startServer(options, (app) => {
-    route(app, '/version', {
-      get: (_request, response) => void response.json({ service, source, instance }),
-    });
+    const self: Version = { service, source, instance };
+    route(app, '/version', { get: (_request, response) => void response.json(self) }, describeVersion);
     // Whatever comes in from here on has to say who asks.
-    if (rules !== undefined) app.use(requireToken(rules, log));
+    if (rules !== undefined) {
+      app.use(requireToken(rules, log));
+      describeAll(app, describeToken);
+    }
     const take = (pay: Pay): Handler[] => [
       // Read whatever its type says: clients send none, or a wrong one.
       express.raw({ type: () => true, limit: '512kb' }),
       (request, response) =>
         answer(request, response, faults, (body, key) => step('charge', () => pay(body, key))),
     ];
-    route(app, '/payments/pay', { post: take((body, key) => cashier.pay(body, key)) });
-    route(app, '/rest/v1/payments', { post: take((body, key) => cashier.payAntaeus(body, key)) });
+    const pay = take((body, key) => cashier.pay(body, key));
+    route(app, '/payments/pay', { post: pay }, describePay);
+    const payAntaeus = take((body, key) => cashier.payAntaeus(body, key));
+    route(app, '/rest/v1/payments', { post: payAntaeus }, describePayAntaeus);
     if (config.ALLOW_RESET) {
-      route(app, '/reset', {
-        post: async (_request, response) => {
-          await deletePayments(database.query);
-          response.json({});
-        },
-      });
+      const reset: Handler = async (_request, response) => {
+        await deletePayments(database.query);
+        response.json({});
+      };
+      route(app, '/reset', { post: reset }, describeReset);
     }
   });
 }

@@ -1,0 +1,120 @@
+import type { Database } from '@payloop/kit/database.ts';
+import { toMajorUnits } from '@payloop/kit/money.ts';
+import { databaseErrors, error, json, text } from '@payloop/kit/openapi.ts';
+import { requestId, route } from '@payloop/kit/server.ts';
+import type { Express, Handler } from 'express';
+import { z } from 'zod';
+import { neverRead } from './api.ts';
+import {
+  findCustomer,
+  findInvoice,
+  hasUnpaid,
+  listCustomers,
+  listInvoices,
+  type Customer,
+  type ListedInvoice,
+} from './invoices.ts';
+import { sendPages } from './pages.ts';
+import type { Payments } from './pay.ts';
+
+/** An invoice as clients of Antaeus know it. */
+const antaeusInvoice = () =>
+  z
+    .object({
+      id: z.int().min(1),
+      customerId: z.int(),
+      amount: z.object({ value: z.number().meta({ description: 'In major units.' }), currency: z.string() }),
+      status: z.enum(['PENDING', 'PAID']),
+    })
+    .meta({ id: 'AntaeusInvoice' });
+
+const antaeusCustomer = () => z.object({ id: z.int(), currency: z.string() }).meta({ id: 'AntaeusCustomer' });
+
+/** Adds the routes of pleo-io/antaeus, which its clients ask for. */
+export function addAntaeusRoutes(app: Express, database: Database, payments: Payments): void {
+  route(app, '/rest/health', { get: (_request, response) => void response.type('text').send('ok') }, () => ({
+    get: { summary: 'Whether the process turns', answers: { 200: text('It does.', z.literal('ok')) } },
+  }));
+  const pay: Handler = async (_request, response) => {
+    await payments.pay(requestId(response));
+    // Not what this run came to: another replica may be at it, and invoices come in.
+    const allPaid = !(await hasUnpaid(database));
+    response.json(allPaid);
+  };
+  // Before the invoices by their ids, of which it is none.
+  route(app, '/rest/v1/invoices/pay', { post: pay }, () => ({
+    post: {
+      summary: 'Pays every unpaid invoice',
+      description: 'Those that are declined do not keep the others from being paid.',
+      body: neverRead,
+      answers: { 200: json('Whether every invoice is paid now.', z.boolean()), ...databaseErrors() },
+    },
+  }));
+  route(
+    app,
+    '/rest/v1/invoices',
+    { get: (_request, response) => sendPages(response, listInvoices(database), toAntaeusInvoice) },
+    () => describeList('Every invoice, in id order', antaeusInvoice()),
+  );
+  route(
+    app,
+    '/rest/v1/invoices/:id',
+    { get: sendOne((id) => findInvoice(database, id), toAntaeusInvoice) },
+    () => describeOne('An invoice', antaeusInvoice()),
+  );
+  route(
+    app,
+    '/rest/v1/customers',
+    { get: (_request, response) => sendPages(response, listCustomers(database), toAntaeusCustomer) },
+    () => describeList('Every customer, in id order', antaeusCustomer()),
+  );
+  route(
+    app,
+    '/rest/v1/customers/:id',
+    { get: sendOne((id) => findCustomer(database, id), toAntaeusCustomer) },
+    () => describeOne('A customer', antaeusCustomer()),
+  );
+}
+
+function toAntaeusInvoice({
+  id,
+  customerId,
+  amount,
+  currency,
+  paid,
+}: ListedInvoice): z.infer<ReturnType<typeof antaeusInvoice>> {
+  const money = { value: toMajorUnits(amount, currency), currency };
+  return { id, customerId, amount: money, status: paid ? 'PAID' : 'PENDING' };
+}
+
+function toAntaeusCustomer({ id, currency }: Customer): z.infer<ReturnType<typeof antaeusCustomer>> {
+  return { id, currency };
+}
+
+/** Answers with the one that the path names, or 404 in text, as the original does. */
+function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: T) => object): Handler {
+  return async (request, response) => {
+    const { id = '' } = request.params as { id?: string };
+    // What is no number names nothing.
+    const row = /^[1-9]\d{0,14}$/.test(id) ? await find(Number(id)) : undefined;
+    if (row === undefined) response.status(404).type('text').send('not found');
+    else response.json(toBody(row));
+  };
+}
+
+const describeList = (summary: string, schema: z.ZodType) => ({
+  get: { summary, answers: { 200: json('All of them.', z.array(schema)), ...databaseErrors() } },
+});
+
+const describeOne = (summary: string, schema: z.ZodType) => ({
+  get: {
+    summary,
+    path: z.object({ id: z.string().meta({ type: 'integer', minimum: 1 }) }),
+    answers: {
+      200: json('It.', schema),
+      400: error('The path cannot be decoded.'),
+      404: text('None has this id.', z.literal('not found')),
+      ...databaseErrors(),
+    },
+  },
+});
