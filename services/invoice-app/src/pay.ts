@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Database } from '@payloop/kit/database.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import type { Step } from '@payloop/kit/step.ts';
+import { annotate, currentPlace, forAll, span, type Place } from '@payloop/kit/tracing.ts';
 import {
   ExponentialBackoff,
   fullJitterGenerator,
@@ -59,6 +60,8 @@ export class Payments {
   #claims = 0;
   #running: Promise<Tally> | undefined;
   #next: Promise<Tally> | undefined;
+  /** Who waits for the next run. */
+  #waiting: (Place | undefined)[] = [];
   #recovery: Promise<void> | undefined;
 
   constructor(options: PaymentsOptions) {
@@ -78,6 +81,7 @@ export class Payments {
    * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
    */
   pay(requestId: string): Promise<Tally> {
+    this.#waiting.push(currentPlace());
     if (this.#running === undefined) return this.#start(requestId);
     // The run under way may be past an invoice that has come in since: one run more, for all who ask meanwhile.
     this.#next ??= this.#running.then(
@@ -89,7 +93,9 @@ export class Payments {
 
   #start(requestId: string): Promise<Tally> {
     this.#next = undefined;
-    this.#running = this.#payUnpaid(requestId).finally(() => {
+    const waiting = this.#waiting.splice(0);
+    const run = () => span('run', () => this.#payUnpaid(requestId));
+    this.#running = forAll(() => waiting, run).finally(() => {
       this.#running = undefined;
     });
     return this.#running;
@@ -111,7 +117,8 @@ export class Payments {
   /** Takes over, once, every lease that ran out. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
-    return this.#work(expired, requestId);
+    if (expired.length === 0) return { paid: 0, declined: 0, unknown: 0 };
+    return span('recover', () => this.#work(expired, requestId));
   }
 
   async #recover(): Promise<void> {
@@ -147,6 +154,11 @@ export class Payments {
         batches.countUnpaid(this.#options.database, left),
       );
     }
+    annotate({
+      'payloop.paid': tally.paid,
+      'payloop.declined': tally.declined,
+      'payloop.unknown': tally.unknown,
+    });
     return tally;
   }
 
@@ -172,7 +184,7 @@ export class Payments {
         await this.#step('wait', () => sleep(claimDelay));
       } else {
         run.remaining.delete(batch.first);
-        await this.#payBatch(batch, run);
+        await span('batch', () => this.#payBatch(batch, run));
       }
     }
   }

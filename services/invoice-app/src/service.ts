@@ -1,6 +1,6 @@
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/config.ts';
+import { ConfigError, describe, httpUrl, integer, must, readConfig } from '@payloop/kit/config.ts';
 import { Database, isLockTimeout } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
@@ -27,13 +27,7 @@ import { everyOutcome, Provider } from './provider.ts';
 const service = 'invoice-app';
 
 const defaultProviderUrl = 'http://payment-provider:8082/payments/pay';
-const providerUrl = z
-  .string()
-  .refine(
-    (url) => /^https?:$/.test(URL.parse(url)?.protocol ?? ''),
-    must(`a full URL such as ${defaultProviderUrl}`),
-  )
-  .optional();
+const providerUrl = httpUrl(defaultProviderUrl).optional();
 
 const variables = {
   PORT: integer(0, 65_535).default(8081),
