@@ -25,9 +25,15 @@ export interface PaymentsOptions {
   log: Log;
   /** Told what the provider answered, each time it is asked. */
   count?: (outcome: Outcome, payments: number) => void;
+  /** Told of each batch that it claims. */
+  countClaim?: (found: BatchState) => void;
   /** How long to wait before an unknown outcome is asked for again. */
   backoff?: IBackoffFactory<unknown>;
 }
+
+/** How a batch is found by who claims it; abandoned: its holder did not give it back. */
+export const batchStates = ['free', 'abandoned'] as const;
+export type BatchState = (typeof batchStates)[number];
 
 /** What is left to do, and what came of the rest; shared by the workers of a run. */
 interface Run {
@@ -184,6 +190,7 @@ export class Payments {
         await this.#step('wait', () => sleep(claimDelay));
       } else {
         run.remaining.delete(batch.first);
+        this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
         await span('batch', () => this.#payBatch(batch, run));
       }
     }

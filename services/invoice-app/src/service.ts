@@ -21,7 +21,7 @@ import {
   toContract,
   type ListedInvoice,
 } from './invoices.ts';
-import { Payments } from './pay.ts';
+import { batchStates, Payments } from './pay.ts';
 import { everyOutcome, Provider } from './provider.ts';
 
 const service = 'invoice-app';
@@ -69,7 +69,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     readOldestLease(database),
   );
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
-  const payments = new Payments({ database, provider, holder: instance, step, log, count });
+  const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
+  const payments = new Payments({ database, provider, holder: instance, step, log, count, countClaim });
   const options = {
     host: config.HOST,
     port: config.PORT,
