@@ -76,6 +76,12 @@ turns_on() { # OVERLAY COMPONENT
   [[ -n $below ]] && turns_on "$1/$below" "$2"
 }
 
+check_alerts() {
+  command -v promtool >/dev/null || { echo 'promtool: skipped, not installed' && return; }
+  run promtool check rules k8s/monitoring/alerts.yaml
+  run promtool test rules k8s/monitoring/alerts.test.yaml
+}
+
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   run tsc --noEmit
@@ -85,5 +91,6 @@ main() {
   check_pipeline
   check_overlays
   check_combinations
+  check_alerts
 }
 main "$@"

@@ -21,6 +21,8 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   [/^(reset|sleep\(resetWait|database\.transaction|query\(|provider\.reset|resetInvoices)/, 'a reset'],
   [/^(this\.#http\.post\(this\.#path\('\/reset'\)|deletePayments\()/, 'a reset'],
   [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
+  [/^span\('batch'/, 'a span around steps of its own'],
+  [/^forAll\(/, 'says whose trace the steps in it are part of'],
   [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],
 ];
 

@@ -8,6 +8,8 @@ export interface Batch {
   last: number;
   /** Names this claim among all others, the same process's included. */
   holder: string;
+  /** Whether its holder before did not give it back: it died, or was too slow. */
+  abandoned: boolean;
 }
 
 /** An invoice to pay, under the key of its open attempt. */
@@ -55,7 +57,7 @@ export async function claim(database: Database, holder: string, among: number[])
        WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
        ORDER BY first_id LIMIT 1 FOR UPDATE SKIP LOCKED
      )
-     RETURNING first_id AS first, last_id AS last, holder`,
+     RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned`,
     [holder, leaseSeconds, among],
   );
   return rows[0];

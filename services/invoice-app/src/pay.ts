@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Database } from '@payloop/kit/database.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import type { Step } from '@payloop/kit/step.ts';
+import { annotate, currentPlace, forAll, span, type Place } from '@payloop/kit/tracing.ts';
 import {
   ExponentialBackoff,
   fullJitterGenerator,
@@ -26,9 +27,15 @@ export interface PaymentsOptions {
   log: Log;
   /** Told what the provider answered, each time it is asked. */
   count?: (outcome: Outcome, payments: number) => void;
+  /** Told of each batch that it claims. */
+  countClaim?: (found: BatchState) => void;
   /** How long to wait before an unknown outcome is asked for again. */
   backoff?: IBackoffFactory<unknown>;
 }
+
+/** How a batch is found by who claims it; abandoned: its holder did not give it back. */
+export const batchStates = ['free', 'abandoned'] as const;
+export type BatchState = (typeof batchStates)[number];
 
 /** What is left to do, and what came of the rest; shared by the workers of a run. */
 interface Run {
@@ -61,6 +68,8 @@ export class Payments {
   #claims = 0;
   #running: Promise<Tally> | undefined;
   #next: Promise<Tally> | undefined;
+  /** Who waits for the next run. */
+  #waiting: (Place | undefined)[] = [];
   #recovery: Promise<void> | undefined;
 
   constructor(options: PaymentsOptions) {
@@ -80,6 +89,7 @@ export class Payments {
    * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
    */
   pay(requestId: string): Promise<Tally> {
+    this.#waiting.push(currentPlace());
     if (this.#running === undefined) return this.#start(requestId);
     // The run under way may be past an invoice that has come in since: one run more, for all who ask meanwhile.
     this.#next ??= this.#running.then(
@@ -91,7 +101,9 @@ export class Payments {
 
   #start(requestId: string): Promise<Tally> {
     this.#next = undefined;
-    this.#running = this.#payUnpaid(requestId).finally(() => {
+    const waiting = this.#waiting.splice(0);
+    const run = () => span('run', () => this.#payUnpaid(requestId));
+    this.#running = forAll(() => waiting, run).finally(() => {
       this.#running = undefined;
     });
     return this.#running;
@@ -113,7 +125,8 @@ export class Payments {
   /** Takes over, once, every lease that ran out. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
-    return this.#work(expired, requestId);
+    if (expired.length === 0) return { paid: 0, declined: 0, unknown: 0 };
+    return span('recover', () => this.#work(expired, requestId));
   }
 
   async #recover(): Promise<void> {
@@ -149,6 +162,11 @@ export class Payments {
         batches.countUnpaid(this.#options.database, left),
       );
     }
+    annotate({
+      'payloop.paid': tally.paid,
+      'payloop.declined': tally.declined,
+      'payloop.unknown': tally.unknown,
+    });
     return tally;
   }
 
@@ -174,7 +192,8 @@ export class Payments {
         await this.#step('wait', () => sleep(claimDelay));
       } else {
         run.remaining.delete(batch.first);
-        await this.#payBatch(batch, run);
+        this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
+        await span('batch', () => this.#payBatch(batch, run));
       }
     }
   }

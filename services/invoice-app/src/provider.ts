@@ -6,6 +6,7 @@ import { toMajorUnits } from '@payloop/kit/money.ts';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
 import { bearer } from '@payloop/kit/token.ts';
 import { version } from '@payloop/kit/run.ts';
+import { annotate, traceHeaders } from '@payloop/kit/tracing.ts';
 import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
 import { z } from 'zod';
 import type { Attempt } from './batches.ts';
@@ -133,7 +134,10 @@ export class Provider {
   async #post(body: unknown, headers: PaymentHeaders) {
     const requestId = headers['X-Request-Id'];
     try {
-      const answer = await this.#step('post', () => this.#http.post(this.#url, body, { headers }));
+      const answer = await this.#step('post', () => {
+        annotate({ 'payloop.payments': Array.isArray(body) ? body.length : 1 });
+        return this.#http.post(this.#url, body, { headers: { ...headers, ...traceHeaders() } });
+      });
       const { status } = answer;
       if (status !== 200 && status !== 402) {
         this.#log.warn({ requestId, status }, reasonUnusable(status));

@@ -1,5 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ConfigError, describe, integer, must, readConfig } from '@payloop/kit/config.ts';
+import { ConfigError, describe, httpUrl, integer, readConfig } from '@payloop/kit/config.ts';
 import { Database, isLockTimeout } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
@@ -14,19 +14,13 @@ import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
 import { countUnpaid, listInvoices, migrations, resetInvoices, seed, toContract } from './invoices.ts';
 import { sendPages } from './pages.ts';
-import { Payments } from './pay.ts';
+import { batchStates, Payments } from './pay.ts';
 import { everyOutcome, Provider, type AppVersion } from './provider.ts';
 
 const service = 'invoice-app';
 
 const defaultProviderUrl = 'http://payment-provider:8082/payments/pay';
-const providerUrl = z
-  .string()
-  .refine(
-    (url) => /^https?:$/.test(URL.parse(url)?.protocol ?? ''),
-    must(`a full URL such as ${defaultProviderUrl}`),
-  )
-  .optional();
+const providerUrl = httpUrl(defaultProviderUrl).optional();
 
 const variables = {
   PORT: integer(0, 65_535).default(8081),
@@ -68,7 +62,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     readOldestLease(database),
   );
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
-  const payments = new Payments({ database, provider, holder: instance, step, log, count });
+  const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
+  const payments = new Payments({ database, provider, holder: instance, step, log, count, countClaim });
   const options = {
     name: service,
     host: config.HOST,

@@ -34,6 +34,15 @@ export function oneOf<const T extends string>(...words: T[]) {
   return z.enum(words, must(`one of ${words.join(', ')}`));
 }
 
+/** A variable that holds an address on the web. */
+export function httpUrl(example: string) {
+  return z
+    .string()
+    .refine((url) => /^https?:$/.test(URL.parse(url)?.protocol ?? ''), must(`a full URL such as ${example}`));
+}
+
+export const logLevel = oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent').default('info');
+
 const shared = {
   DATABASE_URL: z.string().optional(),
   DATABASE_URL_FILE: z.string().optional(),
@@ -43,7 +52,7 @@ const shared = {
   ALLOW_RESET: oneOf('true', 'false')
     .default('false')
     .transform((word) => word === 'true'),
-  LOG_LEVEL: oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent').default('info'),
+  LOG_LEVEL: logLevel,
   /** Where Prometheus finds the metrics. */
   METRICS_PORT: integer(0, 65_535).default(9091),
   /** At most what leaves the drain its time, see `exitTimeout` in run.ts. */
@@ -56,16 +65,17 @@ const shared = {
  * @throws {ConfigError} at the first variable that is wrong
  */
 export function readConfig<S extends z.ZodRawShape>(own: S, env: NodeJS.ProcessEnv) {
-  // A variable set to nothing is what a shell or a manifest leaves behind: the same as unset.
-  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''));
-  const common = parse(shared, given);
+  const common = readVariables(shared, env);
   if (common.ENVIRONMENT === 'prod' && common.ALLOW_RESET) {
     throw new ConfigError('ALLOW_RESET must be false where ENVIRONMENT is prod');
   }
-  return { ...common, ...parse(own, given), databaseUrl: readDatabaseUrl(common) };
+  return { ...common, ...readVariables(own, env), databaseUrl: readDatabaseUrl(common) };
 }
 
-function parse<S extends z.ZodRawShape>(shape: S, given: Record<string, unknown>) {
+/** Reads variables, each by its zod schema. @throws {ConfigError} at the first that is wrong */
+export function readVariables<S extends z.ZodRawShape>(shape: S, env: NodeJS.ProcessEnv) {
+  // A variable set to nothing is what a shell or a manifest leaves behind: the same as unset.
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''));
   const result = z.object(shape).safeParse(given);
   if (result.success) return result.data;
   throw new ConfigError(describe(result.error));

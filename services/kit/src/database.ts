@@ -89,10 +89,10 @@ export class Database {
     return this.#transaction(work);
   }
 
-  /** The pool's connections, and the statements that wait for one. */
-  get pool(): { total: number; idle: number; waiting: number } {
-    const { totalCount: total, idleCount: idle, waitingCount: waiting } = this.#pool;
-    return { total, idle, waiting };
+  /** The pool's connections, how many there may be, and the statements that wait for one. */
+  get pool(): { total: number; max: number; idle: number; waiting: number } {
+    const { totalCount: total, idleCount: idle, waitingCount: waiting, options } = this.#pool;
+    return { total, max: options.max, idle, waiting };
   }
 
   /** Resolves when Postgres answers and the schema is up to date. @throws {DatabaseUnavailable} */

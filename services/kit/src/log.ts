@@ -1,9 +1,10 @@
 import pino from 'pino';
+import { idsForLog, isTracing } from './tracing.ts';
 
 export type Log = pino.Logger;
 
 /**
- * A logger that writes one JSON line an event.
+ * A logger that writes one JSON line an event, with the ids of the span that it is part of where traces are on.
  *
  * Of an error only its type, message, code and stack are written: whatever else it carries (an Axios error
  * carries the whole request, headers included) stays out of the log.
@@ -15,6 +16,7 @@ export function createLog(service: string, level: string): Log {
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label) => ({ level: label }) },
     serializers: { err: reduceError },
+    ...(isTracing() && { mixin: () => idsForLog() ?? {} }),
   });
 }
 

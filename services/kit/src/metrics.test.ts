@@ -118,9 +118,21 @@ test('how long the oldest lease has not been renewed', async () => {
   expect(age).toBeLessThan(15);
 });
 
+test('batches that were claimed, and those of them whose holder had died', async () => {
+  const claims = async () => {
+    const metrics = await scrape(app.metricsUrl);
+    return ['free', 'abandoned'].map((state) => metrics.get(`batch_claims_total{found="${state}"}`));
+  };
+  const [free, abandoned] = await claims();
+  await inDatabase(app, `UPDATE batches SET holder = 'dead', leased_until = now()`);
+  // Recovery looks every few seconds.
+  await expect.poll(claims, { timeout: 10_000 }).toEqual([free, abandoned! + 1]);
+});
+
 test('the pool, the event loop and the heap', async () => {
   const metrics = await scrape(app.metricsUrl);
   expect(metrics.get('database_connections')).toBeGreaterThanOrEqual(1);
+  expect(metrics.get('database_connections_max')).toBe(10);
   expect(metrics.get('database_connections_idle')).toBeGreaterThanOrEqual(0);
   expect(metrics.get('database_waiting')).toBe(0);
   // Nothing was measured before the first time it was asked for.
@@ -140,6 +152,18 @@ test('without a database what it would tell is absent, the rest is there', async
   expect(metrics.has('oldest_lease_age_seconds')).toBe(false);
   expect(metrics.get('payments_total{outcome="charged"}')).toBe(0);
   await running.stop();
+});
+
+test('OpenMetrics where it is asked for, next to the other format', async () => {
+  const read = async (accept: string) =>
+    (await fetch(app.metricsUrl, { headers: { Accept: accept } })).text();
+  const [open, plain] = await Promise.all([read('application/openmetrics-text;version=1.0.0'), read('*/*')]);
+  expect(open).toMatch(/^# TYPE payments counter\npayments_total\{/m);
+  expect(open).toMatch(/\n# EOF\n$/);
+  expect(open.match(/# EOF/g)).toHaveLength(1);
+  expect(plain).toMatch(/^# TYPE payments_total counter\npayments_total\{/m);
+  expect(plain).not.toContain('# EOF');
+  expect(await read('*/*')).toMatch(/^process_cpu_seconds_total /m);
 });
 
 test('nothing but /metrics is answered on its port', async () => {

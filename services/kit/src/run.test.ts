@@ -46,6 +46,11 @@ test.each([
     { AUTH: 'required' },
     'TOKEN_AUDIENCE must be set where AUTH is required: the audience that tokens are made for, such as payment-provider',
   ],
+  [
+    'invoice-app',
+    { OTEL_EXPORTER_OTLP_ENDPOINT: 'otel-collector:4318' },
+    'OTEL_EXPORTER_OTLP_ENDPOINT must be a full URL such as http://otel-collector.monitoring:4318, not "otel-collector:4318"',
+  ],
 ])('%s ends with one line at %o', async (service, env: Record<string, string>, message) => {
   expect(await start(service, env).ended).toEqual({
     code: 1,

@@ -7,6 +7,7 @@ import { createLog, reduceError } from './log.ts';
 import type { Running } from './server.ts';
 import { hashSource } from './source.ts';
 import type { Step } from './step.ts';
+import { startTracing, stopTracing } from './tracing.ts';
 
 /** What a service is told about itself when it starts. */
 export interface Self {
@@ -49,7 +50,10 @@ const exitTimeout = 30_000;
  */
 export async function run(name: string, load: () => Promise<Service>): Promise<void> {
   try {
-    const { service, source } = await loadPinned(name, load);
+    const { service, source } = await loadPinned(name, async () => {
+      await startTracing(name, process.env);
+      return load();
+    });
     const running = await service.start({
       source,
       instance: `${hostname()}-${randomBytes(3).toString('hex')}`,
@@ -89,6 +93,7 @@ function stopOnSignal(name: string, running: Running): void {
     setTimeout(() => process.exit(1), exitTimeout).unref();
     try {
       await running.stop();
+      await stopTracing();
     } catch (err) {
       createLog(name, 'error').error({ err }, 'could not stop cleanly');
       process.exitCode = 1;

@@ -20,6 +20,7 @@ import {
   type Method,
   type Operation,
 } from './openapi.ts';
+import { startRequest } from './tracing.ts';
 
 /** How long requests under way may still take once the server is told to stop, in milliseconds. */
 const drainTimeout = 20_000;
@@ -153,28 +154,38 @@ function reasonNotReady(database: Database): Promise<string | undefined> {
 }
 
 /**
- * Logs and counts each request when its answer is done, and gives it an id: the caller's `X-Request-Id`, or a new
- * one. Probes come before it: they ask every second or two, of each replica.
+ * Logs and counts each request when its answer is done, and gives it an id: the caller's `X-Request-Id`, or that of
+ * its trace, or a new one. Probes come before it: they ask every second or two, of each replica.
  */
 function observeRequests(log: Log, metrics: Metrics): Handler {
   return (request, response, next) => {
     const start = performance.now();
     const given = request.get('X-Request-Id') ?? '';
-    const id = /^[\w.-]{1,64}$/.test(given) ? given : randomUUID();
+    const { method, path } = request;
+    // The payment test asks for the version many times a second.
+    const isRoutine = path === '/version';
+    const span = isRoutine ? undefined : startRequest(request.headers);
+    const inSpan = (work: () => void) => (span === undefined ? work() : span.run(work));
+    const id = /^[\w.-]{1,64}$/.test(given) ? given : (span?.traceId ?? randomUUID());
     response.locals.requestId = id;
     response.set('X-Request-Id', id);
-    const { method, path } = request;
+    // How browsers and callers are told of the trace where they did not begin it.
+    if (span !== undefined) response.set('Server-Timing', `traceparent;desc="${span.traceparent}"`);
     response.on('close', () => {
       const ms = performance.now() - start;
-      const status = response.writableFinished ? response.statusCode : 'client gone';
-      // The payment test asks for the version many times a second.
-      log[path === '/version' ? 'debug' : 'info'](
-        { requestId: id, method, path, status, ms: Math.round(ms) },
-        'request',
-      );
-      metrics.observeRequest(method, request.route?.path ?? 'none', `${status}`, ms / 1_000);
+      const answered = response.writableFinished ? response.statusCode : undefined;
+      const status = answered ?? 'client gone';
+      const pattern: string | undefined = request.route?.path;
+      inSpan(() => {
+        log[isRoutine ? 'debug' : 'info'](
+          { requestId: id, method, path, status, ms: Math.round(ms) },
+          'request',
+        );
+        metrics.observeRequest(method, pattern ?? 'none', `${status}`, ms / 1_000);
+      });
+      span?.end({ method, path, route: pattern, status: answered, requestId: id });
     });
-    next();
+    inSpan(next);
   };
 }
 

@@ -1,5 +1,6 @@
 import { isLockTimeout, type Database } from '@payloop/kit/database.ts';
 import type { Step } from '@payloop/kit/step.ts';
+import { currentPlace, forAll, type Place } from '@payloop/kit/tracing.ts';
 import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './payments.ts';
 
 /** What a charge came to. */
@@ -13,6 +14,8 @@ export type Answer =
 
 interface Waiting {
   charge: Charge;
+  /** In whose trace. */
+  place: Place | undefined;
   resolve: (answer: Answer) => void;
   reject: (error: unknown) => void;
 }
@@ -43,7 +46,9 @@ export class Ledger {
    * @throws {DatabaseUnavailable} when it may or may not be stored
    */
   charge(charge: Charge): Promise<Answer> {
-    const answer = new Promise<Answer>((resolve, reject) => this.#waiting.push({ charge, resolve, reject }));
+    const answer = new Promise<Answer>((resolve, reject) =>
+      this.#waiting.push({ charge, place: currentPlace(), resolve, reject }),
+    );
     // Not at once: what else comes in within this turn of the event loop goes with it.
     if (this.#waiting.length === 1) setImmediate(() => void this.#flush());
     return answer;
@@ -54,7 +59,8 @@ export class Ledger {
     const batch = this.#waiting.splice(0, mostAtOnce);
     this.#underWay += 1;
     try {
-      const answers = await this.#store(batch.map(({ charge }) => charge));
+      const places = () => batch.map(({ place }) => place);
+      const answers = await forAll(places, () => this.#store(batch.map(({ charge }) => charge)));
       batch.forEach(({ resolve }, index) => resolve(answers[index]!));
     } catch (error) {
       for (const { reject } of batch) reject(error);

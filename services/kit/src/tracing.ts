@@ -1,0 +1,118 @@
+import type { IncomingHttpHeaders } from 'node:http';
+import { httpUrl, logLevel, readVariables } from './config.ts';
+
+/** The ids of a span, as log lines and exemplars have them. */
+export type SpanIds = { trace_id: string; span_id: string };
+
+export type Attributes = Record<string, string | number>;
+
+/** A span of some trace, to come back to. */
+export type Place = object;
+
+/** How a request ended. */
+export interface RequestEnd {
+  method: string;
+  path: string;
+  /** The pattern that the path matched; undefined where it matched none. */
+  route: string | undefined;
+  /** Undefined where the client was gone before its answer. */
+  status: number | undefined;
+  requestId: string;
+}
+
+/** The span of a request that came in. */
+export interface RequestSpan {
+  traceId: string;
+  /** As in the W3C's header. */
+  traceparent: string;
+  /** Runs `work`, and what it begins, as a part of the request. */
+  run<T>(work: () => T): T;
+  end(how: RequestEnd): void;
+}
+
+/** What makes traces; see otel.ts. */
+export interface Tracer {
+  span<T>(name: string, work: () => Promise<T>): Promise<T>;
+  request(headers: IncomingHttpHeaders): RequestSpan;
+  ids(): SpanIds | undefined;
+  sampledIds(): SpanIds | undefined;
+  headers(): Record<string, string>;
+  annotate(attributes: Attributes): void;
+  place(): Place | undefined;
+  forAll<T>(places: (Place | undefined)[], work: () => T): T;
+  stop(): Promise<void>;
+}
+
+/** The process's, as the span that is active is; none, and nothing of OpenTelemetry is loaded, where traces are off. */
+let tracer: Tracer | undefined;
+
+/**
+ * Makes traces from here on, where OTEL_EXPORTER_OTLP_ENDPOINT says where to send them.
+ * @throws {ConfigError} when that is no URL
+ */
+export async function startTracing(service: string, env: NodeJS.ProcessEnv): Promise<void> {
+  const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, LOG_LEVEL } = readVariables(variables, env);
+  if (endpoint === undefined) return;
+  const { createTracer } = await import('./otel.ts');
+  tracer = createTracer({ service, endpoint, logLevel: LOG_LEVEL });
+}
+
+const variables = {
+  OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl('http://otel-collector.monitoring:4318').optional(),
+  LOG_LEVEL: logLevel,
+};
+
+/** Sends what is left, for a second at most, and makes no more traces. */
+export async function stopTracing(): Promise<void> {
+  const stopped = tracer;
+  tracer = undefined;
+  await stopped?.stop();
+}
+
+/** Runs `work` as a span of the request that it is for; outside of one it is none. */
+export function span<T>(name: string, work: () => Promise<T>): Promise<T> {
+  return tracer === undefined ? work() : tracer.span(name, work);
+}
+
+/** A span for a request, part of its caller's trace where it says which; undefined where traces are off. */
+export function startRequest(headers: IncomingHttpHeaders): RequestSpan | undefined {
+  return tracer?.request(headers);
+}
+
+export function isTracing(): boolean {
+  return tracer !== undefined;
+}
+
+/** What a log line says of the span that it is written in. */
+export function idsForLog(): SpanIds | undefined {
+  return tracer?.ids();
+}
+
+/** The same for an exemplar: undefined also where nobody keeps the trace. */
+export function idsForExemplar(): SpanIds | undefined {
+  return tracer?.sampledIds();
+}
+
+/** What a request to another service carries, so that its spans are part of this trace: `traceparent`. */
+export function traceHeaders(): Record<string, string> {
+  return tracer === undefined ? none : tracer.headers();
+}
+const none = {};
+
+/** Says something of the span that is active: no key, no token. */
+export function annotate(attributes: Attributes): void {
+  tracer?.annotate(attributes);
+}
+
+/** Where we are, for `forAll`. */
+export function currentPlace(): Place | undefined {
+  return tracer?.place();
+}
+
+/**
+ * Runs work that several wait for in the trace of the first of them. Spans that it begins link to the other traces,
+ * and those to it.
+ */
+export function forAll<T>(places: () => (Place | undefined)[], work: () => T): T {
+  return tracer === undefined ? work() : tracer.forAll(places(), work);
+}

@@ -1,0 +1,70 @@
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { freePort } from '../../local/ports.ts';
+
+export interface Prometheus {
+  /** Asks its HTTP API: `query`, with the parameters. @throws {Error} with what it says is wrong */
+  ask(path: string, parameters?: Record<string, string>): Promise<unknown>;
+  stop(): Promise<void>;
+}
+
+export function hasPrometheus(): boolean {
+  try {
+    execFileSync('prometheus', ['--version'], { stdio: 'ignore' });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Starts a real Prometheus that scrapes once a second.
+ * @param targets host and port, by job
+ */
+export async function startPrometheus(
+  targets: Record<string, string>,
+  ruleFile: string,
+): Promise<Prometheus> {
+  const folder = mkdtempSync(join(tmpdir(), 'payloop-prometheus-'));
+  const scrapes = Object.entries(targets).map(([job, target]) => ({
+    job_name: job,
+    static_configs: [{ targets: [target] }],
+  }));
+  // JSON is YAML.
+  const config = {
+    global: { scrape_interval: '1s', evaluation_interval: '1s' },
+    rule_files: [ruleFile],
+    scrape_configs: scrapes,
+  };
+  writeFileSync(join(folder, 'prometheus.yml'), JSON.stringify(config));
+  const address = `127.0.0.1:${await freePort()}`;
+  const child = spawn(
+    'prometheus',
+    [
+      `--config.file=${join(folder, 'prometheus.yml')}`,
+      `--storage.tsdb.path=${join(folder, 'data')}`,
+      `--web.listen-address=${address}`,
+      '--enable-feature=exemplar-storage',
+      '--log.level=error',
+    ],
+    { stdio: ['ignore', 'ignore', 'inherit'] },
+  );
+  const ended = once(child, 'exit');
+  return {
+    async ask(path, parameters = {}) {
+      const query = new URLSearchParams(parameters).toString();
+      const response = await fetch(`http://${address}/api/v1/${path}?${query}`);
+      const { data, error } = (await response.json()) as { data: unknown; error?: string };
+      if (error !== undefined) throw new Error(error);
+      return data;
+    },
+    async stop() {
+      child.kill('SIGKILL');
+      await ended;
+      rmSync(folder, { recursive: true });
+    },
+  };
+}
