@@ -104,6 +104,7 @@ test('why it does not start is told in its own words', async () => {
 
 test.runIf(process.getuid?.() === 0)(
   'as root: what somebody else puts in the place of the data is not used',
+  { timeout: 90_000 },
   async () => {
     const elsewhere = path.join(temporary, 'elsewhere');
     const { home, stop } = await start();
