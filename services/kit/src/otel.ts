@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from 'node:http';
 import { hostname } from 'node:os';
 import {
   context,
@@ -29,7 +30,48 @@ import {
   ATTR_URL_PATH,
 } from '@opentelemetry/semantic-conventions';
 import { createLog, reduceError, type Log } from './log.ts';
-import type { Attributes, Place, RequestEnd, RequestSpan, SpanIds, Tracer } from './tracing.ts';
+
+/** The ids of a span, as log lines and exemplars have them. */
+export type SpanIds = { trace_id: string; span_id: string };
+
+export type Attributes = Record<string, string | number>;
+
+/** A span of some trace, to come back to. */
+export type Place = object;
+
+/** How a request ended. */
+export interface RequestEnd {
+  method: string;
+  path: string;
+  /** The pattern that the path matched; undefined where it matched none. */
+  route: string | undefined;
+  /** Undefined where the client was gone before its answer. */
+  status: number | undefined;
+  requestId: string;
+}
+
+/** The span of a request that came in. */
+export interface RequestSpan {
+  traceId: string;
+  /** As in the W3C's header. */
+  traceparent: string;
+  /** Runs `work`, and what it begins, as a part of the request. */
+  run<T>(work: () => T): T;
+  end(how: RequestEnd): void;
+}
+
+/** What the functions of tracing.ts come to, by the same names. */
+export interface Tracer {
+  span<T>(name: string, work: () => Promise<T>): Promise<T>;
+  request(headers: IncomingHttpHeaders): RequestSpan;
+  ids(): SpanIds | undefined;
+  sampledIds(): SpanIds | undefined;
+  headers(): Record<string, string>;
+  annotate(attributes: Attributes): void;
+  place(): Place | undefined;
+  forAll<T>(places: (Place | undefined)[], work: () => T): T;
+  stop(): Promise<void>;
+}
 
 /** How long a process that ends tries to send its last spans, in milliseconds: nobody waits for them. */
 const flushTimeout = 1_000;

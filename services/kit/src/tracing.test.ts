@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { resolve } from 'node:path';
 import { text } from 'node:stream/consumers';
@@ -17,6 +17,12 @@ interface Process {
   /** Sends SIGTERM. @returns the lines of its log, and how long it took to end, in milliseconds */
   stop(): Promise<{ lines: Record<string, unknown>[]; ms: number }>;
 }
+
+/** None outlives a test that fails. */
+const children: ChildProcess[] = [];
+afterAll(() => {
+  for (const child of children) child.kill('SIGKILL');
+});
 
 /** Starts a service as its own process: traces are a process's. */
 async function start(
@@ -37,6 +43,7 @@ async function start(
     },
     stdio: ['ignore', 'pipe', 'inherit'],
   });
+  children.push(child);
   const output = text(child.stdout);
   const url = `http://127.0.0.1:${port}`;
   await untilReady(url);

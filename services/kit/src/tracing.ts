@@ -1,47 +1,9 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { httpUrl, logLevel, readVariables } from './config.ts';
+// Its types only: it is loaded where traces are on.
+import type { Attributes, Place, RequestSpan, SpanIds, Tracer } from './otel.ts';
 
-/** The ids of a span, as log lines and exemplars have them. */
-export type SpanIds = { trace_id: string; span_id: string };
-
-export type Attributes = Record<string, string | number>;
-
-/** A span of some trace, to come back to. */
-export type Place = object;
-
-/** How a request ended. */
-export interface RequestEnd {
-  method: string;
-  path: string;
-  /** The pattern that the path matched; undefined where it matched none. */
-  route: string | undefined;
-  /** Undefined where the client was gone before its answer. */
-  status: number | undefined;
-  requestId: string;
-}
-
-/** The span of a request that came in. */
-export interface RequestSpan {
-  traceId: string;
-  /** As in the W3C's header. */
-  traceparent: string;
-  /** Runs `work`, and what it begins, as a part of the request. */
-  run<T>(work: () => T): T;
-  end(how: RequestEnd): void;
-}
-
-/** What makes traces; see otel.ts. */
-export interface Tracer {
-  span<T>(name: string, work: () => Promise<T>): Promise<T>;
-  request(headers: IncomingHttpHeaders): RequestSpan;
-  ids(): SpanIds | undefined;
-  sampledIds(): SpanIds | undefined;
-  headers(): Record<string, string>;
-  annotate(attributes: Attributes): void;
-  place(): Place | undefined;
-  forAll<T>(places: (Place | undefined)[], work: () => T): T;
-  stop(): Promise<void>;
-}
+export type { Place } from './otel.ts';
 
 /** The process's, as the span that is active is; none, and nothing of OpenTelemetry is loaded, where traces are off. */
 let tracer: Tracer | undefined;
@@ -51,16 +13,16 @@ let tracer: Tracer | undefined;
  * @throws {ConfigError} when that is no URL
  */
 export async function startTracing(service: string, env: NodeJS.ProcessEnv): Promise<void> {
+  // Before anything that costs a start time.
+  if (!env.OTEL_EXPORTER_OTLP_ENDPOINT) return;
+  const variables = {
+    OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl('http://otel-collector.monitoring:4318'),
+    LOG_LEVEL: logLevel,
+  };
   const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, LOG_LEVEL } = readVariables(variables, env);
-  if (endpoint === undefined) return;
   const { createTracer } = await import('./otel.ts');
   tracer = createTracer({ service, endpoint, logLevel: LOG_LEVEL });
 }
-
-const variables = {
-  OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl('http://otel-collector.monitoring:4318').optional(),
-  LOG_LEVEL: logLevel,
-};
 
 /** Sends what is left, for a second at most, and makes no more traces. */
 export async function stopTracing(): Promise<void> {
