@@ -1,6 +1,6 @@
 import type { Database } from '@payloop/kit/database.ts';
 import type { Invoice } from './invoices.ts';
-import type { Outcome } from './provider.ts';
+import type { Ending } from './provider.ts';
 
 /** Invoices that are claimed together, by their ids. */
 export interface Batch {
@@ -49,7 +49,7 @@ export async function findExpired(database: Database): Promise<number[]> {
 /** Takes one of these batches that is free for `holder`; undefined while all of them are somebody's. */
 export async function claim(database: Database, holder: string, among: number[]): Promise<Batch | undefined> {
   const { rows } = await database.query<Batch>(
-    `UPDATE batches SET holder = $1, leased_until = now() + make_interval(secs => $2)
+    `UPDATE batches SET holder = $1, claimed_at = now(), leased_until = now() + make_interval(secs => $2)
      WHERE first_id = (
        SELECT first_id FROM batches
        WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
@@ -120,22 +120,24 @@ export async function countUnpaid(database: Database, among: number[]): Promise<
  * an unpaid invoice can end, so that an answer that arrives twice, or at two replicas, counts once.
  * @param attempts in the order of their ids
  */
-export async function record(database: Database, attempts: Attempt[], outcomes: Outcome[]): Promise<void> {
+export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
   const definite = attempts
-    .map(({ id, key }, index) => ({ id, key, outcome: outcomes[index] }))
+    .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
     .filter(({ outcome }) => outcome !== 'unknown');
   if (definite.length === 0) return;
   await database.query(
     // The range keeps the planner from reading the whole table, which it takes for cheaper than the look-ups.
     `WITH answers AS (
-       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, outcome)
+       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) AS answer (id, key, outcome, reason)
      ), ended AS (
        UPDATE invoices SET
          paid_at = CASE outcome WHEN 'charged' THEN now() END,
+         declined_at = CASE outcome WHEN 'declined' THEN now() END,
+         decline_reason = reason,
          attempt_key = CASE outcome WHEN 'charged' THEN key ELSE uuidv7() END
        FROM answers
        WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
-         AND invoices.id BETWEEN $4 AND $5
+         AND invoices.id BETWEEN $5 AND $6
        RETURNING invoices.id, key, outcome, amount, currency
      )
      INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM ended`,
@@ -143,6 +145,7 @@ export async function record(database: Database, attempts: Attempt[], outcomes: 
       definite.map(({ id }) => id),
       definite.map(({ key }) => key),
       definite.map(({ outcome }) => outcome),
+      definite.map(({ reason }) => reason),
       definite[0]?.id,
       definite.at(-1)?.id,
     ],
