@@ -63,6 +63,7 @@ turns_on() { # OVERLAY COMPONENT
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   run tsc --noEmit
+  run tsc --noEmit --project services/invoice-app/src/page
   run oxlint --type-aware --quiet
   run prettier --check --log-level=warn .
   check_scripts

@@ -21,7 +21,10 @@ import {
   toContract,
   type ListedInvoice,
 } from './invoices.ts';
+import { Overview } from './overview.ts';
+import { addPage, guard } from './page.ts';
 import { Payments } from './pay.ts';
+import { Progress } from './progress.ts';
 import { everyOutcome, Provider } from './provider.ts';
 
 const service = 'invoice-app';
@@ -76,6 +79,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   );
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
   const payments = new Payments({ database, provider, holder: instance, step, log, count });
+  const overview = new Overview(database);
+  const progress = new Progress(overview, log);
   const options = {
     host: config.HOST,
     port: config.PORT,
@@ -83,10 +88,14 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     database,
     metrics,
     metricsPort: config.METRICS_PORT,
-    stopWork: () => payments.stop(),
+    stopWork: async () => {
+      await Promise.all([progress.stop(), payments.stop()]);
+    },
     log,
   };
   const running = await startServer(options, (app) => {
+    app.use(guard);
+    addPage(app, overview, progress);
     route(app, '/version', {
       get: async (_request, response) => {
         response.json({ service, source, instance, provider: await provider.version() });
@@ -96,7 +105,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     route(app, '/invoices/pay', {
       // The body is never read: clients send none, a form, or broken JSON.
       post: async (_request, response) => {
-        const tally = await payments.pay(requestId(response));
+        progress.attend();
+        const tally = await payments.pay(requestId(response)).finally(() => progress.attend());
         if (tally.unknown === 0) response.json({});
         else response.status(502).json({ error: 'the payment provider gave no definite answer', ...tally });
       },
