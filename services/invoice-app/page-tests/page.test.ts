@@ -36,8 +36,9 @@ async function visit({ url }: { url: string }, options: BrowserContextOptions = 
 }
 
 const text = (page: Page, selector: string) => page.locator(selector).first().innerText();
-const shows = (page: Page, selector: string, what: string | RegExp) =>
-  expect.poll(() => text(page, selector), patience).toMatch(what);
+async function shows(page: Page, selector: string, what: string | RegExp): Promise<void> {
+  await expect.poll(() => text(page, selector), patience).toMatch(what);
+}
 const clickPay = (page: Page) => page.getByRole('button', { name: /^Pay / }).click();
 const states = async (page: Page) => page.locator('#rows td.state').allInnerTexts();
 
@@ -190,7 +191,7 @@ describe('what goes wrong', () => {
     await shows(page, '#connection', 'Connection lost, reconnecting.');
     await using second = await startApp(provider.url, { DATABASE_URL: database.url, PORT: port });
     await shows(page, '#connection', 'Live');
-    await post(`${second.url}/invoices/pay`);
+    expect((await post(`${second.url}/invoices/pay`)).status).toBe(200);
     await shows(page, '#headline', 'All 3 invoices are paid.');
   });
 });
@@ -222,7 +223,8 @@ describe('what others do', () => {
     const paying = post(`${other.url}/invoices/pay`);
     await shows(page, '#pay', 'Paying…');
     await paying;
-    await shows(page, '#headline', /^All 20,000 invoices are paid\.$|paid\.$/);
+    await shows(page, '#headline', /paid\.$/);
+    expect(await page.evaluate('document.querySelector("progress").value')).toBeGreaterThan(10_000);
   });
 });
 
@@ -351,8 +353,8 @@ test('the policy keeps out what is not the page’s own', async () => {
 });
 
 async function createDisposable() {
-  const { url, drop } = await createDatabase();
-  return { url, [Symbol.asyncDispose]: drop };
+  const database = await createDatabase();
+  return Object.assign(database, { [Symbol.asyncDispose]: () => database.drop() });
 }
 
 /** Lets the database of a service take connections or none, and ends those that there are. */

@@ -47,13 +47,14 @@ async function main(): Promise<void> {
     options: BrowserContextOptions,
     show: (page: Page) => Promise<void>,
   ): Promise<void> {
-    const { page, close } = await open(browser, app.url, options);
+    const window = await open(browser, app.url, options);
+    const { page } = window;
     await until(page, `document.querySelector('#rows td.id')?.textContent === 'I1'`);
     await show(page);
     const path = join(docs, `page-${name}.png`);
     await page.screenshot({ path });
     console.log(`${path}: ${Math.round(statSync(path).size / 1000)} kB`);
-    await close();
+    await window.close();
   }
 
   const declined = async (page: Page) => {
