@@ -126,26 +126,26 @@ export async function record(database: Database, attempts: Attempt[], endings: E
     .filter(({ outcome }) => outcome !== 'unknown');
   if (definite.length === 0) return;
   await database.query(
-    // The range keeps the planner from reading the whole table, which it takes for cheaper than the look-ups.
+    // A reason, be it empty, is a decline's. The range keeps the planner from reading the whole table, which it
+    // takes for cheaper than the look-ups.
     `WITH answers AS (
-       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[]) AS answer (id, key, outcome, reason)
+       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, reason)
      ), ended AS (
        UPDATE invoices SET
-         paid_at = CASE outcome WHEN 'charged' THEN now() END,
-         declined_at = CASE outcome WHEN 'declined' THEN now() END,
-         decline_reason = reason,
-         attempt_key = CASE outcome WHEN 'charged' THEN key ELSE uuidv7() END
+         paid_at = CASE WHEN reason IS NULL THEN now() END,
+         declined_at = CASE WHEN reason IS NOT NULL THEN now() END,
+         decline_reason = nullif(reason, ''),
+         attempt_key = CASE WHEN reason IS NULL THEN key ELSE uuidv7() END
        FROM answers
        WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
-         AND invoices.id BETWEEN $5 AND $6
-       RETURNING invoices.id, key, outcome, amount, currency
+         AND invoices.id BETWEEN $4 AND $5
+       RETURNING invoices.id, key, CASE WHEN reason IS NULL THEN 'charged' ELSE 'declined' END, amount, currency
      )
      INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM ended`,
     [
       definite.map(({ id }) => id),
       definite.map(({ key }) => key),
-      definite.map(({ outcome }) => outcome),
-      definite.map(({ reason }) => reason),
+      definite.map(({ outcome, reason = '' }) => (outcome === 'declined' ? reason : null)),
       definite[0]?.id,
       definite.at(-1)?.id,
     ],
