@@ -153,7 +153,11 @@ describe('what goes wrong', () => {
     await provider[Symbol.asyncDispose]();
     await clickPay(page);
     await shows(page, '#notice', 'The payment provider gave no definite answer.');
-    await shows(page, '#notice', '3 invoices stay unpaid: whether they were charged is unknown.');
+    await shows(
+      page,
+      '#notice',
+      '3 invoices stay unpaid. Whether those it was asked for are charged is unknown',
+    );
     await shows(page, '#detail', '3 with an unknown outcome: they will be asked about again.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
     await using back = await startProvider({ DATABASE_URL: ledger.url, PORT: port });
@@ -280,6 +284,20 @@ describe('many invoices', () => {
       `100,000 invoices: first rows after ${first} ms, longest task ${await longestTask(window)} ms`,
     );
     expect(first).toBeLessThan(4_000);
+  });
+
+  test('400,000, which is more than an element is high: each is reached, the last one too', async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider.url, { SEED_INVOICES: '400000' });
+    await using window = await visit(app);
+    const { page } = window;
+    const names = () => page.locator('#rows td.id').allInnerTexts();
+    await page.evaluate('scroller.scrollTop = scroller.scrollHeight');
+    await expect.poll(names, patience).toContain('I400000');
+    const inView = await page.locator('#rows tr', { hasText: 'I400000' }).boundingBox();
+    expect(inView!.y + inView!.height).toBeLessThanOrEqual(900);
+    await page.evaluate('scroller.scrollTop = (scroller.scrollHeight - scroller.clientHeight) / 2');
+    await expect.poll(names, patience).toContain('I200000');
   });
 });
 

@@ -207,7 +207,7 @@ function explain(status, { error, paid = 0, declined = 0, unknown = 0 }) {
   const stay = `${formatInvoices(unknown)} ${unknown === 1 ? 'stays' : 'stay'} unpaid`;
   return [
     'The payment provider gave no definite answer.',
-    `${stay}: whether they were charged is unknown. They will be asked about again under the same keys, so that none is charged twice. This run paid ${formatCount(paid)}; ${formatCount(declined)} were declined.`,
+    `${stay}. Whether those it was asked for are charged is unknown: they will be asked about again under the same keys, so that none is charged twice. This run paid ${formatCount(paid)}; ${formatCount(declined)} were declined.`,
   ];
 }
 
