@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
+.PHONY: help install up debug test test-page screenshots model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -16,6 +16,8 @@ help:
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
 	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
+	@echo 'make test-page  the page of invoice-app in a real browser: Chromium or Chrome, CHROMIUM=path if it is not found'
+	@echo 'make screenshots  the pictures of the page in docs/'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
 	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid, restarts and'
 	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
@@ -51,6 +53,12 @@ sweep: install
 
 mutants: install
 	@tsx services/testing/mutants.ts
+
+test-page: install
+	@tsx services/invoice-app/page-tests/run.ts
+
+screenshots: install
+	@tsx services/invoice-app/page-tests/screenshots.ts
 
 ci: install
 	@cluster/ci.sh

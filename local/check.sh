@@ -85,6 +85,7 @@ check_alerts() {
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   run tsc --noEmit
+  run tsc --noEmit --project services/invoice-app/src/page
   run oxlint --type-aware --quiet
   run prettier --check --log-level=warn .
   check_scripts

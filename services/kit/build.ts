@@ -1,6 +1,7 @@
-// Bundles one service into dist/<service>/main.js, with the hash of its sources baked in.
+// Bundles one service into dist/<service>/main.js, with the hash of its sources baked in, and puts its page beside it.
 //   node services/kit/build.ts <service>
-import { resolve } from 'node:path';
+import { cpSync, existsSync } from 'node:fs';
+import { extname, join, resolve } from 'node:path';
 import { build } from 'esbuild';
 import { hashSource } from './src/source.ts';
 
@@ -25,3 +26,9 @@ await build({
   logLevel: 'warning',
   logOverride: { 'empty-import-meta': 'silent' },
 });
+
+const page = join(root, 'services', service, 'src/page');
+if (existsSync(page)) {
+  const filter = (path: string) => extname(path) !== '.json';
+  cpSync(page, join(root, 'dist', service, 'page'), { recursive: true, filter });
+}

@@ -3,6 +3,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import express from 'express';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { mostWatchers } from '../invoice-app/src/progress.ts';
 import * as invoiceApp from '../invoice-app/src/service.ts';
 import * as paymentProvider from '../payment-provider/src/service.ts';
 import { createDatabase } from './database.ts';
@@ -105,6 +106,9 @@ describe('invoice-app', () => {
       status,
     }));
 
+  /** Fetch would ask past every cache. */
+  const hasIt = { 'If-None-Match': '*', 'Cache-Control': 'max-age=0' };
+
   checkAll(
     () => app,
     [
@@ -142,6 +146,19 @@ describe('invoice-app', () => {
       [get('/invoices'), 200, invoices],
       [post('/rest/v1/invoices/pay'), 200, true, asJson],
       [post('/rest/v1/invoices/pay', '{"id":', { 'Content-Type': 'application/json' }), 200, true],
+      [get('/'), 200, undefined, { 'Content-Type': 'text/html; charset=utf-8', 'Cache-Control': 'no-cache' }],
+      ...['page.js', 'page.css', 'icon.svg'].map((file): Row => [get(`/page/${file}`), 200]),
+      ...['/', '/page/page.js'].map((path): Row => [{ ...get(path), headers: hasIt }, 304, '']),
+      [get('/page/none.js'), 404, error('not found')],
+      [get('/page/%ff'), 400, error("Failed to decode param '%ff'")],
+      [get('/progress'), 200, undefined, { 'Content-Type': 'text/event-stream; charset=utf-8' }],
+      [get('/rows?show=paid&limit=1'), 200, undefined, asJson],
+      [get('/rows?show=open'), 400],
+      ...['/invoices/pay', '/rest/v1/invoices/pay', '/reset'].map((path): Row => [
+        post(path, undefined, { 'Sec-Fetch-Site': 'cross-site' }),
+        403,
+        error('not for other sites'),
+      ]),
       [get('/livez'), 200, 'ok', asText],
       [get('/startupz'), 200, 'ok', asText],
       [get('/readyz'), 200, 'ok', asText],
@@ -202,7 +219,7 @@ describe('invoice-app', () => {
     await using lonely = await startApp(provider.url, { DATABASE_URL: database.url });
     const subject = await describeService(lonely);
     await database.drop();
-    const lists = ['/invoices', '/rest/v1/invoices', '/rest/v1/customers'];
+    const lists = ['/invoices', '/rest/v1/invoices', '/rest/v1/customers', '/rows'];
     const reads = [...lists, '/rest/v1/invoices/1', '/rest/v1/customers/1', '/readyz'];
     const rows: Row[] = [
       ...reads.map((path): Row => [get(path), 503]),
@@ -210,6 +227,17 @@ describe('invoice-app', () => {
       ...['/livez', '/rest/health'].map((path): Row => [get(path), 200, 'ok']),
     ];
     expect(await differences(subject, rows)).toEqual([]);
+  });
+
+  test('more watchers than a process has connections for are 503', async () => {
+    const gone = new AbortController();
+    const watch = () => fetch(`${app.service.url}/progress`, { signal: gone.signal });
+    await Promise.all(Array.from({ length: mostWatchers }, watch));
+    const rows: Row[] = [
+      [get('/progress'), 503, error('too many watchers, try again later'), { 'Retry-After': '5' }],
+    ];
+    expect(await differences(app, rows)).toEqual([]);
+    gone.abort();
   });
 
   test('POST /reset is there only where it is allowed', async () => {

@@ -13,13 +13,17 @@ export interface RunningService {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** Starts a service on a port and a database of its own, and waits until it is ready. */
+/**
+ * Starts a service on a port and a database of its own, and waits until it is ready.
+ * @param postgresUrl the superuser's; outside of vitest it has to be given
+ */
 export async function startService(
   service: Service,
   env: Record<string, string> = {},
   self: Partial<Self> = {},
+  postgresUrl?: string,
 ): Promise<RunningService> {
-  const database = await createDatabase();
+  const database = await createDatabase(postgresUrl);
   const running = await startUnready(service, { DATABASE_URL: database.url, ...env }, self);
   await untilReady(running.url);
   return {

@@ -14,6 +14,7 @@ import {
   type Customer,
   type ListedInvoice,
 } from './invoices.ts';
+import { crossSite } from './page.ts';
 import { sendPages } from './pages.ts';
 import type { Payments } from './pay.ts';
 
@@ -47,7 +48,11 @@ export function addAntaeusRoutes(app: Express, database: Database, payments: Pay
       summary: 'Pays every unpaid invoice',
       description: 'Those that are declined do not keep the others from being paid.',
       body: neverRead,
-      answers: { 200: json('Whether every invoice is paid now.', z.boolean()), ...databaseErrors() },
+      answers: {
+        200: json('Whether every invoice is paid now.', z.boolean()),
+        ...crossSite(),
+        ...databaseErrors(),
+      },
     },
   }));
   route(

@@ -3,6 +3,7 @@ import { errorBody } from '@payloop/kit/http-error.ts';
 import { databaseErrors, error, json, type Body } from '@payloop/kit/openapi.ts';
 import { z } from 'zod';
 import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
+import { crossSite } from './page.ts';
 import { tallyBody } from './pay.ts';
 import { appVersion } from './provider.ts';
 
@@ -56,6 +57,7 @@ export const describePay = () => ({
     body: neverRead,
     answers: {
       200: json('Each is paid, or was declined.', z.object({})),
+      ...crossSite(),
       502: json('Some stayed unpaid for another reason than a decline: how many ended how.', unreliable()),
       ...databaseErrors(),
     },
@@ -68,6 +70,7 @@ export const describeReset = () => ({
     body: neverRead,
     answers: {
       200: json('They are as after the first start.', z.object({})),
+      ...crossSite(),
       502: error('payment-provider was not reset; nothing has changed.'),
       503: error('A run does not end, or the database does not answer.'),
     },

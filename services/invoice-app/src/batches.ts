@@ -1,6 +1,6 @@
 import type { Database } from '@payloop/kit/database.ts';
 import type { Invoice } from './invoices.ts';
-import type { Outcome } from './provider.ts';
+import type { Ending } from './provider.ts';
 
 /** Invoices that are claimed together, by their ids. */
 export interface Batch {
@@ -51,7 +51,7 @@ export async function findExpired(database: Database): Promise<number[]> {
 /** Takes one of these batches that is free for `holder`; undefined while all of them are somebody's. */
 export async function claim(database: Database, holder: string, among: number[]): Promise<Batch | undefined> {
   const { rows } = await database.query<Batch>(
-    `UPDATE batches SET holder = $1, leased_until = now() + make_interval(secs => $2)
+    `UPDATE batches SET holder = $1, claimed_at = now(), leased_until = now() + make_interval(secs => $2)
      WHERE first_id = (
        SELECT first_id FROM batches
        WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
@@ -122,29 +122,32 @@ export async function countUnpaid(database: Database, among: number[]): Promise<
  * an unpaid invoice can end, so that an answer that arrives twice, or at two replicas, counts once.
  * @param attempts in the order of their ids
  */
-export async function record(database: Database, attempts: Attempt[], outcomes: Outcome[]): Promise<void> {
+export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
   const definite = attempts
-    .map(({ id, key }, index) => ({ id, key, outcome: outcomes[index] }))
+    .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
     .filter(({ outcome }) => outcome !== 'unknown');
   if (definite.length === 0) return;
   await database.query(
-    // The range keeps the planner from reading the whole table, which it takes for cheaper than the look-ups.
+    // A reason, be it empty, is a decline's. The range keeps the planner from reading the whole table, which it
+    // takes for cheaper than the look-ups.
     `WITH answers AS (
-       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, outcome)
+       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, reason)
      ), ended AS (
        UPDATE invoices SET
-         paid_at = CASE outcome WHEN 'charged' THEN now() END,
-         attempt_key = CASE outcome WHEN 'charged' THEN key ELSE uuidv7() END
+         paid_at = CASE WHEN reason IS NULL THEN now() END,
+         declined_at = CASE WHEN reason IS NOT NULL THEN now() END,
+         decline_reason = nullif(reason, ''),
+         attempt_key = CASE WHEN reason IS NULL THEN key ELSE uuidv7() END
        FROM answers
        WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
          AND invoices.id BETWEEN $4 AND $5
-       RETURNING invoices.id, key, outcome, amount, currency
+       RETURNING invoices.id, key, CASE WHEN reason IS NULL THEN 'charged' ELSE 'declined' END, amount, currency
      )
      INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM ended`,
     [
       definite.map(({ id }) => id),
       definite.map(({ key }) => key),
-      definite.map(({ outcome }) => outcome),
+      definite.map(({ outcome, reason = '' }) => (outcome === 'declined' ? reason : null)),
       definite[0]?.id,
       definite.at(-1)?.id,
     ],

@@ -109,6 +109,14 @@ export const migrations: Migration[] = [
       CREATE TRIGGER keep_payment_events BEFORE UPDATE OR DELETE OR TRUNCATE ON payment_events
         FOR EACH STATEMENT EXECUTE FUNCTION keep_payment_events()`,
   },
+  {
+    name: '3-declines',
+    sql: `
+      -- Of the last attempt, where it was declined: written by the statement that ends it. payment_events has all.
+      ALTER TABLE invoices ADD COLUMN declined_at timestamptz, ADD COLUMN decline_reason text;
+      -- What was declined in a batch since then has ended; what was before is tried again.
+      ALTER TABLE batches ADD COLUMN claimed_at timestamptz`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */

@@ -65,6 +65,18 @@ async function startServer(answer: (body: any, request: IncomingMessage) => [num
   return { ...server, asked };
 }
 
+test('a reason that Postgres cannot store ends the attempt all the same', async () => {
+  await using provider = await startServer((body) => [
+    200,
+    body.map(() => ({ status: 402, error: `no\0 ${'x'.repeat(500)}` })),
+  ]);
+  await using app = await startApp(provider.url);
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  await using database = await connect(app);
+  const { rows } = await database.query('SELECT decline_reason AS reason FROM invoices');
+  expect(rows).toEqual(Array.from({ length: 3 }, () => ({ reason: `no ${'x'.repeat(197)}` })));
+});
+
 test('a provider that does not know arrays is asked for one payment at a time, with its key', async () => {
   const keys = new Map<string, string>();
   await using original = await startServer((body, request) => {

@@ -223,8 +223,9 @@ export class Payments {
   async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<batches.Attempt[]> {
     const { database, provider, count } = this.#options;
     if (attempts.length === 0) return [];
-    const outcomes = await provider.pay(attempts, requestId);
-    await this.#step('record', () => batches.record(database, attempts, outcomes));
+    const endings = await provider.pay(attempts, requestId);
+    await this.#step('record', () => batches.record(database, attempts, endings));
+    const outcomes = endings.map(({ outcome }) => outcome);
     const numberOf = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
     for (const outcome of new Set(outcomes)) count?.(outcome, numberOf(outcome));
     tally.paid += numberOf('charged');

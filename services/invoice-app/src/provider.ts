@@ -16,6 +16,17 @@ import { createUndiciAdapter } from './undici-adapter.ts';
 export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
+/** How an attempt ended, as far as one answer tells. */
+export interface Ending {
+  outcome: Outcome;
+  /** Of a decline, in the provider's words; undefined where it gave none. */
+  reason?: string | undefined;
+}
+const charged: Ending = { outcome: 'charged' };
+const unknown: Ending = { outcome: 'unknown' };
+/** Of a reason no more is kept, in characters, and none that Postgres cannot store. */
+const longestReason = 200;
+
 /** `GET /version` of invoice-app: from outside, the provider is seen only so, by what it says itself. */
 export const appVersion = () => {
   const providerVersion = z.looseObject(version().shape).partial().nullable();
@@ -84,19 +95,19 @@ export class Provider {
   /**
    * Asks for each of these payments once, under its own key; never throws.
    * @param attempts at most 1,000, what the provider takes in one request
-   * @returns an outcome for each, in their order
+   * @returns how each ended, in their order
    */
-  async pay(attempts: Attempt[], requestId: string): Promise<Outcome[]> {
+  async pay(attempts: Attempt[], requestId: string): Promise<Ending[]> {
     let headers: PaymentHeaders;
     try {
       headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
     } catch (error) {
       this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
-      return attempts.map(() => 'unknown');
+      return attempts.map(() => unknown);
     }
     if (this.#arrays) {
-      const outcomes = await this.#payArray(attempts, headers);
-      if (outcomes !== undefined) return outcomes;
+      const endings = await this.#payArray(attempts, headers);
+      if (endings !== undefined) return endings;
       this.#arrays = false;
       this.#log.info('the provider takes one payment a request');
     }
@@ -104,30 +115,30 @@ export class Provider {
   }
 
   /** Undefined where the provider does not know arrays, and so has charged nothing. */
-  async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Outcome[] | undefined> {
+  async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
     const answer = await this.#post(payments, headers);
     if (answer?.status === 400 && answer.data?.error === notAPayment) return undefined;
     const answers = answer?.status === 200 && Array.isArray(answer.data) ? answer.data : [];
-    return attempts.map((attempt, index) => toOutcome(attempt, answers[index]?.status, answers[index]));
+    return attempts.map((attempt, index) => toEnding(attempt, answers[index]?.status, answers[index]));
   }
 
-  async #payEach(attempts: Attempt[], headers: PaymentHeaders): Promise<Outcome[]> {
-    const outcomes = attempts.map((): Outcome => 'unknown');
+  async #payEach(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[]> {
+    const endings = attempts.map(() => unknown);
     const queue = attempts.entries();
     // After as many unusable answers in a row as there are requests at a time, the others are not asked for.
     let unknownInARow = 0;
     const worker = async () => {
       for (const [index, attempt] of queue) {
         const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
-        const outcome = toOutcome(attempt, answer?.status, answer?.data);
-        outcomes[index] = outcome;
-        unknownInARow = outcome === 'unknown' ? unknownInARow + 1 : 0;
+        const ending = toEnding(attempt, answer?.status, answer?.data);
+        endings[index] = ending;
+        unknownInARow = ending.outcome === 'unknown' ? unknownInARow + 1 : 0;
         if (unknownInARow >= concurrency) return;
       }
     };
     await Promise.all(Array.from({ length: concurrency }, worker));
-    return outcomes;
+    return endings;
   }
 
   /** Undefined without an answer. */
@@ -196,7 +207,14 @@ function toPayment({ id, amount, currency }: Attempt) {
 }
 
 /** Definite is only what the contract calls so: 200 with the payment's own id, and 402. */
-function toOutcome({ id }: Attempt, status: unknown, body: { id?: unknown } | undefined): Outcome {
-  if (status === 200 && body?.id === `I${id}`) return 'charged';
-  return status === 402 ? 'declined' : 'unknown';
+function toEnding(
+  { id }: Attempt,
+  status: unknown,
+  body: { id?: unknown; error?: unknown } | undefined,
+): Ending {
+  if (status === 200 && body?.id === `I${id}`) return charged;
+  if (status !== 402) return unknown;
+  const reason =
+    typeof body?.error === 'string' ? body.error.replaceAll('\0', '').slice(0, longestReason) : undefined;
+  return { outcome: 'declined', reason };
 }

@@ -13,8 +13,11 @@ import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
 import { countUnpaid, listInvoices, migrations, resetInvoices, seed, toContract } from './invoices.ts';
+import { Overview } from './overview.ts';
+import { addGuard, addPage } from './page.ts';
 import { sendPages } from './pages.ts';
 import { batchStates, Payments } from './pay.ts';
+import { Progress } from './progress.ts';
 import { everyOutcome, Provider, type AppVersion } from './provider.ts';
 
 const service = 'invoice-app';
@@ -64,6 +67,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
   const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
   const payments = new Payments({ database, provider, holder: instance, step, log, count, countClaim });
+  const overview = new Overview(database);
+  const progress = new Progress(overview, log);
   const options = {
     name: service,
     host: config.HOST,
@@ -72,10 +77,14 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     database,
     metrics,
     metricsPort: config.METRICS_PORT,
-    stopWork: () => payments.stop(),
+    stopWork: async () => {
+      await Promise.all([progress.stop(), payments.stop()]);
+    },
     log,
   };
   const running = await startServer(options, (app) => {
+    addGuard(app);
+    addPage(app, overview, progress);
     const version: Handler = async (_request, response) => {
       const self: AppVersion = { service, source, instance, provider: await provider.version() };
       response.json(self);
@@ -85,7 +94,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     route(app, '/invoices', { get: invoices }, api.describeInvoices);
     // The body is never read: clients send none, a form, or broken JSON.
     const pay: Handler = async (_request, response) => {
-      const tally = await payments.pay(requestId(response));
+      progress.attend();
+      const tally = await payments.pay(requestId(response)).finally(() => progress.attend());
       const body: api.Unreliable = { error: 'the payment provider gave no definite answer', ...tally };
       if (tally.unknown === 0) response.json({});
       else response.status(502).json(body);

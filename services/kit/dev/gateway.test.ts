@@ -216,3 +216,29 @@ test('an answer that comes before the whole body was read arrives, and the conne
   await expect.poll(() => seen, { timeout: 5_000 }).toMatch(/^HTTP\/1\.1 413[^]*too large/);
   client.destroy();
 });
+
+test('a stream comes through as it is written, and does not hold the process that writes it', async () => {
+  const written = Promise.withResolvers<ServerResponse>();
+  const service = await behind((_request, response) => {
+    response.write('first');
+    written.resolve(response);
+  });
+  const holds: string[] = [];
+  const serving = async () => ({
+    port: service,
+    hold: () => {
+      holds.push('held');
+      return () => void holds.push('released');
+    },
+  });
+  const port = await start(createGateway(serving));
+  const request = send({ host: '127.0.0.1', port, agent: false }).end();
+  const [answer] = (await once(request, 'response')) as [IncomingMessage];
+  expect(String((await once(answer, 'data'))[0])).toBe('first');
+  expect(holds).toEqual(['held', 'released']);
+  const response = await written.promise;
+  response.end('last');
+  expect(await text(answer)).toContain('last');
+  await sleep(50);
+  expect(holds).toEqual(['held', 'released']);
+});

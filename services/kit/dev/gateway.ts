@@ -14,7 +14,7 @@ const keepAliveTimeout = 65_000;
 export interface Target {
   /** Of loopback. */
   port: number;
-  /** Keeps it from being ended until what this gives is called: a connection may be on its way to it. */
+  /** Keeps it from being told to end until what this gives is called, once: a connection may be on its way to it. */
   hold(): () => void;
 }
 
@@ -46,8 +46,11 @@ async function forward(
   // server that closes after its answer would cut off a client that is still sending its body.
   const headers = [...endToEnd(request.rawHeaders), 'Connection', 'keep-alive'];
   const onward = send({ host: '127.0.0.1', port: target.port, method, path, headers, agent: false });
-  onward.on('close', target.hold());
+  // Until it answers: then it has the connection, and a stream that goes on for hours keeps no save waiting.
+  const release = once(target.hold());
+  onward.on('close', release);
   onward.on('response', (answer) => {
+    release();
     // It went away while the answer's head was on its way.
     if (response.destroyed) {
       onward.destroy();
@@ -71,6 +74,14 @@ async function forward(
 function endToEnd(raw: string[]): string[] {
   const hopByHop = /^(connection|keep-alive)$/i;
   return raw.filter((_, index) => !hopByHop.test(raw[index - (index % 2)] ?? ''));
+}
+
+function once(work: () => void): () => void {
+  let done = false;
+  return () => {
+    if (!done) work();
+    done = true;
+  };
 }
 
 function refuse(response: ServerResponse, status: number, error: string): void {

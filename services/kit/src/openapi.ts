@@ -138,11 +138,14 @@ export function createDocument(app: Express, title: string): object {
     ]);
     paths[path.replaceAll(/:(\w+)/g, '{$1}')] = Object.fromEntries(operations);
   }
-  const requestId = z.object({ 'X-Request-Id': z.string().optional() });
+  // Not on those of a path that comes before what adds them.
+  const anywhere = descriptionOf(app).additions.flatMap(
+    (addition) => addition().answerHeaders?.partial() ?? [],
+  );
   const notAllowed = error('No such method at this path.', z.object({ Allow: z.string() }));
   const responses = {
-    NotFound: toResponse(document, error('No such path.'), [requestId]),
-    MethodNotAllowed: toResponse(document, notAllowed, [requestId]),
+    NotFound: toResponse(document, error('No such path.'), anywhere),
+    MethodNotAllowed: toResponse(document, notAllowed, anywhere),
   };
   return {
     openapi: '3.1.1',

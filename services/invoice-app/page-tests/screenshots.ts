@@ -1,0 +1,92 @@
+// `make screenshots`: the page as it is, with what it is about: a run under way, and what was declined.
+import { statSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import type { BrowserContextOptions, Page } from 'playwright-core';
+import { startPostgres } from '../../../local/postgres.ts';
+import * as paymentProvider from '../../payment-provider/src/service.ts';
+import { startService } from '../../testing/service.ts';
+import * as invoiceApp from '../src/service.ts';
+import { findChromium, launch, open } from './browser.ts';
+
+const docs = resolve(import.meta.dirname, '../../../docs');
+
+/** Waits until the page says so. */
+async function until(page: Page, condition: string): Promise<void> {
+  while (!(await page.evaluate<boolean>(condition))) await page.waitForTimeout(20);
+}
+
+async function main(): Promise<void> {
+  if (findChromium() === undefined) {
+    console.log(
+      'SKIPPED: no picture was made, as there is no Chromium or Chrome here (CHROMIUM=path names one)',
+    );
+    return;
+  }
+  const postgres = await startPostgres({ databases: [] });
+  const postgresUrl = postgres.url('postgres');
+  const provider = await startService(
+    paymentProvider,
+    { ALLOW_RESET: 'true', FAILURE_RATE: '0.04', FAULTS: 'late=0.4', FAULT_SEED: '7' },
+    {},
+    postgresUrl,
+  );
+  const app = await startService(
+    invoiceApp,
+    {
+      ALLOW_RESET: 'true',
+      SEED_INVOICES: '20000',
+      PAYMENT_PROVIDER_URL: `${provider.url}/payments/pay`,
+    },
+    {},
+    postgresUrl,
+  );
+  const browser = await launch();
+
+  async function take(
+    name: string,
+    options: BrowserContextOptions,
+    show: (page: Page) => Promise<void>,
+  ): Promise<void> {
+    const window = await open(browser, app.url, options);
+    const { page } = window;
+    await until(page, `document.querySelector('#rows td.id')?.textContent === 'I1'`);
+    await show(page);
+    const path = join(docs, `page-${name}.png`);
+    await page.screenshot({ path });
+    console.log(`${path}: ${Math.round(statSync(path).size / 1000)} kB`);
+    await window.close();
+  }
+
+  const declined = async (page: Page) => {
+    await until(page, `pay.textContent.startsWith('Pay ')`);
+    await page.getByRole('radio', { name: /^Declined/ }).check({ force: true });
+    await until(page, `document.querySelector('#rows tr')?.dataset.state === 'declined'`);
+  };
+  await take('light', { colorScheme: 'light', viewport: { width: 1200, height: 860 } }, async (page) => {
+    await page.locator('#pay').click();
+    await until(page, `document.querySelector('progress').value > 5000`);
+    // To the end of a batch that is done, behind which one is being paid.
+    await page.evaluate(`(async () => {
+      for (let at = 1000; at < 20000; at += 1000) {
+        const { rows } = await (await fetch('/rows?limit=2&from=' + (at - 1))).json();
+        if (rows[0].state === 'paid' && rows[1].state === 'paying') return void (scroller.scrollTop = (at - 5) * 44);
+      }
+    })()`);
+    await page.mouse.move(0, 0);
+    await page.waitForTimeout(300);
+  });
+  await take('dark', { colorScheme: 'dark', viewport: { width: 1200, height: 860 } }, declined);
+  const phone = { viewport: { width: 360, height: 780 }, deviceScaleFactor: 2 };
+  await take('phone', { colorScheme: 'light', ...phone }, async (page) => {
+    await declined(page);
+    await page.evaluate('scrollTo(0, 300)');
+    await page.waitForTimeout(200);
+  });
+
+  await browser.close();
+  await app[Symbol.asyncDispose]();
+  await provider[Symbol.asyncDispose]();
+  await postgres.stop();
+}
+
+await main();

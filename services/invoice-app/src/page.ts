@@ -1,0 +1,137 @@
+import { createHash } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { extname, join } from 'node:path';
+import { describe, integer, must } from '@payloop/kit/config.ts';
+import { HttpError } from '@payloop/kit/http-error.ts';
+import { databaseErrors, describeAll, error, json, type Answers } from '@payloop/kit/openapi.ts';
+import { route } from '@payloop/kit/server.ts';
+import type { Express, Handler, Request, Response } from 'express';
+import { z } from 'zod';
+import { filters, rowsBody, type Overview } from './overview.ts';
+import { describeProgress, type Progress } from './progress.ts';
+
+/** Beside this file, or beside the one file that the build makes: there import.meta is empty. */
+const folder = join(import.meta.dirname ?? __dirname, 'page');
+
+const types: Record<string, string> = {
+  '.html': 'text/html; charset=utf-8',
+  '.js': 'text/javascript; charset=utf-8',
+  '.css': 'text/css; charset=utf-8',
+  '.svg': 'image/svg+xml',
+};
+
+const fileName = /^[\w-]+\.\w+$/;
+
+/** The page takes nothing from elsewhere and nothing that is not a file, and nobody can frame it. */
+const policy = [
+  `default-src 'none'`,
+  ...['script-src', 'style-src', 'connect-src', 'img-src'].map((source) => `${source} 'self'`),
+  ...['base-uri', 'form-action', 'frame-ancestors'].map((source) => `${source} 'none'`),
+  `require-trusted-types-for 'script'`,
+].join('; ');
+
+const securityHeaders = {
+  'Content-Security-Policy': policy,
+  'X-Content-Type-Options': 'nosniff',
+  'Referrer-Policy': 'no-referrer',
+  'Cross-Origin-Opener-Policy': 'same-origin',
+  'Cross-Origin-Resource-Policy': 'same-origin',
+};
+
+/**
+ * For every answer: what browsers need to know to keep other sites out. A POST that a browser sends for another
+ * site gets 403; what is no browser sends no Sec-Fetch-Site.
+ */
+const guard: Handler = (request, response, next) => {
+  response.set(securityHeaders);
+  const site = request.get('Sec-Fetch-Site') ?? 'none';
+  if (request.method === 'POST' && site !== 'same-origin' && site !== 'none') {
+    throw new HttpError(403, 'not for other sites');
+  }
+  next();
+};
+
+/** Guards all that is added from here on. */
+export function addGuard(app: Express): void {
+  app.use(guard);
+  const headers = Object.entries(securityHeaders).map(([name, value]) => [name, z.literal(value)]);
+  describeAll(app, () => ({ answerHeaders: z.object(Object.fromEntries(headers)) }));
+}
+
+/** What `guard` answers to a POST. */
+export const crossSite = (): Answers => ({ 403: error('A browser sends it for another site.') });
+
+/** Adds the page, and what it reads. */
+export function addPage(app: Express, overview: Overview, progress: Progress): void {
+  const sendPage: Handler = (request, response) => sendFile('index.html', request, response);
+  route(app, '/', { get: sendPage }, () => ({
+    get: { summary: 'The page', answers: describeFile({ 'text/html': z.string() }) },
+  }));
+  const sendNamed: Handler = (request, response) => sendFile(String(request.params.file), request, response);
+  route(app, '/page/:file', { get: sendNamed }, () => ({
+    get: {
+      summary: 'A file of the page',
+      path: z.object({ file: z.string().regex(fileName) }),
+      answers: {
+        ...describeFile({
+          'text/javascript': z.string(),
+          'text/css': z.string(),
+          'image/svg+xml': z.string(),
+        }),
+        400: error('The path cannot be decoded.'),
+        404: error('There is none of this name.'),
+      },
+    },
+  }));
+  const watch: Handler = (request, response) => progress.watch(request, response);
+  route(app, '/progress', { get: watch }, describeProgress);
+  const sendRows: Handler = async (request, response) => {
+    const query = rowsQuery.safeParse(request.query);
+    if (!query.success) throw new HttpError(400, describe(query.error));
+    const { show, from, limit } = query.data;
+    const rows = await overview.readRows(show, from, limit);
+    response.set('Cache-Control', 'no-store').json(rows);
+  };
+  route(app, '/rows', { get: sendRows }, () => ({
+    get: {
+      summary: 'Invoices as the page shows them, from any place of the list',
+      query: rowsQuery,
+      answers: {
+        200: json('Those at these places.', rowsBody(), z.object({ 'Cache-Control': z.literal('no-store') })),
+        400: error('A parameter is wrong: which, and what it must be.'),
+        ...databaseErrors(),
+      },
+    },
+  }));
+}
+
+const describeFile = (content: Record<string, z.ZodType>): Answers => {
+  const headers = z.object({ 'Cache-Control': z.literal('no-cache'), ETag: z.string() });
+  return {
+    200: { description: 'It.', content, headers },
+    304: { description: 'It is what If-None-Match names.', headers },
+  };
+};
+
+/** The most that may be asked for at a time. */
+const mostRows = 1_000;
+
+/** What may be asked of `GET /rows`. */
+const rowsQuery = z.object({
+  show: z.enum(filters, must(`one of ${filters.join(', ')}`)).default('all'),
+  from: integer(0, Number.MAX_SAFE_INTEGER).meta({ type: 'integer', minimum: 0 }).default(0),
+  limit: integer(1, mostRows).meta({ type: 'integer', minimum: 1, maximum: mostRows }).default(100),
+});
+
+/** Read anew each time, so that a save of the page needs no process: the browser is told whether it has it already. */
+async function sendFile(name: string, request: Request, response: Response): Promise<void> {
+  const type = types[extname(name)];
+  if (type === undefined || !fileName.test(name)) throw new HttpError(404, 'not found');
+  const content = await readFile(join(folder, name)).catch(() => {
+    throw new HttpError(404, 'not found');
+  });
+  const tag = `"${createHash('sha256').update(content).digest('base64url').slice(0, 22)}"`;
+  response.set({ 'Content-Type': type, 'Cache-Control': 'no-cache', ETag: tag });
+  if (request.fresh) response.status(304).end();
+  else response.end(content);
+}

@@ -1,0 +1,255 @@
+import { formatAmount, formatCount, formatInvoices, formatTime } from './format.js';
+import { Rows } from './rows.js';
+import { follow } from './stream.js';
+/** @import { CurrencySums, Filter, State, Totals } from '../overview.ts' */
+
+/** The least time between two announcements to a screen reader while a run goes on, in milliseconds. */
+const announceEvery = 8_000;
+
+/** @type {State[]} */
+const states = ['paid', 'declined', 'paying', 'unknown', 'unpaid'];
+
+/** @param {string} id */
+const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+const button = element('pay');
+const progress = /** @type {HTMLProgressElement} */ (element('progress'));
+const rows = new Rows();
+
+/** What was told last. @type {Totals | undefined} */
+let totals;
+/** Since when the page is cut off from what happens, and why. @type {{ since: Date, why: string } | undefined} */
+let away;
+/** Whether this page waits for the answer to its own request to pay. */
+let asking = false;
+/** @type {Filter} */
+let filter = 'all';
+let announcedAt = -Infinity;
+let announced = '';
+
+/** @param {State} state */
+function count(state) {
+  return totals?.sums.reduce((sum, sums) => sum + sums[state].count, 0) ?? 0;
+}
+
+function countAll() {
+  return states.reduce((sum, state) => sum + count(state), 0);
+}
+
+/** @param {Filter} which */
+function countOf(which) {
+  if (which === 'all') return countAll();
+  return which === 'unpaid' ? countAll() - count('paid') : count(which);
+}
+
+/** @param {Totals} told */
+function takeIn(told) {
+  const [paidBefore, allBefore] = [count('paid'), countAll()];
+  const isFirst = totals === undefined;
+  totals = told;
+  away = undefined;
+  // What is still to be asked about again is the reason that an error stays.
+  if (!told.running && countAll() === count('paid')) hideNotice();
+  draw();
+  const anew = count('paid') < paidBefore || countAll() !== allBefore;
+  if (isFirst) rows.show(filter, countOf(filter));
+  else rows.update(countOf(filter), anew);
+}
+
+function draw() {
+  drawConnection();
+  if (!totals) return;
+  drawStatus(totals);
+  drawSums(totals.sums);
+  for (const label of document.querySelectorAll('#filters label')) {
+    const input = /** @type {HTMLInputElement} */ (label.querySelector('input'));
+    setText(label.querySelector('b'), formatCount(countOf(/** @type {Filter} */ (input.value))));
+  }
+}
+
+function drawConnection() {
+  const connection = element('connection');
+  connection.dataset.state = away ? 'away' : totals ? 'live' : 'connecting';
+  document.body.dataset.away = `${away !== undefined}`;
+  if (away) setText(connection, `${away.why} Last known at ${formatTime(away.since)}.`);
+  else setText(connection, totals ? 'Live' : 'Connecting…');
+}
+
+/** @param {Totals} now */
+function drawStatus({ running }) {
+  const [all, paid, declined, unknown] = [countAll(), count('paid'), count('declined'), count('unknown')];
+  const unpaid = all - paid;
+  const busy = running || asking;
+  const headline = describe(busy, all, paid);
+  const detail = [
+    declined > 0 && `${formatCount(declined)} declined.`,
+    unknown > 0 && `${formatCount(unknown)} with an unknown outcome: they will be asked about again.`,
+    busy && 'A run is under way and pays whatever is unpaid.',
+    !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
+  ]
+    .filter(Boolean)
+    .join(' ');
+  setText(element('headline'), headline);
+  setText(element('detail'), detail || '\u00a0');
+  setText(button, busy ? 'Paying…' : unpaid > 0 ? `Pay ${formatInvoices(unpaid)}` : 'Nothing to pay');
+  button.setAttribute('aria-disabled', `${busy || unpaid === 0 || away !== undefined}`);
+  progress.max = Math.max(1, all);
+  progress.value = paid;
+  progress.dataset.running = `${busy}`;
+  announce(busy, `${headline} ${detail}`);
+}
+
+/** @param {boolean} busy @param {number} all @param {number} paid */
+function describe(busy, all, paid) {
+  if (all === 0) return 'There are no invoices.';
+  if (!busy && paid === all)
+    return all === 1 ? 'The invoice is paid.' : `All ${formatInvoices(all)} are paid.`;
+  return `${formatCount(paid)} of ${formatInvoices(all)} paid${busy ? '…' : '.'}`;
+}
+
+/** For screen readers: a run's start and end at once, and what lies between now and then. @param {boolean} busy @param {string} text */
+function announce(busy, text) {
+  const now = performance.now();
+  if (text === announced || (busy && now - announcedAt < announceEvery)) return;
+  // What is there when the page opens is read with the page.
+  if (announced !== '') setText(element('announcement'), text);
+  announced = text;
+  announcedAt = busy ? now : -Infinity;
+}
+
+/** @param {CurrencySums[]} sums */
+function drawSums(sums) {
+  const list = element('sums');
+  while (list.childElementCount > sums.length) list.lastElementChild?.remove();
+  for (const [index, each] of sums.entries()) {
+    const item = list.children[index] ?? list.appendChild(createSum());
+    fillSum(/** @type {HTMLElement} */ (item), each);
+  }
+}
+
+function createSum() {
+  const item = document.createElement('li');
+  for (const [tag, name] of /** @type {const} */ ([
+    ['h3', 'currency'],
+    ['p', 'paid'],
+    ['p', 'open'],
+    ['div', 'bar'],
+  ])) {
+    const part = document.createElement(tag);
+    part.className = name;
+    item.append(part);
+  }
+  for (const name of ['paid', 'open']) {
+    const line = item.querySelector(`.${name}`);
+    // With a space between, for who hears them.
+    line?.append(document.createElement('strong'), ' ', document.createElement('span'));
+  }
+  for (const name of ['of-paid', 'of-declined']) {
+    const part = document.createElement('i');
+    part.className = name;
+    item.querySelector('.bar')?.append(part);
+  }
+  return item;
+}
+
+/** @param {HTMLElement} item @param {CurrencySums} sums */
+function fillSum(item, sums) {
+  const { currency, paid, declined } = sums;
+  const all = states.reduce((sum, state) => sum + sums[state].count, 0);
+  const open = all - paid.count;
+  setText(item.querySelector('.currency'), currency);
+  setText(item.querySelector('.paid strong'), formatAmount(paid.amount, currency));
+  setText(item.querySelector('.paid span'), `${formatCount(paid.count)} paid`);
+  setText(item.querySelector('.open strong'), formatAmount(sumOpen(sums), currency));
+  setText(item.querySelector('.open span'), `${formatCount(open)} open`);
+  item.style.setProperty('--paid-share', `${all > 0 ? paid.count / all : 0}`);
+  item.style.setProperty('--declined-share', `${all > 0 ? declined.count / all : 0}`);
+}
+
+/** What is not paid, exactly: in whole minor units. @param {CurrencySums} sums */
+function sumOpen(sums) {
+  const digits = sums.paid.amount.split('.')[1]?.length ?? 0;
+  const minor = states
+    .filter((state) => state !== 'paid')
+    .reduce((sum, state) => sum + BigInt(sums[state].amount.replace('.', '')), 0n);
+  const text = `${minor < 0n ? -minor : minor}`.padStart(digits + 1, '0');
+  const end = text.length - digits;
+  return `${minor < 0n ? '-' : ''}${text.slice(0, end)}${digits > 0 ? `.${text.slice(end)}` : ''}`;
+}
+
+async function pay() {
+  if (button.getAttribute('aria-disabled') === 'true') return;
+  hideNotice();
+  asking = true;
+  draw();
+  try {
+    const response = await fetch('/invoices/pay', { method: 'POST' });
+    if (!response.ok) showNotice(...explain(response.status, await response.json().catch(() => ({}))));
+  } catch {
+    showNotice(
+      'The connection broke off before there was an answer.',
+      'What was paid until then is below, and the rest can be paid again: no invoice is charged twice.',
+    );
+  }
+  asking = false;
+  draw();
+}
+
+/**
+ * What a refusal means, in a line and its consequence.
+ * @param {number} status
+ * @param {{ error?: string, paid?: number, declined?: number, unknown?: number }} answer
+ * @returns {[string, string]}
+ */
+function explain(status, { error, paid = 0, declined = 0, unknown = 0 }) {
+  if (status !== 502) {
+    return [`invoice-app could not pay: ${error ?? `it answered ${status}`}.`, 'Try again when it is back.'];
+  }
+  const stay = `${formatInvoices(unknown)} ${unknown === 1 ? 'stays' : 'stay'} unpaid`;
+  return [
+    'The payment provider gave no definite answer.',
+    `${stay}. Whether those it was asked for are charged is unknown: they will be asked about again under the same keys, so that none is charged twice. This run paid ${formatCount(paid)}; ${formatCount(declined)} were declined.`,
+  ];
+}
+
+/** @param {string} what @param {string} then */
+function showNotice(what, then) {
+  const notice = element('notice');
+  const [strong, paragraph, when] = ['strong', 'p', 'time'].map((tag) => document.createElement(tag));
+  if (!strong || !paragraph || !when) return;
+  strong.textContent = what;
+  paragraph.textContent = then;
+  when.textContent = formatTime(new Date());
+  notice.replaceChildren(strong, ' ', when, paragraph);
+  notice.hidden = false;
+}
+
+function hideNotice() {
+  element('notice').hidden = true;
+}
+
+/** @param {string} why */
+function lose(why) {
+  away = { since: away?.since ?? new Date(), why };
+  draw();
+}
+
+/** Touches the document only where something is new. @param {Element | null} target @param {string} text */
+function setText(target, text) {
+  if (target && target.textContent !== text) target.textContent = text;
+}
+
+button.addEventListener('click', () => void pay());
+element('filters').addEventListener('change', (event) => {
+  filter = /** @type {Filter} */ (/** @type {HTMLInputElement} */ (event.target).value);
+  rows.show(filter, countOf(filter));
+});
+follow({
+  onProgress: takeIn,
+  onOpen() {
+    if (away?.why.startsWith('Connection')) away = undefined;
+    draw();
+    if (totals) rows.refresh();
+  },
+  onUnavailable: (reason) => lose(`invoice-app is up, its database is away (${reason}).`),
+  onLost: () => lose('Connection lost, reconnecting.'),
+});

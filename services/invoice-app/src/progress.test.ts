@@ -1,0 +1,118 @@
+import { once } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { DatabaseUnavailable } from '@payloop/kit/database.ts';
+import { createLog } from '@payloop/kit/log.ts';
+import express, { type ErrorRequestHandler } from 'express';
+import type { AddressInfo } from 'node:net';
+import { afterEach, expect, test } from 'vitest';
+import { EventStream } from '../../testing/events.ts';
+import type { Overview, Totals } from './overview.ts';
+import { Progress } from './progress.ts';
+
+const cleanup: (() => Promise<void>)[] = [];
+afterEach(async () => {
+  for (const each of cleanup.splice(0)) await each();
+});
+
+/** A server whose totals are what the test says, and counts how often they were looked at. */
+async function start() {
+  const told = { totals: { running: false, sums: [] } as Totals | Error, looks: 0 };
+  const overview = {
+    read: async () => {
+      told.looks += 1;
+      if (told.totals instanceof Error) throw told.totals;
+      return told.totals;
+    },
+  } as unknown as Overview;
+  const progress = new Progress(overview, createLog('test', 'silent'));
+  const refuse: ErrorRequestHandler = (error: { status: number }, _request, response, _next) => {
+    response.status(error.status).end();
+  };
+  const server = express()
+    .get('/', (request, response) => progress.watch(request, response))
+    .use(refuse)
+    .listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  cleanup.push(async () => {
+    await progress.stop();
+    server.closeAllConnections();
+    server.close();
+  });
+  return { told, progress, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
+}
+
+test('one look serves all who watch, and nobody looks for nobody', async () => {
+  const { told, url } = await start();
+  expect(told.looks).toBe(0);
+  const streams = await Promise.all(Array.from({ length: 20 }, () => EventStream.open(url)));
+  await Promise.all(streams.map((stream) => stream.next()));
+  await sleep(2_500);
+  expect(told.looks).toBeGreaterThan(1);
+  expect(told.looks).toBeLessThan(8);
+  for (const stream of streams) await stream[Symbol.asyncDispose]();
+  await sleep(300);
+  const { looks } = told;
+  await sleep(1_500);
+  expect(told.looks).toBe(looks);
+});
+
+test('what has not changed is not told again, also not to who comes back with its id', async () => {
+  const { told, url } = await start();
+  await using stream = await EventStream.open(url);
+  const first = await stream.next();
+  await using again = await EventStream.open(url, { 'Last-Event-ID': first!.id });
+  await sleep(2_000);
+  told.totals = { running: true, sums: [] };
+  expect((await again.next())!.data).toEqual({ running: true, sums: [] });
+  expect(stream.seen.split('event:')).toHaveLength(2);
+  expect((await stream.next())!.data).toEqual({ running: true, sums: [] });
+});
+
+test('it looks a few times a second while a run goes on, and at once where one is asked for', async () => {
+  const { told, progress, url } = await start();
+  await using stream = await EventStream.open(url);
+  await stream.next();
+  await sleep(700);
+  const asked = performance.now();
+  told.totals = { running: true, sums: [] };
+  progress.attend();
+  await stream.next();
+  expect(performance.now() - asked).toBeLessThan(200);
+  const { looks } = told;
+  await sleep(2_000);
+  expect(told.looks - looks).toBeGreaterThanOrEqual(4);
+});
+
+test('a database that is away is said, and its return', async () => {
+  const { told, url } = await start();
+  await using stream = await EventStream.open(url);
+  expect(await stream.next()).toMatchObject({ event: 'progress' });
+  told.totals = new DatabaseUnavailable();
+  expect(await stream.next()).toMatchObject({
+    event: 'unavailable',
+    data: { error: 'database unavailable' },
+  });
+  told.totals = { running: false, sums: [] };
+  expect(await stream.next()).toMatchObject({ event: 'progress' });
+});
+
+test('only so many may watch, and one that goes makes place', async () => {
+  const { url } = await start();
+  const streams = await Promise.all(Array.from({ length: 200 }, () => EventStream.open(url)));
+  const refused = await fetch(url);
+  expect([refused.status, refused.headers.get('Retry-After')]).toEqual([503, '5']);
+  await streams[0]![Symbol.asyncDispose]();
+  await sleep(100);
+  await using another = await EventStream.open(url);
+  expect(await another.next()).toMatchObject({ event: 'progress' });
+  for (const stream of streams) await stream[Symbol.asyncDispose]();
+});
+
+test('a stop ends every stream', async () => {
+  const { progress, url } = await start();
+  await using stream = await EventStream.open(url);
+  await stream.next();
+  await progress.stop();
+  expect(await stream.next()).toBeUndefined();
+  expect((await fetch(url)).status).toBe(503);
+});
