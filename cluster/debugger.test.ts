@@ -20,7 +20,7 @@ interface Attach {
 /** A line to stop at, for one request only: the payment test may be running too. */
 const stops = {
   'invoice-app': {
-    line: 'const query = invoiceQuery.safeParse(',
+    line: 'const query = api.invoiceQuery.safeParse(',
     condition: `request.query.limit === '7'`,
     ask: () => fetch(`${url}/invoices?limit=7`).then(({ status }) => status),
     answer: 200,
@@ -67,6 +67,7 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
     const { line: text, condition, ask } = stops[service];
     const lines = (await readFile(join(tilt.folder, file), 'utf8')).split('\n');
     const line = lines.findIndex((each) => each.includes(text)) + 1;
+    expect(line, `of '${text}'`).toBeGreaterThan(0);
     const breakpoint = { url: `file://${remoteRoot}/${file}`, line };
     expect(await attached.breakAt(breakpoint.url, line, condition)).toEqual([line]);
     const paused = attached.paused();
