@@ -52,7 +52,7 @@ sweep: install
 	@tsx services/testing/run-sweep.ts
 
 mutants: install
-	@tsx services/testing/mutants.ts
+	@tsx services/testing/run-mutants.ts
 
 test-page: install
 	@tsx services/invoice-app/page-tests/run.ts

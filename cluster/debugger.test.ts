@@ -149,7 +149,8 @@ const probe = `
 describe.runIf(overlay === 'prod')('in production', () => {
   test.each(services)('%s has no inspector, and no signal opens one', async (service) => {
     const { files, ports } = JSON.parse(await runScript(service, `deployment/${service}`, probe));
-    expect(files.toSorted()).toEqual(['main.js', 'main.js.map']);
+    const page = service === 'invoice-app' ? ['page'] : [];
+    expect(files.toSorted()).toEqual(['main.js', 'main.js.map', ...page]);
     expect(ports).toContain(service === 'invoice-app' ? 8081 : 8082);
     // Node's own port for it.
     expect(ports).not.toContain(9229);

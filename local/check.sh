@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What `make test` checks besides the tests themselves; where an outside tool is missing it says so and goes on.
+# What `make test` checks besides the tests themselves; where an outside tool is missing it says so and goes on, unless
+# STRICT is set, as in the pipeline.
 set -o errexit -o nounset -o pipefail
 
 readonly actionlint_version=v1.7.12
@@ -9,8 +10,13 @@ run() {
   "$@"
 }
 
+skip() { # WHAT WHY
+  echo "$1: skipped, $2"
+  [[ -z ${STRICT:-} ]] || exit 1
+}
+
 check_scripts() {
-  command -v shellcheck >/dev/null || { echo 'shellcheck: skipped, not installed' && return; }
+  command -v shellcheck >/dev/null || { skip shellcheck 'not installed' && return; }
   local script
   local -a scripts=()
   while IFS= read -r script; do scripts+=("$script"); done < <(
@@ -25,17 +31,17 @@ check_pipeline() {
   local -r tools=.payloop/bin
   local actionlint
   if ! actionlint=$(command -v actionlint); then
-    command -v go >/dev/null || { echo 'actionlint: skipped, neither it nor Go is installed' && return; }
+    command -v go >/dev/null || { skip actionlint 'neither it nor Go is installed' && return; }
     actionlint=$tools/actionlint
     [[ -x $actionlint ]] || GOBIN=$PWD/$tools go install "github.com/rhysd/actionlint/cmd/actionlint@$actionlint_version" ||
-      { echo 'actionlint: skipped, it could not be installed, see above' && return; }
+      { skip actionlint 'it could not be installed, see above' && return; }
   fi
   echo actionlint
   "$actionlint"
 }
 
 check_overlays() {
-  command -v kustomize >/dev/null || { echo 'kustomize: skipped, not installed' && return; }
+  command -v kustomize >/dev/null || { skip kustomize 'not installed' && return; }
   local folder
   for folder in k8s k8s/prod-local kustomize/overlays/*/; do
     run kustomize build "${folder%/}" --output=/dev/null
@@ -77,7 +83,7 @@ turns_on() { # OVERLAY COMPONENT
 }
 
 check_alerts() {
-  command -v promtool >/dev/null || { echo 'promtool: skipped, not installed' && return; }
+  command -v promtool >/dev/null || { skip promtool 'not installed' && return; }
   run promtool check rules k8s/monitoring/alerts.yaml
   run promtool test rules k8s/monitoring/alerts.test.yaml
 }

@@ -45,15 +45,23 @@ function read(name: string): Environments | undefined {
   if (!isDev || Object.keys(others).some((key) => key !== 'apiVersion' && key !== 'kind')) return undefined;
   const environments: Environments = {};
   for (const component of components) {
-    for (const { patch } of readKustomization(path.join(folder, component)).patches ?? []) {
+    const { patches = [], resources: more } = readKustomization(path.join(folder, component));
+    if (more !== undefined) return undefined;
+    for (const { patch } of patches) {
       const deployment: Deployment | undefined = patch === undefined ? undefined : parse(patch);
       const env = deployment?.spec.template.spec.containers.find((each) => each.name === 'app')?.env;
-      if (deployment?.kind !== 'Deployment' || env === undefined) return undefined;
+      // A name that is no service's stands for any.
+      if (deployment?.kind !== 'Deployment' || env === undefined || !isService(deployment.metadata.name))
+        return undefined;
       const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value]));
       environments[deployment.metadata.name] = { ...environments[deployment.metadata.name], ...variables };
     }
   }
   return environments;
+}
+
+function isService(name: string): boolean {
+  return existsSync(path.resolve(import.meta.dirname, '../services', name, 'src/main.ts'));
 }
 
 function readKustomization(folder: string): Kustomization {

@@ -44,7 +44,7 @@ beforeAll(async () => {
     traceId = answer.headers.get('X-Request-Id')!;
   }
   await using lonely = await startService(invoiceApp, { PAYMENT_PROVIDER_URL: 'http://127.0.0.1:1/' });
-  await post(`${lonely.url}/invoices/pay`);
+  for (const path of ['/invoices/pay', '/rest/v1/invoices/pay']) await post(lonely.url + path);
   for (const [job, { metricsUrl }] of Object.entries({
     'invoice-app': app,
     'payment-provider': provider,

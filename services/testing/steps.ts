@@ -21,6 +21,7 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   [/^(reset|sleep\(resetWait|database\.transaction|query\(|provider\.reset|resetInvoices)/, 'a reset'],
   [/^(this\.#http\.post\(this\.#path\('\/reset'\)|deletePayments\()/, 'a reset'],
   [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
+  [/^payAll\(/, 'what the steps of pay.ts come to'],
   [/^span\('batch'/, 'a span around steps of its own'],
   [/^forAll\(/, 'says whose trace the steps in it are part of'],
   [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],

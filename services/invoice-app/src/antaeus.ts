@@ -1,8 +1,8 @@
 import type { Database } from '@payloop/kit/database.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { databaseErrors, error, json, text } from '@payloop/kit/openapi.ts';
-import { requestId, route } from '@payloop/kit/server.ts';
-import type { Express, Handler } from 'express';
+import { route } from '@payloop/kit/server.ts';
+import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { neverRead } from './api.ts';
 import {
@@ -16,7 +16,6 @@ import {
 } from './invoices.ts';
 import { crossSite } from './page.ts';
 import { sendPages } from './pages.ts';
-import type { Payments } from './pay.ts';
 
 /** An invoice as clients of Antaeus know it. */
 const antaeusInvoice = () =>
@@ -32,12 +31,16 @@ const antaeusInvoice = () =>
 const antaeusCustomer = () => z.object({ id: z.int(), currency: z.string() }).meta({ id: 'AntaeusCustomer' });
 
 /** Adds the routes of pleo-io/antaeus, which its clients ask for. */
-export function addAntaeusRoutes(app: Express, database: Database, payments: Payments): void {
+export function addAntaeusRoutes(
+  app: Express,
+  database: Database,
+  payAll: (response: Response) => Promise<unknown>,
+): void {
   route(app, '/rest/health', { get: (_request, response) => void response.type('text').send('ok') }, () => ({
     get: { summary: 'Whether the process turns', answers: { 200: text('It does.', z.literal('ok')) } },
   }));
   const pay: Handler = async (_request, response) => {
-    await payments.pay(requestId(response));
+    await payAll(response);
     // Not what this run came to: another replica may be at it, and invoices come in.
     const allPaid = !(await hasUnpaid(database));
     response.json(allPaid);

@@ -125,7 +125,8 @@ export async function countUnpaid(database: Database, among: number[]): Promise<
 export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
   const definite = attempts
     .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
-    .filter(({ outcome }) => outcome !== 'unknown');
+    // By name: what is neither must never end an attempt.
+    .filter(({ outcome }) => outcome === 'charged' || outcome === 'declined');
   if (definite.length === 0) return;
   await database.query(
     // A reason, be it empty, is a decline's. The range keeps the planner from reading the whole table, which it

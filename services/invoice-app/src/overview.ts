@@ -24,6 +24,7 @@ const currencySums = () =>
   z.object({
     currency: z.string(),
     paid: currencySum(),
+    open: currencySum().meta({ description: 'All that is not paid.' }),
     declined: currencySum(),
     paying: currencySum(),
     unknown: currencySum(),
@@ -131,12 +132,23 @@ export class Overview {
       }
     }
     const sums = [...byCurrency].map(([currency, given]): CurrencySums => {
-      const sumOf = (state: State): Sum => {
-        const { count, amount } = given.get(state) ?? { count: 0, amount: 0 };
-        return { count, amount: toDecimal(amount, currency) };
+      const sumOf = (...among: State[]): Sum => {
+        const parts = among.map((state) => given.get(state) ?? { count: 0, amount: 0 });
+        const amount = parts.reduce((total, part) => total + part.amount, 0);
+        return {
+          count: parts.reduce((total, part) => total + part.count, 0),
+          amount: toDecimal(amount, currency),
+        };
       };
-      const [paid, declined, paying, unknown, unpaid] = states.map(sumOf) as [Sum, Sum, Sum, Sum, Sum];
-      return { currency, paid, declined, paying, unknown, unpaid };
+      const open = sumOf(...states.filter((state) => state !== 'paid'));
+      const [paid, declined, paying, unknown, unpaid] = states.map((state) => sumOf(state)) as [
+        Sum,
+        Sum,
+        Sum,
+        Sum,
+        Sum,
+      ];
+      return { currency, paid, open, declined, paying, unknown, unpaid };
     });
     return { running, sums: sums.toSorted((a, b) => (a.currency < b.currency ? -1 : 1)) };
   }

@@ -1,5 +1,5 @@
-import { Client } from 'pg';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
+import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { EventStream } from '../../testing/events.ts';
@@ -36,7 +36,7 @@ async function connect({ databaseUrl }: RunningService) {
 }
 
 const none = { count: 0, amount: '0.00' };
-const nothing = { paid: none, declined: none, paying: none, unknown: none, unpaid: none };
+const nothing = { paid: none, open: none, declined: none, paying: none, unknown: none, unpaid: none };
 const seededSums = [
   ['DKK', '66.13'],
   ['EUR', '12.15'],
@@ -45,7 +45,10 @@ const seededSums = [
 /** The totals of the three invoices when all are in one state. */
 const allIn = (state: string) =>
   seededSums.map(([currency, amount]) =>
-    Object.assign({ currency }, nothing, { [state]: { count: 1, amount } }),
+    Object.assign({ currency }, nothing, {
+      [state]: { count: 1, amount },
+      ...(state !== 'paid' && { open: { count: 1, amount } }),
+    }),
   );
 
 describe('the files of the page', () => {

@@ -16,7 +16,7 @@ afterEach(async () => {
 
 /** A server whose totals are what the test says, and counts how often they were looked at. */
 async function start() {
-  const told = { totals: { running: false, sums: [] } as Totals | Error, looks: 0 };
+  const told = { totals: { running: false, sums: [] } as Totals | Promise<Totals> | Error, looks: 0 };
   const overview = {
     read: async () => {
       told.looks += 1;
@@ -25,11 +25,20 @@ async function start() {
     },
   } as unknown as Overview;
   const progress = new Progress(overview, createLog('test', 'silent'));
+  /** What is written after a stream's end ends the process. */
+  let late = 0;
   const refuse: ErrorRequestHandler = (error: { status: number }, _request, response, _next) => {
     response.status(error.status).end();
   };
   const server = express()
-    .get('/', (request, response) => progress.watch(request, response))
+    .get('/', (request, response) => {
+      const write = response.write.bind(response);
+      response.write = (text: string) => {
+        if (response.writableEnded) late += 1;
+        return write(text);
+      };
+      progress.watch(request, response);
+    })
     .use(refuse)
     .listen(0, '127.0.0.1');
   await once(server, 'listening');
@@ -38,7 +47,12 @@ async function start() {
     server.closeAllConnections();
     server.close();
   });
-  return { told, progress, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` };
+  return {
+    told,
+    progress,
+    writtenLate: () => late,
+    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+  };
 }
 
 test('one look serves all who watch, and nobody looks for nobody', async () => {
@@ -56,11 +70,12 @@ test('one look serves all who watch, and nobody looks for nobody', async () => {
   expect(told.looks).toBe(looks);
 });
 
-test('what has not changed is not told again, also not to who comes back with its id', async () => {
+test('what has not changed is not told again; who comes back is told once, whatever it knew', async () => {
   const { told, url } = await start();
   await using stream = await EventStream.open(url);
   const first = await stream.next();
   await using again = await EventStream.open(url, { 'Last-Event-ID': first!.id });
+  expect(await again.next()).toEqual(first);
   await sleep(2_000);
   told.totals = { running: true, sums: [] };
   expect((await again.next())!.data).toEqual({ running: true, sums: [] });
@@ -115,4 +130,16 @@ test('a stop ends every stream', async () => {
   await progress.stop();
   expect(await stream.next()).toBeUndefined();
   expect((await fetch(url)).status).toBe(503);
+});
+
+test('a look that is under way at the stop tells nobody', async () => {
+  const { told, progress, url, writtenLate } = await start();
+  const look = Promise.withResolvers<Totals>();
+  told.totals = look.promise;
+  await using stream = await EventStream.open(url);
+  const stopped = progress.stop();
+  look.resolve({ running: false, sums: [] });
+  await stopped;
+  expect(await stream.next()).toBeUndefined();
+  expect(writtenLate()).toBe(0);
 });

@@ -81,7 +81,8 @@ export class Progress {
       return;
     }
     response.write(`retry: ${retry}\n\n`);
-    this.#watchers.set(response, request.get('Last-Event-ID'));
+    // Told once, whatever it knew before: a page that comes back has to learn that it is right.
+    this.#watchers.set(response, undefined);
     response.on('close', () => this.#leave(response));
     if (this.#news) this.#tell(response, this.#news);
     this.#polling ??= this.#poll();
@@ -97,6 +98,8 @@ export class Progress {
   async stop(): Promise<void> {
     this.#stopped = true;
     for (const response of this.#watchers.keys()) response.end();
+    // A look that is under way tells nobody.
+    this.#watchers.clear();
     this.#pause.abort();
     await this.#polling;
   }

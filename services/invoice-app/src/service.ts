@@ -92,16 +92,19 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     route(app, '/version', { get: version }, api.describeVersion);
     const invoices: Handler = (request, response) => sendInvoices(database, request, response);
     route(app, '/invoices', { get: invoices }, api.describeInvoices);
+    const payAll = (response: Response) => {
+      progress.attend();
+      return payments.pay(requestId(response)).finally(() => progress.attend());
+    };
     // The body is never read: clients send none, a form, or broken JSON.
     const pay: Handler = async (_request, response) => {
-      progress.attend();
-      const tally = await payments.pay(requestId(response)).finally(() => progress.attend());
+      const tally = await payAll(response);
       const body: api.Unreliable = { error: 'the payment provider gave no definite answer', ...tally };
       if (tally.unknown === 0) response.json({});
       else response.status(502).json(body);
     };
     route(app, '/invoices/pay', { post: pay }, api.describePay);
-    addAntaeusRoutes(app, database, payments);
+    addAntaeusRoutes(app, database, payAll);
     if (config.ALLOW_RESET) {
       const answerReset: Handler = async (_request, response) => {
         await reset(database, provider, config.SEED_INVOICES);

@@ -112,7 +112,10 @@ export function createTracer({ service, endpoint, logLevel }: TracerOptions): Tr
     const others = (parent.getValue(othersKey) ?? []) as Span[];
     const links = others.map((other) => ({ context: other.spanContext() }));
     const span = tracer.startSpan(name, { kind, links }, parent);
-    for (const other of others) other.addLink({ context: span.spanContext() });
+    for (const other of others) {
+      // Whoever waits for it may be gone.
+      if (other.isRecording()) other.addLink({ context: span.spanContext() });
+    }
     return { span, inside: trace.setSpan(parent.deleteValue(othersKey), span) };
   };
 

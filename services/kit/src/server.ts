@@ -173,7 +173,9 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
     if (span !== undefined) response.set('Server-Timing', `traceparent;desc="${span.traceparent}"`);
     response.on('close', () => {
       const ms = performance.now() - start;
-      const answered = response.writableFinished ? response.statusCode : undefined;
+      // A stream ends when its client goes: that is no failure, and how long it was no latency.
+      const isStream = String(response.get('Content-Type')).startsWith('text/event-stream');
+      const answered = response.writableFinished || isStream ? response.statusCode : undefined;
       const status = answered ?? 'client gone';
       const pattern: string | undefined = request.route?.path;
       inSpan(() => {
@@ -181,7 +183,7 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
           { requestId: id, method, path, status, ms: Math.round(ms) },
           'request',
         );
-        metrics.observeRequest(method, pattern ?? 'none', `${status}`, ms / 1_000);
+        if (!isStream) metrics.observeRequest(method, pattern ?? 'none', `${status}`, ms / 1_000);
       });
       span?.end({ method, path, route: pattern, status: answered, requestId: id });
     });

@@ -153,27 +153,15 @@ function createSum() {
 
 /** @param {HTMLElement} item @param {CurrencySums} sums */
 function fillSum(item, sums) {
-  const { currency, paid, declined } = sums;
-  const all = states.reduce((sum, state) => sum + sums[state].count, 0);
-  const open = all - paid.count;
+  const { currency, paid, open, declined } = sums;
+  const all = paid.count + open.count;
   setText(item.querySelector('.currency'), currency);
   setText(item.querySelector('.paid strong'), formatAmount(paid.amount, currency));
   setText(item.querySelector('.paid span'), `${formatCount(paid.count)} paid`);
-  setText(item.querySelector('.open strong'), formatAmount(sumOpen(sums), currency));
-  setText(item.querySelector('.open span'), `${formatCount(open)} open`);
+  setText(item.querySelector('.open strong'), formatAmount(open.amount, currency));
+  setText(item.querySelector('.open span'), `${formatCount(open.count)} open`);
   item.style.setProperty('--paid-share', `${all > 0 ? paid.count / all : 0}`);
   item.style.setProperty('--declined-share', `${all > 0 ? declined.count / all : 0}`);
-}
-
-/** What is not paid, exactly: in whole minor units. @param {CurrencySums} sums */
-function sumOpen(sums) {
-  const digits = sums.paid.amount.split('.')[1]?.length ?? 0;
-  const minor = states
-    .filter((state) => state !== 'paid')
-    .reduce((sum, state) => sum + BigInt(sums[state].amount.replace('.', '')), 0n);
-  const text = `${minor < 0n ? -minor : minor}`.padStart(digits + 1, '0');
-  const end = text.length - digits;
-  return `${minor < 0n ? '-' : ''}${text.slice(0, end)}${digits > 0 ? `.${text.slice(end)}` : ''}`;
 }
 
 async function pay() {
@@ -200,8 +188,9 @@ async function pay() {
  * @param {{ error?: string, paid?: number, declined?: number, unknown?: number }} answer
  * @returns {[string, string]}
  */
-function explain(status, { error, paid = 0, declined = 0, unknown = 0 }) {
-  if (status !== 502) {
+function explain(status, { error, paid = 0, declined = 0, unknown }) {
+  // A 502 without numbers is of a proxy in between.
+  if (unknown === undefined) {
     return [`invoice-app could not pay: ${error ?? `it answered ${status}`}.`, 'Try again when it is back.'];
   }
   const stay = `${formatInvoices(unknown)} ${unknown === 1 ? 'stays' : 'stay'} unpaid`;
@@ -245,9 +234,8 @@ element('filters').addEventListener('change', (event) => {
 });
 follow({
   onProgress: takeIn,
+  // Whether it is live, the first event says.
   onOpen() {
-    if (away?.why.startsWith('Connection')) away = undefined;
-    draw();
     if (totals) rows.refresh();
   },
   onUnavailable: (reason) => lose(`invoice-app is up, its database is away (${reason}).`),

@@ -9,6 +9,8 @@ const overscan = 8;
 const highest = 12_000_000;
 /** Pages that are kept. */
 const mostPages = 30;
+/** The wait after rows could not be had, in milliseconds: everybody who watches waits for the same. */
+const patience = 5_000;
 /** The least time between two refreshes, in milliseconds. */
 const refreshEvery = 500;
 
@@ -191,9 +193,9 @@ export class Rows {
       if (total !== this.#total) this.#setTotal(total);
       this.#draw();
     } catch {
-      // What it had it shows still, and the stream says why there is nothing new. Then all is fetched again.
+      // What it had it shows still, and the stream says why there is nothing new.
       if (this.#fetching.get(page) === fetching) this.#fetching.delete(page);
-      if (!signal.aborted) this.#refreshSoon();
+      if (!signal.aborted) this.#refreshing ??= window.setTimeout(() => this.refresh(), patience);
     }
   }
 }
