@@ -10,6 +10,7 @@ import { createDatabase } from './database.ts';
 import { Description, send, type Asked } from './described.ts';
 import { Issuer } from './issuer.ts';
 import { startService, type RunningService } from './service.ts';
+import { startApp, startProvider } from './services.ts';
 
 /** What is asked, and what is to come back: the body as JSON where it is, else as text. */
 type Row = [Asked, status: number, body?: unknown, headers?: Record<string, string>];
@@ -82,16 +83,13 @@ describe('invoice-app', () => {
   let provider: RunningService;
   let app: Subject;
   beforeAll(async () => {
-    provider = await startService(paymentProvider, { ALLOW_RESET: 'true' });
-    app = await describeService(await startApp(provider.url));
+    provider = await startProvider();
+    app = await describeService(await startApp(provider));
   });
   afterAll(async () => {
     await app.service[Symbol.asyncDispose]();
     await provider[Symbol.asyncDispose]();
   });
-  const startApp = (url: string, env: Record<string, string> = {}) =>
-    startService(invoiceApp, { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env });
-
   const invoices = [
     { InvoiceId: 'I1', Value: 12.15, Currency: 'EUR', IsPaid: false },
     { InvoiceId: 'I2', Value: 10.25, Currency: 'GBP', IsPaid: false },
@@ -192,7 +190,7 @@ describe('invoice-app', () => {
 
   test('declines alone are 200 {}, and false', async () => {
     await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
-    await using unlucky = await startApp(declining.url);
+    await using unlucky = await startApp(declining);
     const rows: Row[] = [
       [post('/invoices/pay'), 200, {}],
       [post('/rest/v1/invoices/pay'), 200, false],
@@ -202,7 +200,7 @@ describe('invoice-app', () => {
   });
 
   test('a provider that is down is 502, false, and null', async () => {
-    await using unlucky = await startApp('http://127.0.0.1:1');
+    await using unlucky = await startApp({ url: 'http://127.0.0.1:1' });
     const said = 'the payment provider gave no definite answer';
     const self = { service: 'invoice-app', source: 'the code under test', instance: 'test', provider: null };
     const rows: Row[] = [
@@ -216,7 +214,7 @@ describe('invoice-app', () => {
 
   test('without its database it is 503, but for what needs none', { timeout: 60_000 }, async () => {
     const database = await createDatabase();
-    await using lonely = await startApp(provider.url, { DATABASE_URL: database.url });
+    await using lonely = await startApp(provider, { DATABASE_URL: database.url });
     const subject = await describeService(lonely);
     await database.drop();
     const lists = ['/invoices', '/rest/v1/invoices', '/rest/v1/customers', '/rows'];
@@ -241,7 +239,7 @@ describe('invoice-app', () => {
   });
 
   test('POST /reset is there only where it is allowed', async () => {
-    await using strict = await startApp(provider.url, { ALLOW_RESET: 'false' });
+    await using strict = await startApp(provider, { ALLOW_RESET: 'false' });
     const rows: Row[] = [[post('/reset'), 404, error('not found')]];
     expect(await differences(await describeService(strict), rows)).toEqual([]);
   });
@@ -250,7 +248,7 @@ describe('invoice-app', () => {
 describe('payment-provider', () => {
   let provider: Subject;
   beforeAll(async () => {
-    provider = await describeService(await startService(paymentProvider, { ALLOW_RESET: 'true' }));
+    provider = await describeService(await startProvider());
   });
   afterAll(() => provider.service[Symbol.asyncDispose]());
 

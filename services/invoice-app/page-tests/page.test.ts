@@ -3,20 +3,13 @@ import { readFileSync } from 'node:fs';
 import { Client } from 'pg';
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
-import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { createDatabase } from '../../testing/database.ts';
-import { post, startService, type RunningService } from '../../testing/service.ts';
-import * as invoiceApp from '../src/service.ts';
+import { post, type RunningService } from '../../testing/service.ts';
+import { startApp, startProvider } from '../../testing/services.ts';
 import { launch, longestTask, open, ownComplaints, type Watched } from './browser.ts';
 
 /** How long the page may take to show what is expected, in milliseconds. */
 const patience = { timeout: 20_000, interval: 50 };
-
-const startProvider = (env: Record<string, string> = {}) =>
-  startService(paymentProvider, { ALLOW_RESET: 'true', ...env });
-/** invoice-app with a provider at `url`. */
-const startApp = (url: string, env: Record<string, string> = {}) =>
-  startService(invoiceApp, { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env });
 
 let browser: Browser;
 beforeAll(async () => {
@@ -45,7 +38,7 @@ const states = async (page: Page) => page.locator('#rows td.state').allInnerText
 describe('paying', () => {
   test('with a click: progress, sums, states, and a button that has nothing left to do', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using window = await visit(app);
     const { page, complaints } = window;
     await shows(page, '#headline', '0 of 3 invoices paid.');
@@ -66,7 +59,7 @@ describe('paying', () => {
 
   test('with the keyboard alone: to the button, and to the end of the list', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url, { SEED_INVOICES: '500' });
+    await using app = await startApp(provider, { SEED_INVOICES: '500' });
     await using window = await visit(app);
     const { page } = window;
     await shows(page, '#pay', 'Pay 500 invoices');
@@ -90,7 +83,7 @@ describe('paying', () => {
 
   test('once: a second click while a run is under way asks for nothing', async () => {
     await using provider = await startProvider({ FAULTS: 'late=1' });
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using window = await visit(app);
     const { page } = window;
     let asked = 0;
@@ -109,7 +102,7 @@ describe('paying', () => {
 describe('what is declined', () => {
   test('all of it: each with the provider’s reason and its time, and the next try can be made', async () => {
     await using provider = await startProvider({ FAILURE_RATE: '1' });
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using window = await visit(app);
     const { page } = window;
     await clickPay(page);
@@ -124,7 +117,7 @@ describe('what is declined', () => {
 
   test('half of it: the list has just those, and the sums both', async () => {
     await using provider = await startProvider({ FAILURE_RATE: '0.5', FAULT_SEED: '1' });
-    await using app = await startApp(provider.url, { SEED_INVOICES: '200' });
+    await using app = await startApp(provider, { SEED_INVOICES: '200' });
     await using window = await visit(app);
     const { page } = window;
     await clickPay(page);
@@ -145,7 +138,7 @@ describe('what goes wrong', () => {
   test('the provider is down: how many stay unpaid, and after it is back pay works', async () => {
     await using ledger = await createDisposable();
     const provider = await startProvider({ DATABASE_URL: ledger.url });
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using window = await visit(app);
     const { page } = window;
     await shows(page, '#pay', 'Pay 3 invoices');
@@ -169,7 +162,7 @@ describe('what goes wrong', () => {
 
   test('the database is away: the page says so, keeps what it knew, and goes on when it is back', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using window = await visit(app);
     const { page } = window;
     await shows(page, '#headline', '0 of 3 invoices paid.');
@@ -186,14 +179,14 @@ describe('what goes wrong', () => {
   test('invoice-app ends, and another comes: the page says so, and finds it by itself', async () => {
     await using provider = await startProvider();
     await using database = await createDisposable();
-    const first = await startApp(provider.url, { DATABASE_URL: database.url });
+    const first = await startApp(provider, { DATABASE_URL: database.url });
     await using window = await visit(first);
     const { page } = window;
     await shows(page, '#headline', '0 of 3 invoices paid.');
     const { port } = new URL(first.url);
     await first[Symbol.asyncDispose]();
     await shows(page, '#connection', 'Connection lost, reconnecting.');
-    await using second = await startApp(provider.url, { DATABASE_URL: database.url, PORT: port });
+    await using second = await startApp(provider, { DATABASE_URL: database.url, PORT: port });
     await shows(page, '#connection', 'Live');
     expect((await post(`${second.url}/invoices/pay`)).status).toBe(200);
     await shows(page, '#headline', 'All 3 invoices are paid.');
@@ -203,7 +196,7 @@ describe('what goes wrong', () => {
 describe('what others do', () => {
   test('a second window shows it, a list scrolled to a place stays there', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url, { SEED_INVOICES: '1000' });
+    await using app = await startApp(provider, { SEED_INVOICES: '1000' });
     await using one = await visit(app);
     await using other = await visit(app);
     await shows(other.page, '#headline', '0 of 1,000 invoices paid.');
@@ -219,8 +212,8 @@ describe('what others do', () => {
 
   test('two processes on one database: the page of one shows the run of the other', async () => {
     await using provider = await startProvider({ FAULTS: 'fail=0.3', FAULT_SEED: '3' });
-    await using one = await startApp(provider.url, { SEED_INVOICES: '20000' });
-    await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl });
+    await using one = await startApp(provider, { SEED_INVOICES: '20000' });
+    await using other = await startApp(provider, { DATABASE_URL: one.databaseUrl });
     await using window = await visit(one);
     const { page } = window;
     await shows(page, '#headline', '0 of 20,000 invoices paid.');
@@ -239,7 +232,7 @@ describe('many invoices', () => {
     { retry: 2 },
     async () => {
       await using provider = await startProvider({ FAILURE_RATE: '0.02' });
-      await using app = await startApp(provider.url, { SEED_INVOICES: '20000' });
+      await using app = await startApp(provider, { SEED_INVOICES: '20000' });
       await using window = await visit(app);
       const { page } = window;
       await shows(page, '#pay', 'Pay 20,000 invoices');
@@ -268,7 +261,7 @@ describe('many invoices', () => {
 
   test('100,000: the first rows are there at once, and so is the last', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url, { SEED_INVOICES: '100000' });
+    await using app = await startApp(provider, { SEED_INVOICES: '100000' });
     await using window = await visit(app);
     const { page } = window;
     const start = Date.now();
@@ -288,7 +281,7 @@ describe('many invoices', () => {
 
   test('400,000, which is more than an element is high: each is reached, the last one too', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url, { SEED_INVOICES: '400000' });
+    await using app = await startApp(provider, { SEED_INVOICES: '400000' });
     await using window = await visit(app);
     const { page } = window;
     const names = () => page.locator('#rows td.id').allInnerTexts();
@@ -311,7 +304,7 @@ describe('everybody can use it', () => {
     ['phone, dark', { viewport: { width: 360, height: 740 }, colorScheme: 'dark' }],
   ])('axe finds nothing: %s', async (_name, options) => {
     await using provider = await startProvider({ FAILURE_RATE: '0.5', FAULT_SEED: '2' });
-    await using app = await startApp(provider.url, { SEED_INVOICES: '60' });
+    await using app = await startApp(provider, { SEED_INVOICES: '60' });
     await using window = await visit(app, options);
     const { page } = window;
     await clickPay(page);
@@ -341,14 +334,14 @@ describe('everybody can use it', () => {
 
   test('who wants little motion gets none', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using window = await visit(app, { reducedMotion: 'reduce' });
     expect(await window.page.evaluate('getComputedStyle(pay).transitionProperty')).toBe('none');
   });
 
   test('without JavaScript it says where the invoices are', async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     const context = await browser.newContext({ javaScriptEnabled: false });
     const page = await context.newPage();
     await page.goto(app.url);
@@ -359,7 +352,7 @@ describe('everybody can use it', () => {
 
 test('the policy keeps out what is not the page’s own', async () => {
   await using provider = await startProvider();
-  await using app = await startApp(provider.url);
+  await using app = await startApp(provider);
   const watched: Watched = await open(browser, app.url);
   await watched.page.evaluate(`
     document.body.append(Object.assign(document.createElement('style'), { textContent: 'body { opacity: 0 }' }));

@@ -5,6 +5,7 @@ import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { createDatabase } from '../../testing/database.ts';
 import { brokenRules } from '../../testing/rules.ts';
 import { ask, post, startService, type RunningService } from '../../testing/service.ts';
+import { startApp, startProvider } from '../../testing/services.ts';
 import * as invoiceApp from './service.ts';
 
 const pending = [
@@ -18,18 +19,12 @@ const customers = [
   { id: 2, currency: 'DKK' },
 ];
 
-const startApp = (provider: RunningService, env: Record<string, string> = {}, instance = 'test') =>
-  startService(
-    invoiceApp,
-    { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${provider.url}/payments/pay`, ...env },
-    { instance },
-  );
 const pay = ({ url }: RunningService) => post(`${url}/rest/v1/invoices/pay`);
 
 let provider: RunningService;
 let app: RunningService;
 beforeAll(async () => {
-  provider = await startService(paymentProvider, { ALLOW_RESET: 'true' });
+  provider = await startProvider();
   app = await startApp(provider);
 });
 beforeEach(() => post(`${app.url}/reset`));
@@ -169,10 +164,12 @@ describe('at a failure rate of 0.5 the first run pays about half of 1,000, and a
   ])('%s', { timeout: 120_000 }, async (_name, count, env) => {
     await using unsteady = await startService(paymentProvider, env);
     const seeds = { SEED_INVOICES: '1000' };
-    await using first = await startApp(unsteady, seeds, 'replica 0');
+    await using first = await startApp(unsteady, seeds, { instance: 'replica 0' });
     const replicas = [first];
     for (let n = 1; n < count; n += 1) {
-      replicas.push(await startApp(unsteady, { ...seeds, DATABASE_URL: first.databaseUrl }, `replica ${n}`));
+      replicas.push(
+        await startApp(unsteady, { ...seeds, DATABASE_URL: first.databaseUrl }, { instance: `replica ${n}` }),
+      );
     }
     const sessions = {
       app: new Client({ connectionString: first.databaseUrl }),

@@ -12,7 +12,8 @@ import { Issuer, subject } from '../../testing/issuer.ts';
 import { ProjectedToken } from '../../testing/projected-token.ts';
 import { brokenRules } from '../../testing/rules.ts';
 import { ask, listen, post, startService, untilReady, type RunningService } from '../../testing/service.ts';
-import * as invoiceApp from './service.ts';
+import * as services from '../../testing/services.ts';
+import { connect } from '../../testing/services.ts';
 
 let issuer: Issuer;
 let provider: RunningService;
@@ -34,26 +35,13 @@ const startApp = (
   token: ProjectedToken,
   env: Record<string, string> = {},
   { url }: { url: string } = provider,
-) =>
-  startService(invoiceApp, {
-    ALLOW_RESET: 'true',
-    PAYMENT_PROVIDER_URL: `${url}/payments/pay`,
-    TOKEN_FILE: token.file,
-    ...env,
-  });
+) => services.startApp({ url }, { TOKEN_FILE: token.file, ...env });
 
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 const allUnknown = {
   status: 502,
   body: { error: 'the payment provider gave no definite answer', paid: 0, declined: 0, unknown: 3 },
 };
-
-/** A session in a service's database, past its API. */
-async function connect({ databaseUrl }: { databaseUrl: string }) {
-  const client = new Client({ connectionString: databaseUrl });
-  await client.connect();
-  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
-}
 
 const readKeys = async (database: Client) =>
   (await database.query('SELECT id, attempt_key FROM invoices ORDER BY id')).rows;

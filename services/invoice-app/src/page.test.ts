@@ -1,23 +1,15 @@
-import { step as direct, type Step } from '@payloop/kit/step.ts';
-import { Client } from 'pg';
+import type { Step } from '@payloop/kit/step.ts';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { EventStream } from '../../testing/events.ts';
 import { ask, post, startService, type RunningService } from '../../testing/service.ts';
-import * as invoiceApp from './service.ts';
-
-const startApp = (url: string, env: Record<string, string> = {}, step: Step = direct) =>
-  startService(
-    invoiceApp,
-    { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env },
-    { step },
-  );
+import { connect, startApp, startProvider } from '../../testing/services.ts';
 
 let provider: RunningService;
 let app: RunningService;
 beforeAll(async () => {
-  provider = await startService(paymentProvider, { ALLOW_RESET: 'true' });
-  app = await startApp(provider.url);
+  provider = await startProvider();
+  app = await startApp(provider);
 });
 beforeEach(() => post(`${app.url}/reset`));
 afterAll(async () => {
@@ -27,13 +19,6 @@ afterAll(async () => {
 
 const rowsOf = async ({ url }: RunningService, query = '') => (await ask(`${url}/rows${query}`)).body as any;
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
-
-/** A session in a service's database, past its API. */
-async function connect({ databaseUrl }: RunningService) {
-  const client = new Client({ connectionString: databaseUrl });
-  await client.connect();
-  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
-}
 
 const none = { count: 0, amount: '0.00' };
 const nothing = { paid: none, open: none, declined: none, paying: none, unknown: none, unpaid: none };
@@ -120,7 +105,7 @@ describe('GET /rows', () => {
   });
 
   test('finds any place of a long list, whatever it is narrowed to', async () => {
-    await using large = await startApp(provider.url, { SEED_INVOICES: '5000' });
+    await using large = await startApp(provider, { SEED_INVOICES: '5000' });
     await using database = await connect(large);
     // A gap within a batch, one of several batches, and every hundredth paid.
     await database.query(`DELETE FROM invoices WHERE id BETWEEN 100 AND 199 OR id BETWEEN 2001 AND 4000;
@@ -149,13 +134,13 @@ describe('GET /rows', () => {
 
 test('a decline is shown with its time and the provider’s reason, until the invoice is paid', async () => {
   await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
-  await using unlucky = await startApp(declining.url);
+  await using unlucky = await startApp(declining);
   await pay(unlucky);
   const { total, rows } = await rowsOf(unlucky, '?show=declined');
   expect(total).toBe(3);
   expect(rows[0]).toMatchObject({ id: 'I1', state: 'declined', reason: 'payment declined' });
   expect(Date.now() - Date.parse(rows[0].at)).toBeLessThan(30_000);
-  await using lucky = await startApp(provider.url, { DATABASE_URL: unlucky.databaseUrl });
+  await using lucky = await startApp(provider, { DATABASE_URL: unlucky.databaseUrl });
   await pay(lucky);
   expect((await rowsOf(lucky, '?show=declined')).total).toBe(0);
   expect((await rowsOf(lucky)).rows[0]).toMatchObject({ state: 'paid', reason: null });
@@ -183,7 +168,7 @@ describe('GET /progress', () => {
       }
       return work();
     };
-    await using other = await startApp(provider.url, { DATABASE_URL: app.databaseUrl }, step);
+    await using other = await startApp(provider, { DATABASE_URL: app.databaseUrl }, { step });
     await using stream = await EventStream.open(`${app.url}/progress`);
     await stream.next();
     const paying = pay(other);
@@ -199,8 +184,12 @@ describe('GET /progress', () => {
 
   test('tells of a lease that runs out, without anything being written', async () => {
     // No recovery, which would take it over.
-    await using stopped = await startApp(provider.url, {}, (name, work) =>
-      name === 'find expired' ? Promise.resolve([] as never) : work(),
+    await using stopped = await startApp(
+      provider,
+      {},
+      {
+        step: (name, work) => (name === 'find expired' ? Promise.resolve([] as never) : work()),
+      },
     );
     await using database = await connect(stopped);
     await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '2 s'`);
@@ -211,7 +200,7 @@ describe('GET /progress', () => {
   });
 
   test('a provider that is down leaves outcomes unknown, and recovery is what changes that', async () => {
-    await using alone = await startApp('http://127.0.0.1:1');
+    await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     await using stream = await EventStream.open(`${alone.url}/progress`);
     expect((await pay(alone)).status).toBe(502);
     const after = await stream.until(({ data }) => !data.running && data.sums[0].unknown.count > 0);
@@ -246,7 +235,7 @@ describe('GET /progress', () => {
   });
 
   test('a stop of the service ends the stream, and is not kept waiting by it', async () => {
-    await using own = await startApp(provider.url);
+    await using own = await startApp(provider);
     await using stream = await EventStream.open(`${own.url}/progress`);
     await stream.next();
     const start = performance.now();

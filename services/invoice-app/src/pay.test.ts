@@ -1,34 +1,14 @@
 import type { IncomingMessage } from 'node:http';
 import { json } from 'node:stream/consumers';
-import { step as direct, type Step } from '@payloop/kit/step.ts';
-import { Client } from 'pg';
+import type { Step } from '@payloop/kit/step.ts';
 import { expect, test } from 'vitest';
-import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { brokenRules } from '../../testing/rules.ts';
-import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
-import * as invoiceApp from './service.ts';
-
-const startProvider = (step: Step = direct) =>
-  startService(paymentProvider, { ALLOW_RESET: 'true' }, { step });
-
-/** invoice-app with a provider at `url`. */
-const startApp = (url: string, env: Record<string, string> = {}, step: Step = direct, instance = 'test') =>
-  startService(
-    invoiceApp,
-    { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env },
-    { step, instance },
-  );
+import { ask, listen, post, type RunningService } from '../../testing/service.ts';
+import { connect, startApp, startProvider } from '../../testing/services.ts';
 
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 const countUnpaid = async ({ url }: RunningService) =>
   ((await ask(`${url}/invoices?status=unpaid`)).body as unknown[]).length;
-
-/** A session in a service's database, past its API. */
-async function connect({ databaseUrl }: RunningService) {
-  const client = new Client({ connectionString: databaseUrl });
-  await client.connect();
-  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
-}
 
 /** Makes batches of two invoices: the rows say what is claimed together. */
 const batchesOfTwo = `
@@ -70,7 +50,7 @@ test('a reason that Postgres cannot store ends the attempt all the same', async 
     200,
     body.map(() => ({ status: 402, error: `no\0 ${'x'.repeat(500)}` })),
   ]);
-  await using app = await startApp(provider.url);
+  await using app = await startApp(provider);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   await using database = await connect(app);
   const { rows } = await database.query('SELECT decline_reason AS reason FROM invoices');
@@ -84,7 +64,7 @@ test('a provider that does not know arrays is asked for one payment at a time, w
     keys.set(body.id, String(request.headers['idempotency-key']));
     return [200, { id: body.id }];
   });
-  await using app = await startApp(original.url);
+  await using app = await startApp(original);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   expect(await countUnpaid(app)).toBe(0);
   expect(original.asked.slice(1)).toEqual([
@@ -106,7 +86,7 @@ test('an unknown outcome is asked for again under the same key, in the same run 
     keys.push(body.map((payment: { idempotencyKey: string }) => payment.idempotencyKey));
     return broken ? [500, {}] : [200, body.map(({ id }: { id: string }) => ({ status: 200, id }))];
   });
-  await using app = await startApp(provider.url);
+  await using app = await startApp(provider);
   expect(await pay(app)).toMatchObject({ status: 502, body: { paid: 0, declined: 0, unknown: 3 } });
   expect(keys.length).toBeGreaterThan(1);
   broken = false;
@@ -120,7 +100,7 @@ test('a decline ends its attempt: within the run it is not asked for again, the 
     keys.push(body[0].idempotencyKey);
     return [200, body.map(() => ({ status: 402, error: 'payment declined' }))];
   });
-  await using app = await startApp(provider.url);
+  await using app = await startApp(provider);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   expect(keys).toHaveLength(2);
@@ -130,7 +110,7 @@ test('a decline ends its attempt: within the run it is not asked for again, the 
 test('a key is stored before the first request with it', async () => {
   const asking = gate('post');
   await using provider = await startProvider();
-  await using app = await startApp(provider.url, {}, asking.step);
+  await using app = await startApp(provider, {}, { step: asking.step });
   const paying = pay(app);
   await asking.reached;
   await using database = await connect(app);
@@ -144,8 +124,8 @@ test('a key is stored before the first request with it', async () => {
 
 test('a pay while another one runs joins it, and both are answered when it is done', async () => {
   const charging = gate('store');
-  await using provider = await startProvider(charging.step);
-  await using app = await startApp(provider.url);
+  await using provider = await startProvider({}, { step: charging.step });
+  await using app = await startApp(provider);
   const first = pay(app);
   await charging.reached;
   const second = pay(app);
@@ -163,8 +143,8 @@ test('a pay while another one runs joins it, and both are answered when it is do
 
 test('a pay while another one runs pays what has come in since', async () => {
   const charging = gate('store');
-  await using provider = await startProvider(charging.step);
-  await using app = await startApp(provider.url);
+  await using provider = await startProvider({}, { step: charging.step });
+  await using app = await startApp(provider);
   await using database = await connect(app);
   const first = pay(app);
   await charging.reached;
@@ -183,7 +163,7 @@ test(
   { timeout: 20_000 },
   async () => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await using database = await connect(app);
     await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`);
     await new Promise((resolve) => setTimeout(resolve, 3_500));
@@ -203,8 +183,8 @@ test('recovery asks again for what stayed unknown', { timeout: 10_000 }, async (
   let failing = true;
   const step: Step = (name, work) =>
     name === 'charge' && failing ? Promise.reject(new Error('on purpose')) : work();
-  await using provider = await startProvider(step);
-  await using app = await startApp(provider.url);
+  await using provider = await startProvider({}, { step });
+  await using app = await startApp(provider);
   expect((await pay(app)).status).toBe(502);
   failing = false;
   await using database = await connect(app);
@@ -222,14 +202,18 @@ test('a batch is its holder’s alone while its lease is live: the other replica
     if (name === 'look up') repeated += 1;
     return charging.step(name, work);
   };
-  await using provider = await startProvider(step);
-  await using one = await startApp(provider.url, {}, direct, 'one');
+  await using provider = await startProvider({}, { step });
+  await using one = await startApp(provider, {}, { instance: 'one' });
   const waits: string[] = [];
   const watch: Step = (name, work) => {
     waits.push(name);
     return work();
   };
-  await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl }, watch, 'other');
+  await using other = await startApp(
+    provider,
+    { DATABASE_URL: one.databaseUrl },
+    { step: watch, instance: 'other' },
+  );
   const first = pay(one);
   await charging.reached;
   const second = pay(other);
@@ -250,11 +234,11 @@ test('two replicas that pay many batches at once never ask for one invoice twice
     if (name === 'look up') repeated += 1;
     return work();
   };
-  await using provider = await startProvider(step);
-  await using one = await startApp(provider.url, { SEED_INVOICES: '200' }, direct, 'one');
+  await using provider = await startProvider({}, { step });
+  await using one = await startApp(provider, { SEED_INVOICES: '200' }, { instance: 'one' });
   await using database = await connect(one);
   await database.query(batchesOfTwo);
-  await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl }, direct, 'other');
+  await using other = await startApp(provider, { DATABASE_URL: one.databaseUrl }, { instance: 'other' });
   const answers = await Promise.all([pay(one), pay(other)]);
   expect(answers.map(({ status }) => status)).toEqual([200, 200]);
   expect(repeated).toBe(0);
@@ -264,7 +248,7 @@ test('two replicas that pay many batches at once never ask for one invoice twice
 
 test('a batch that somebody else has locked does not keep the others from being paid', async () => {
   await using provider = await startProvider();
-  await using app = await startApp(provider.url, { SEED_INVOICES: '8' });
+  await using app = await startApp(provider, { SEED_INVOICES: '8' });
   await using database = await connect(app);
   await database.query(batchesOfTwo);
   await database.query('BEGIN; SELECT FROM batches WHERE first_id = 3 FOR UPDATE');
@@ -281,11 +265,11 @@ test('a batch that somebody else has locked does not keep the others from being 
 test('an answer that comes after the lease was lost is counted once', async () => {
   const recording = gate('record');
   await using provider = await startProvider();
-  await using slow = await startApp(provider.url, {}, recording.step, 'slow');
+  await using slow = await startApp(provider, {}, { step: recording.step, instance: 'slow' });
   const late = pay(slow);
   await recording.reached;
   await using database = await connect(slow);
-  await using other = await startApp(provider.url, { DATABASE_URL: slow.databaseUrl }, direct, 'other');
+  await using other = await startApp(provider, { DATABASE_URL: slow.databaseUrl }, { instance: 'other' });
   await database.query('UPDATE batches SET leased_until = now()');
   expect(await pay(other)).toEqual({ status: 200, body: {} });
   recording.open();
@@ -298,7 +282,7 @@ test.each(['UPDATE payment_events SET amount = 0', 'DELETE FROM payment_events',
   'the history refuses %s',
   async (statement) => {
     await using provider = await startProvider();
-    await using app = await startApp(provider.url);
+    await using app = await startApp(provider);
     await pay(app);
     await using database = await connect(app);
     await expect(database.query(statement)).rejects.toThrow('payment_events is only ever added to');
@@ -309,7 +293,7 @@ test.each(['UPDATE payment_events SET amount = 0', 'DELETE FROM payment_events',
 test('a reset waits for the run that is under way', async () => {
   const recording = gate('record');
   await using provider = await startProvider();
-  await using app = await startApp(provider.url, {}, recording.step);
+  await using app = await startApp(provider, {}, { step: recording.step });
   const paying = pay(app);
   await recording.reached;
   const resetting = post(`${app.url}/reset`);

@@ -3,6 +3,7 @@ import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
+import { startApp, startProvider } from '../../testing/services.ts';
 import * as invoiceApp from './service.ts';
 
 const seeded = [
@@ -12,17 +13,13 @@ const seeded = [
 ];
 const allPaid = seeded.map((invoice) => ({ ...invoice, IsPaid: true }));
 
-/** invoice-app with a provider at `url`. */
-const startApp = (url: string, env: Record<string, string> = {}) =>
-  startService(invoiceApp, { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env });
-
 const invoicesOf = async (app: RunningService, query = '') => (await ask(`${app.url}/invoices${query}`)).body;
 
 let provider: RunningService;
 let app: RunningService;
 beforeAll(async () => {
-  provider = await startService(paymentProvider, { ALLOW_RESET: 'true' });
-  app = await startApp(provider.url);
+  provider = await startProvider();
+  app = await startApp(provider);
 });
 beforeEach(() => post(`${app.url}/reset`));
 afterAll(async () => {
@@ -68,7 +65,7 @@ describe('GET /invoices', () => {
   });
 
   test('streams more than a page, in id order, each once', async () => {
-    await using large = await startApp(provider.url, { SEED_INVOICES: '2500' });
+    await using large = await startApp(provider, { SEED_INVOICES: '2500' });
     const invoices = (await invoicesOf(large)) as typeof seeded;
     expect(invoices.map(({ InvoiceId }) => InvoiceId)).toEqual(
       Array.from({ length: 2500 }, (_, n) => `I${n + 1}`),
@@ -78,7 +75,7 @@ describe('GET /invoices', () => {
   });
 
   test('is an empty array without invoices', async () => {
-    await using empty = await startApp(provider.url, { SEED_INVOICES: '0' });
+    await using empty = await startApp(provider, { SEED_INVOICES: '0' });
     expect(await ask(`${empty.url}/invoices`)).toEqual({ status: 200, body: [] });
   });
 });
@@ -111,7 +108,7 @@ describe('POST /invoices/pay', () => {
   });
 
   test('pays an invoice that came in by SQL, wherever its number lies', async () => {
-    await using own = await startApp(provider.url);
+    await using own = await startApp(provider);
     const client = new Client({ connectionString: own.databaseUrl });
     await client.connect();
     await client.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (7000, 2, 1, 'EUR')`);
@@ -122,8 +119,8 @@ describe('POST /invoices/pay', () => {
   });
 
   test('charges each invoice once when it is asked for at once, on two replicas', async () => {
-    await using one = await startApp(provider.url, { SEED_INVOICES: '100' });
-    await using other = await startApp(provider.url, { DATABASE_URL: one.databaseUrl });
+    await using one = await startApp(provider, { SEED_INVOICES: '100' });
+    await using other = await startApp(provider, { DATABASE_URL: one.databaseUrl });
     const answers = await Promise.all([one, one, other, other].map(({ url }) => post(`${url}/invoices/pay`)));
     expect(answers).toEqual(Array.from({ length: 4 }, () => ({ status: 200, body: {} })));
     expect(await charges(provider)).toHaveLength(100);
@@ -132,7 +129,7 @@ describe('POST /invoices/pay', () => {
 
   test('is 200 where invoices are declined: they stay unpaid, and are asked for again', async () => {
     await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
-    await using unlucky = await startApp(declining.url);
+    await using unlucky = await startApp(declining);
     expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
     expect(await invoicesOf(unlucky)).toEqual(seeded);
     expect(await charges(declining)).toEqual([]);
@@ -143,7 +140,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
   const error = 'the payment provider gave no definite answer';
 
   test('down', async () => {
-    await using alone = await startApp('http://127.0.0.1:1');
+    await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     expect(await post(`${alone.url}/invoices/pay`)).toEqual({
       status: 502,
       body: { error, paid: 0, declined: 0, unknown: 3 },
@@ -152,7 +149,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
   });
 
   test('down with more invoices than it is asked for in vain', async () => {
-    await using alone = await startApp('http://127.0.0.1:1', { SEED_INVOICES: '2000' });
+    await using alone = await startApp({ url: 'http://127.0.0.1:1' }, { SEED_INVOICES: '2000' });
     expect((await post(`${alone.url}/invoices/pay`)).body).toMatchObject({ unknown: 2000 });
   });
 
@@ -184,7 +181,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     ],
   ])('%s', { timeout: 20_000 }, async (_name, answer) => {
     await using server = await listen(answer);
-    await using unlucky = await startApp(server.url);
+    await using unlucky = await startApp(server);
     expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({
       status: 502,
       body: { error, paid: 0, declined: 0, unknown: 3 },
@@ -203,7 +200,7 @@ describe('/reset', () => {
 
   test('changes nothing where the provider refuses it', async () => {
     await using strict = await startService(paymentProvider);
-    await using asking = await startApp(strict.url);
+    await using asking = await startApp(strict);
     await post(`${asking.url}/invoices/pay`);
     expect(await post(`${asking.url}/reset`)).toEqual({
       status: 502,
@@ -213,7 +210,7 @@ describe('/reset', () => {
   });
 
   test('is not there unless it is allowed', async () => {
-    await using strict = await startApp(provider.url, { ALLOW_RESET: 'false' });
+    await using strict = await startApp(provider, { ALLOW_RESET: 'false' });
     expect(await post(`${strict.url}/reset`)).toEqual({ status: 404, body: { error: 'not found' } });
   });
 });
@@ -237,7 +234,7 @@ describe('/version', () => {
       connections.add(socket);
       response.setHeader('Content-Type', 'application/json').end('{"service":"payment-provider"}');
     });
-    await using own = await startApp(server.url);
+    await using own = await startApp(server);
     for (const asked of [1, 2, 3]) {
       const { body } = await ask(`${own.url}/version`);
       expect(body).toMatchObject({ provider: { service: 'payment-provider' } });
@@ -246,7 +243,7 @@ describe('/version', () => {
   });
 
   test('has null for a provider that does not answer', async () => {
-    await using alone = await startApp('http://127.0.0.1:1');
+    await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     expect((await ask(`${alone.url}/version`)).body).toMatchObject({ provider: null });
   });
 });
