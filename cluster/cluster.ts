@@ -13,6 +13,8 @@ export const url = overlay === 'prod' ? 'https://invoice-app.localhost:8443' : '
 /** The container that is the cluster's node. */
 export const nodeContainer = 'payloop-control-plane';
 export const services = ['invoice-app', 'payment-provider'] as const;
+/** Those that a payment takes: `/version` of the first tells the code of both. */
+export const paying = ['invoice-app', 'payment-provider'] as const;
 
 const run = promisify(execFile);
 

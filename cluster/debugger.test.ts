@@ -5,7 +5,18 @@ import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
 import { Debugger } from '../services/testing/debugger.ts';
-import { isReady, kubectl, overlay, pods, restarts, runScript, services, until, url } from './cluster.ts';
+import {
+  isReady,
+  kubectl,
+  overlay,
+  paying,
+  pods,
+  restarts,
+  runScript,
+  services,
+  until,
+  url,
+} from './cluster.ts';
 import { Tilt } from './tilt.ts';
 
 const run = promisify(execFile);
@@ -60,7 +71,7 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
   });
 
   /** Attaches as an editor does, and makes a request that stops. */
-  async function stopped(service: (typeof services)[number]) {
+  async function stopped(service: (typeof paying)[number]) {
     const { port, remoteRoot } = configurations.find(({ name }) => name === `${service} (cluster)`)!;
     const attached = await until(`an inspector at ${port}`, 20, () => Debugger.attach(port));
     const file = `services/${service}/src/service.ts`;
@@ -89,7 +100,7 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
     onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.log.slice(-5_000)}\n`)),
   );
 
-  test.each(services)('a breakpoint stops %s, and once more after a save', async (service) => {
+  test.each(paying)('a breakpoint stops %s, and once more after a save', async (service) => {
     const before = await instances(service);
     const { attached, answer } = await stopped(service);
     await attached.resume();

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
-import { inContainer, overlay, pods, restarts, services, until, url } from './cluster.ts';
+import { inContainer, overlay, pods, restarts, paying, until, url } from './cluster.ts';
 import { append, containers, inFolder, reloads, running, served, tested } from './saves.ts';
 import { Tilt } from './tilt.ts';
 import { trickleOfAll } from './trickle.ts';
@@ -74,14 +74,14 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     await served(tilt);
     // For as long it looks at the files again.
     await setTimeout(3_500);
-    expect(services.map((service) => reloads(tilt, service, before.log))).toEqual([1, 1]);
+    expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([1, 1]);
     expect(await containers()).toEqual(before.containers);
   });
 
   test('no request fails while saves of both services are taken up', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const requests = trickleOfAll(url);
-    const main = services.map((service) => `services/${service}/src/main.ts`);
+    const main = paying.map((service) => `services/${service}/src/main.ts`);
     for (const file of [...main, 'services/kit/src/run.ts', ...main]) {
       await append(tilt, file, `// ${Math.random()}\n`);
       await served(tilt);
@@ -89,7 +89,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     const answers = await requests.stop();
     process.stdout.write(`# answers while code was taken up six times: ${JSON.stringify(answers)}\n`);
     expect(Object.keys(answers)).toEqual(['200']);
-    expect(services.map((service) => reloads(tilt, service, before.log))).toEqual([3, 3]);
+    expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([3, 3]);
     expect(await containers()).toEqual(before.containers);
   });
 

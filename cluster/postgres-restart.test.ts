@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { isReady, kubectl, pods, restarts, services, sql, until, url, type Pod } from './cluster.ts';
+import { isReady, kubectl, pods, restarts, paying, sql, until, url, type Pod } from './cluster.ts';
 import { count, trickle } from './trickle.ts';
 
 /** How many invoices come in at a time, over and over: there is always something to pay when Postgres goes. */
@@ -38,7 +38,7 @@ async function addInvoices(): Promise<number> {
 }
 
 test('the Postgres pod is deleted under load: both services recover, and what was paid stays paid', async () => {
-  const before = await Promise.all(services.map((service) => pods(service)));
+  const before = await Promise.all(paying.map((service) => pods(service)));
   const [postgres] = await pods('postgres');
   const arrivals = trickle(addInvoices, 100);
   const seenPaid = new Set<string>();
@@ -62,7 +62,7 @@ test('the Postgres pod is deleted under load: both services recover, and what wa
     return pod !== undefined && pod.metadata.uid !== postgres?.metadata.uid && isReady(pod);
   });
   await until('both services are ready again', 20, async () =>
-    (await Promise.all(services.map((service) => pods(service)))).flat().every(isReady),
+    (await Promise.all(paying.map((service) => pods(service)))).flat().every(isReady),
   );
   const recovered = seenPaid.size;
   await until('more invoices are paid', 30, () => seenPaid.size > recovered);
@@ -80,7 +80,7 @@ test('the Postgres pod is deleted under load: both services recover, and what wa
   expect((await readInvoices()).filter(({ IsPaid }) => !IsPaid)).toEqual([]);
   // Else Postgres was not missed, and nothing was tried.
   expect(Object.keys(answers.pay).length).toBeGreaterThan(1);
-  expect(restartsByPod(await Promise.all(services.map((service) => pods(service))))).toEqual(
+  expect(restartsByPod(await Promise.all(paying.map((service) => pods(service))))).toEqual(
     restartsByPod(before),
   );
 });

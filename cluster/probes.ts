@@ -202,7 +202,12 @@ export async function wrongFlows(targets: Map<string, string>, asked = flows): P
   const byProbe = Map.groupBy(asked, ({ from }) => from);
   const found = await Promise.all(
     [...byProbe].map(async ([from, own]) => {
-      const wanted = own.map(({ to }) => targets.get(to) ?? '');
+      const wanted = own.map(({ to }) => {
+        const target = targets.get(to);
+        // What is nowhere would count as reached.
+        if (target === undefined) throw new Error(`findTargets does not know where ${to} is`);
+        return target;
+      });
       const reached = await (from === thisMachine ? answersHere() : connectFrom(from, wanted));
       return own.filter(({ reaches }, n) => reached.includes(wanted[n]!) !== reaches);
     }),

@@ -44,7 +44,7 @@ const rights: Record<string, Record<string, Rights>> = {
   'other-team': {},
 };
 export const groups = Object.keys(rights);
-const namespaces = ['invoice-app', 'payment-provider', 'postgres', 'kube-system'];
+export const namespaces = ['invoice-app', 'payment-provider', 'postgres', 'kube-system'];
 
 /** What nobody may, nowhere. */
 const forbidden: Rights = [

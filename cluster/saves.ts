@@ -2,12 +2,12 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { hashSource } from '../services/kit/src/source.ts';
 import { ask } from './ask.ts';
-import { pods, restarts, services, until, url } from './cluster.ts';
+import { pods, restarts, paying, until, url } from './cluster.ts';
 import type { Tilt } from './tilt.ts';
 
 /** What a test does to the folder that Tilt watches, and what it asks of the services then. */
 
-export type Service = (typeof services)[number];
+export type Service = (typeof paying)[number];
 /** The hash of the sources of each service. */
 export type Sources = Record<Service, string>;
 
@@ -25,7 +25,7 @@ export async function running(): Promise<Sources | undefined> {
 }
 
 export function inFolder({ folder }: Tilt): Sources {
-  return Object.fromEntries(services.map((service) => [service, hashSource(folder, service)])) as Sources;
+  return Object.fromEntries(paying.map((service) => [service, hashSource(folder, service)])) as Sources;
 }
 
 /** Waits until both services run the code that is in the folder. */
@@ -33,7 +33,7 @@ export async function served(tilt: Tilt, seconds = 20): Promise<void> {
   const sources = inFolder(tilt);
   await until(`${url}/version shows what is in the folder`, seconds, async () => {
     const now = await running();
-    return services.every((service) => now?.[service] === sources[service]);
+    return paying.every((service) => now?.[service] === sources[service]);
   });
 }
 
@@ -60,6 +60,6 @@ export function reloads({ log }: Tilt, service: Service, from: number): number {
 
 /** The pods, each with how often its containers were started again. */
 export async function containers(): Promise<unknown> {
-  const found = (await Promise.all(services.map((service) => pods(service)))).flat();
+  const found = (await Promise.all(paying.map((service) => pods(service)))).flat();
   return found.map((pod) => ({ pod: pod.metadata.name, restarts: restarts(pod) }));
 }

@@ -37,7 +37,7 @@ build_and_push() { # SERVICE IMAGE
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  local tool service tag image digest
+  local tool release service tag image digest
   [[ -n ${REGISTRY:-} ]] || fail 'REGISTRY must be where the images are pushed to, such as ghcr.io/acme'
   PATH=$(node --import tsx local/tools.ts kustomize)
   for tool in docker git kustomize; do
@@ -49,9 +49,9 @@ main() {
   folder=$(mktemp -d kustomize/release.XXXXXX)
   trap 'rm -r "$folder"' EXIT
   printf 'resources: [../overlays/prod]\nimages:\n' >"$folder/kustomization.yaml"
-  for service in invoice-app payment-provider; do
-    tag=$(kustomize build kustomize/overlays/prod | sed -n "s|^ *image: payloop/$service:||p")
-    image=$REGISTRY/$service:$tag
+  for release in $(kustomize build kustomize/overlays/prod | sed -n 's|^ *image: payloop/||p'); do
+    service=${release%%:*} tag=${release#*:}
+    image=$REGISTRY/$release
     digest=$(digest_of "$image") || {
       [[ $? == 1 ]] || exit 1
       build_and_push "$service" "$image"

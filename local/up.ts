@@ -182,7 +182,8 @@ async function announce(services: Service[], url: string, start: number): Promis
   say(
     `serving ${url} after ${seconds} s; every save restarts what it touches and runs the test; Ctrl-C ends it`,
   );
-  for (const { name, inspectPort } of services) {
+  for (const { name, port, inspectPort } of services) {
+    if (name !== 'invoice-app') say(`${name} is at http://127.0.0.1:${port}`);
     if (inspectPort !== undefined) say(`a debugger finds ${name} at 127.0.0.1:${inspectPort}`);
   }
 }

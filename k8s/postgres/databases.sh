@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a role and a database of its own for each service that Secret `postgres` has a password for. The
 # image runs it when the volume is new. It adds only what is missing, so it can run again: for a service
-# that came later, or when the Secret was lost and the volume was not.
+# that came later, a minute after the Secret has it, or when the Secret was lost and the volume was not.
 #   kubectl exec --namespace=postgres postgres-0 -- /docker-entrypoint-initdb.d/databases.sh
 set -o errexit -o nounset -o pipefail
 
@@ -29,7 +29,9 @@ main() {
   local file service
   for file in "$passwords"/*; do
     service=$(basename "$file")
-    [[ $service == postgres ]] || make_database "${service//-/_}" "$file"
+    [[ $service != postgres ]] || continue
+    make_database "${service//-/_}" "$file"
+    echo "the role and the database of $service are there"
   done
 }
 

@@ -1,6 +1,6 @@
 import { setTimeout } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { kubectl, pods, restarts, runScript, services, sql, until, url, type Pod } from '../../cluster.ts';
+import { kubectl, pods, restarts, runScript, paying, sql, until, url, type Pod } from '../../cluster.ts';
 
 /** How many invoices come in before each pay, and how long after the last one, in milliseconds. */
 const trickle = { invoices: 3, pause: 1_000 };
@@ -35,7 +35,7 @@ const countUnpaid = async () =>
 /** The lines of both services' logs since then that tell of a token that was missing or refused. */
 async function findRefusals(since: string): Promise<string[]> {
   const lines = [];
-  for (const service of services) {
+  for (const service of paying) {
     for (const { metadata } of await pods(service)) {
       const log = await kubectl('logs', metadata.name, `--namespace=${service}`, `--since-time=${since}`);
       lines.push(...log.split('\n'));

@@ -12,7 +12,7 @@ import {
   overlay,
   pods,
   restarts,
-  services,
+  paying,
   until,
   type Pod,
 } from '../../cluster.ts';
@@ -40,7 +40,7 @@ async function podOf(service: string): Promise<Pod | undefined> {
 /** Waits until each service has a new pod, and it is ready. */
 async function renewed(before: (Pod | undefined)[]): Promise<void> {
   await until('each service has a new pod', seconds, async () => {
-    const now = await Promise.all(services.map(podOf));
+    const now = await Promise.all(paying.map(podOf));
     return now.every((pod, at) => pod && isReady(pod) && pod.metadata.uid !== before[at]?.metadata.uid);
   });
 }
@@ -84,7 +84,7 @@ test.each(changes)(
   { timeout: 400_000 },
   async ({ file, from, to, shown }) => {
     const position = tilt.log.length;
-    const before = await Promise.all(services.map(podOf));
+    const before = await Promise.all(paying.map(podOf));
     const undo = await replace(file, from, to);
     await renewed(before);
     const log = tilt.log.slice(position);
@@ -102,7 +102,7 @@ test.each(changes)(
     await served(tilt, seconds);
     expect(tilt.log.slice(end)).not.toMatch(built);
 
-    const edited = await Promise.all(services.map(podOf));
+    const edited = await Promise.all(paying.map(podOf));
     await undo();
     await renewed(edited);
     await expect(inService(...shown)).rejects.toThrow('exit code 1');
@@ -189,7 +189,7 @@ test(
   { timeout: 400_000 },
   async () => {
     // From here on the pods are made of the image of what is in the folder.
-    const before = await Promise.all(services.map(podOf));
+    const before = await Promise.all(paying.map(podOf));
     const mend = await replace(
       'services/Dockerfile',
       'FROM sources AS dev\n',

@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
 import { hashSource } from '../../../services/kit/src/source.ts';
-import { isReady, kubectl, nodeContainer, overlay, pods, services, until, url } from '../../cluster.ts';
+import { isReady, kubectl, nodeContainer, overlay, pods, paying, until, url } from '../../cluster.ts';
 import { append, inFolder, running, served, tested } from '../../saves.ts';
 import { linkPackages, Tilt } from '../../tilt.ts';
 import { cutOff, Offline, whyNotOffline } from './offline.ts';
@@ -67,10 +67,10 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
 
     test('images are built anew, of packages that are there', { timeout: 200_000 }, async () => {
       const from = up!.log.length;
-      const before = (await Promise.all(services.map(pods))).flat();
+      const before = (await Promise.all(paying.map(pods))).flat();
       await append(up!, 'services/kit/dev/child.ts', '// offline\n');
       await until('both services have new pods', 120, async () => {
-        const now = (await Promise.all(services.map(pods))).flat();
+        const now = (await Promise.all(paying.map(pods))).flat();
         const old = now.some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid));
         return now.length === before.length && !old && now.every(isReady);
       });

@@ -5,7 +5,7 @@ import { Client, Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import { brokenRules } from '../../../services/testing/rules.ts';
-import { kubectl, pods, services, until, url } from '../../cluster.ts';
+import { kubectl, pods, paying, until, url } from '../../cluster.ts';
 
 /** The overlay's own, and those that come in while pods die: else all were paid before the second death. */
 const invoices = { first: 1_000, later: 4_000 };
@@ -16,10 +16,10 @@ const seed = Number(process.env.SEED ?? Date.now() % 100_000);
 
 let sessions: Awaited<ReturnType<typeof openSessions>>;
 beforeAll(async () => {
-  for (const service of services) {
+  for (const service of paying) {
     await kubectl('scale', `deployment/${service}`, `--namespace=${service}`, `--replicas=${replicas}`);
   }
-  for (const service of services) {
+  for (const service of paying) {
     await kubectl('rollout', 'status', `deployment/${service}`, `--namespace=${service}`, '--timeout=120s');
   }
   sessions = await openSessions();
@@ -88,7 +88,7 @@ async function killPods(random: () => number): Promise<void> {
     await setTimeout(deaths.pause * (0.5 + random()));
     await addInvoices(invoices.later / deaths.count);
     await setTimeout(deaths.soon * random());
-    const service = services[Math.floor(random() * services.length)]!;
+    const service = paying[Math.floor(random() * paying.length)]!;
     const alive = await pods(service);
     const victim = alive[Math.floor(random() * alive.length)]?.metadata.name;
     // Without grace: SIGKILL, in the middle of whatever it does.

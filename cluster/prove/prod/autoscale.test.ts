@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from 'vitest';
-import { kubectl, runScript, services, until } from '../../cluster.ts';
+import { kubectl, runScript, paying, until } from '../../cluster.ts';
 import { endOfLoad, startLoad, stopLoad } from './load-pod.ts';
 
 /** For as long as the autoscalers may take to notice, in seconds. */
@@ -31,7 +31,7 @@ async function read(service: string): Promise<{ replicas: number; usage: number 
 }
 
 async function replicasOf(): Promise<number[]> {
-  return (await Promise.all(services.map(read))).map(({ replicas }) => replicas);
+  return (await Promise.all(paying.map(read))).map(({ replicas }) => replicas);
 }
 
 describe('the autoscalers', () => {
@@ -39,19 +39,19 @@ describe('the autoscalers', () => {
 
   test('scale out under load, and back when it is over', { timeout: 900_000 }, async () => {
     await until('there are three of each, and they are measured', 300, async () => {
-      const all = await Promise.all(services.map(read));
+      const all = await Promise.all(paying.map(read));
       return all.every(({ replicas, usage }) => replicas === 3 && usage !== undefined);
     });
     const start = performance.now();
     const seconds = () => Math.round((performance.now() - start) / 1_000);
     await startLoad(load);
     const onProvider = runScript('invoice-app', 'deployment/invoice-app', providerLoad);
-    const most = services.map(() => 3);
+    const most = paying.map(() => 3);
     await until('there are more of each', load.seconds, async () => {
       (await replicasOf()).forEach((replicas, n) => (most[n] = Math.max(most[n]!, replicas)));
       return most.every((replicas) => replicas > 3);
     });
-    console.log(`${services.join(', ')}: scaled out to ${most.join(', ')} after ${seconds()} s`);
+    console.log(`${paying.join(', ')}: scaled out to ${most.join(', ')} after ${seconds()} s`);
     const { answered, failures } = await endOfLoad(load.seconds + 60);
     console.log(`load over after ${seconds()} s:`, answered);
     await onProvider;

@@ -1,9 +1,9 @@
 import { setTimeout } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
-import { isReady, kubectl, kubectlWith, pods, services, sql, until, type Pod } from '../../cluster.ts';
+import { isReady, kubectl, kubectlWith, pods, paying, sql, until, type Pod } from '../../cluster.ts';
 import { endOfLoad, isLoadRunning, startLoad, stopLoad } from './load-pod.ts';
 
-type Service = (typeof services)[number];
+type Service = (typeof paying)[number];
 
 /** How long the load takes that all of a test's restarts have to fit in, in seconds. */
 const load = { rollout: 200, eviction: 80, drain: 120 };
@@ -88,14 +88,14 @@ describe('under steady load through the Service no request fails', () => {
     const failures = await underLoad(load.rollout, async () => {
       await restart(['invoice-app']);
       await restart(['payment-provider']);
-      await restart(services);
+      await restart(paying);
     });
     expect(failures).toEqual([]);
   });
 
   test('while a pod of each is evicted; a second one is not', { timeout: 300_000 }, async () => {
     const failures = await underLoad(load.eviction, async () => {
-      for (const service of services) {
+      for (const service of paying) {
         await threeOf(service);
         const [first, second] = await pods(service);
         await evict(service, first!);
