@@ -227,7 +227,7 @@ test('make debug lets a debugger into both services, from loopback only', { time
   await fetch(`${url}/reset`, { method: 'POST' });
   const app = await Debugger.attach(port('INVOICE_APP_INSPECT_PORT'));
   const provider = await Debugger.attach(port('PAYMENT_PROVIDER_INSPECT_PORT'));
-  const inApp = await breakAt(app, 'services/invoice-app/src/service.ts', 'const tally = await payments.pay');
+  const inApp = await breakAt(app, 'services/invoice-app/src/service.ts', 'const tally = await payAll(');
   const inProvider = await breakAt(provider, 'services/payment-provider/src/service.ts', 'const fault = ');
 
   const stops = [app.paused(), provider.paused()] as const;
@@ -257,6 +257,7 @@ test('make debug lets a debugger into both services, from loopback only', { time
 async function breakAt(attached: Debugger, file: string, text: string) {
   const lines = (await fs.readFile(path.join(clone, file), 'utf8')).split('\n');
   const line = lines.findIndex((each) => each.includes(text)) + 1;
+  expect(line, `of '${text}'`).toBeGreaterThan(0);
   const { href } = pathToFileURL(path.join(clone, file));
   expect(await attached.breakAt(href, line)).toEqual([line]);
   return { url: href, line };
