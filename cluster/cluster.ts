@@ -43,6 +43,12 @@ export async function kubectlWith(input: object | readonly object[], ...args: st
   return (await running).stdout;
 }
 
+/** What the cluster says of its registry: https://github.com/kubernetes/enhancements, KEP 1755. */
+export function readRegistry(): Promise<string> {
+  const output = '--output=jsonpath={.data.localRegistryHosting\\.v1}';
+  return kubectl('get', 'configmap', 'local-registry-hosting', '--namespace=kube-public', output);
+}
+
 /** Runs a command in a container, and gives what it wrote. @throws {Error} with the message when it fails */
 export function inContainer(namespace: string, target: string, command: string[]): Promise<string> {
   return kubectl('exec', `--namespace=${namespace}`, target, '--', ...command);

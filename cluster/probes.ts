@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { inContainer, kubectl, kubectlWith, until, url } from './cluster.ts';
+import { inContainer, kubectl, kubectlWith, readRegistry, until, url } from './cluster.ts';
 import { bystander, closed, flows, probeId, thisMachine, type Flow, type Probe } from './policies.ts';
 
 /**
@@ -168,8 +168,7 @@ export async function findTargets(): Promise<Map<string, string>> {
 
 /** Something beyond the cluster's nodes that answers, on a machine without a network too: its registry. */
 async function findOutsider(): Promise<string> {
-  const output = '--output=jsonpath={.data.localRegistryHosting\\.v1}';
-  const text = await kubectl('get', 'configmap', 'local-registry-hosting', '--namespace=kube-public', output);
+  const text = await readRegistry();
   const [, host = '', itsPort = ''] =
     /hostFromContainerRuntime: "?([^:"\s]+):(\d+)/.exec(text) ??
     /hostFromClusterNetwork: "?([^:"\s]+):(\d+)/.exec(text) ??

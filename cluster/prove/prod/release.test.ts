@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { isReady, kubectl, kubectlWith, pods, services, until } from '../../cluster.ts';
+import { isReady, kubectl, kubectlWith, pods, readRegistry, services, until } from '../../cluster.ts';
 
 /** What the pipeline does with main: push releases, apply them by digest as the group `ci`. */
 
@@ -22,14 +22,7 @@ beforeAll(async () => {
   await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
   // A link is not the folder that .gitignore means.
   await appendFile(join(folder, '.git/info/exclude'), 'node_modules\n');
-  const hosting = await kubectl(
-    'get',
-    'configmap',
-    'local-registry-hosting',
-    '--namespace=kube-public',
-    '--output=jsonpath={.data.localRegistryHosting\\.v1}',
-  );
-  registry = `${/^host: "?([^"\s]+)/m.exec(hosting)![1]}/release-${Date.now()}`;
+  registry = `${/^host: "?([^"\s]+)/m.exec(await readRegistry())![1]}/release-${Date.now()}`;
   before = await Promise.all(
     services.map(async (service) => {
       const { items } = JSON.parse(

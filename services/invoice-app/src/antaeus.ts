@@ -1,10 +1,11 @@
 import type { Database } from '@payloop/kit/database.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
-import { databaseErrors, error, json, text } from '@payloop/kit/openapi.ts';
-import { route } from '@payloop/kit/server.ts';
+import { databaseErrors, describeLive, error, json, text } from '@payloop/kit/openapi.ts';
+import { answerOk, route } from '@payloop/kit/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { neverRead } from './api.ts';
+import { crossSite } from './guard.ts';
 import {
   findCustomer,
   findInvoice,
@@ -14,7 +15,6 @@ import {
   type Customer,
   type ListedInvoice,
 } from './invoices.ts';
-import { crossSite } from './page.ts';
 import { sendPages } from './pages.ts';
 
 /** An invoice as clients of Antaeus know it. */
@@ -36,9 +36,7 @@ export function addAntaeusRoutes(
   database: Database,
   payAll: (response: Response) => Promise<unknown>,
 ): void {
-  route(app, '/rest/health', { get: (_request, response) => void response.type('text').send('ok') }, () => ({
-    get: { summary: 'Whether the process turns', answers: { 200: text('It does.', z.literal('ok')) } },
-  }));
+  route(app, '/rest/health', { get: answerOk }, describeLive);
   const pay: Handler = async (_request, response) => {
     await payAll(response);
     // Not what this run came to: another replica may be at it, and invoices come in.

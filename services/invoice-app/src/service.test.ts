@@ -1,9 +1,8 @@
 import type { RequestListener } from 'node:http';
-import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
-import { startApp, startProvider } from '../../testing/services.ts';
+import { connect, startApp, startProvider } from '../../testing/services.ts';
 import * as invoiceApp from './service.ts';
 
 const seeded = [
@@ -28,18 +27,13 @@ afterAll(async () => {
 });
 
 /** What the provider has charged, as text, in the order of the invoices. */
-async function charges({ databaseUrl }: RunningService): Promise<string[]> {
-  const client = new Client({ connectionString: databaseUrl });
-  await client.connect();
-  try {
-    const { rows } = await client.query(
-      `SELECT payment_id || ' ' || amount || ' ' || currency AS charge FROM payments WHERE outcome = 'charged'
-       ORDER BY length(payment_id), payment_id`,
-    );
-    return rows.map(({ charge }) => charge);
-  } finally {
-    await client.end();
-  }
+async function charges(service: RunningService): Promise<string[]> {
+  await using database = await connect(service);
+  const { rows } = await database.query(
+    `SELECT payment_id || ' ' || amount || ' ' || currency AS charge FROM payments WHERE outcome = 'charged'
+     ORDER BY length(payment_id), payment_id`,
+  );
+  return rows.map(({ charge }) => charge);
 }
 
 describe('GET /invoices', () => {
@@ -109,10 +103,10 @@ describe('POST /invoices/pay', () => {
 
   test('pays an invoice that came in by SQL, wherever its number lies', async () => {
     await using own = await startApp(provider);
-    const client = new Client({ connectionString: own.databaseUrl });
-    await client.connect();
-    await client.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (7000, 2, 1, 'EUR')`);
-    await client.end();
+    await using database = await connect(own);
+    await database.query(
+      `INSERT INTO invoices (id, customer_id, amount, currency) VALUES (7000, 2, 1, 'EUR')`,
+    );
     expect(await post(`${own.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
     expect(await invoicesOf(own, '?status=unpaid')).toEqual([]);
     expect(await invoicesOf(own, '?after=I3')).toMatchObject([{ InvoiceId: 'I7000' }]);

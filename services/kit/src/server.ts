@@ -74,8 +74,6 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     response.on('close', () => unanswered.delete(response));
     next();
   });
-  // Whoever gets an answer has it from a process that started, and turns.
-  const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
   route(app, '/startupz', { get: answerOk }, describeStarted);
   route(app, '/livez', { get: answerOk }, describeLive);
   const answerReady: Handler = async (_request, response) => {
@@ -116,6 +114,9 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     },
   };
 }
+
+/** Whoever gets this answer has it from a process that started, and turns. */
+export const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
 
 /**
  * Registers all that one path answers; any other method gets 405 with `Allow`.
