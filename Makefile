@@ -1,6 +1,8 @@
 # Another shell than make's own: else make 3.81 looks up commands in the PATH that it was started with.
 SHELL := bash
-export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
+# The user's own, for npm: the Node of node_modules must not run the npm that replaces node_modules.
+export HOST_PATH := $(PATH)
+export PATH := $(CURDIR)/.payloop/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 OVERLAY ?= dev
 export OVERLAY
@@ -30,9 +32,8 @@ help:
 	@echo 'make prod   make up with the prod overlay'
 	@echo 'make down   remove the cluster'
 
-# The Node of node_modules must not run the npm that replaces node_modules.
 install:
-	@PATH="$${PATH#*:}" local/install.sh
+	@PATH="$$HOST_PATH" local/install.sh
 
 up: install
 	@local/up.sh -- --overlay=$(OVERLAY)

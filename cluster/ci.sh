@@ -27,11 +27,8 @@ check_machine() {
   [[ $overlay != prod ]] || tools+=(kube-score)
   command -v node >/dev/null || fail "Node's packages are not installed: \`make ci\` does it"
   PATH=$(node --import tsx local/tools.ts "${tools[@]}")
-  for tool in "${tools[@]}"; do
-    command -v "$tool" >/dev/null || fail "$tool is missing, and mise could not install it: \`mise install\` gets the tools of mise.toml"
-  done
   tools=(docker curl jq)
-  [[ $overlay != prod ]] || tools+=(openssl python3)
+  [[ $overlay != prod ]] || tools+=(openssl)
   for tool in "${tools[@]}"; do
     command -v "$tool" >/dev/null || fail "$tool is missing: it is a package of your system"
   done
@@ -119,7 +116,7 @@ finish() {
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  export PATH=$PWD/node_modules/.bin:$PATH OVERLAY=$overlay
+  export PATH=$PWD/.payloop/bin:$PWD/node_modules/.bin:$PATH OVERLAY=$overlay
   check_machine
   local clusters
   clusters=$(kind get clusters 2>&1) || fail "kind does not tell which clusters there are: $clusters"

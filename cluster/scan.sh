@@ -11,12 +11,28 @@ fail() {
   exit 1
 }
 
+# A Python that local/checkov-constraints.txt has versions for.
+find_python() {
+  local python
+  for python in python3 python3.13 python3.12 python3.11; do
+    case $("$python" --version 2>/dev/null) in
+      'Python 3.11.'* | 'Python 3.12.'* | 'Python 3.13.'*)
+        echo "$python"
+        return
+        ;;
+    esac
+  done
+  return 1
+}
+
 install_checkov() {
   has_checkov && return
   echo "scan: installing checkov $checkov_version into $checkov_folder"
+  local python
+  python=$(find_python) || fail 'checkov needs Python 3.11, 3.12 or 3.13: install one from your system'"'"'s packages'
   rm -rf "$checkov_folder"
-  python3 -m venv "$checkov_folder" ||
-    fail 'python3 with its venv module is missing, which checkov needs: packages python3 and python3-venv of your system'
+  "$python" -m venv "$checkov_folder" ||
+    fail "$python lacks its venv module, which checkov needs: package python3-venv of your system"
   "$checkov_folder/bin/pip" install --quiet --disable-pip-version-check \
     --constraint local/checkov-constraints.txt "checkov==$checkov_version" || {
     rm -rf "$checkov_folder"

@@ -40,7 +40,7 @@ main() {
   local tool release service tag image digest
   [[ -n ${REGISTRY:-} ]] || fail 'REGISTRY must be where the images are pushed to, such as ghcr.io/acme'
   PATH=$(node --import tsx local/tools.ts kustomize)
-  for tool in docker git kustomize; do
+  for tool in docker git; do
     command -v "$tool" >/dev/null || fail "$tool is missing"
   done
   docker info >/dev/null 2>&1 || fail "Docker does not answer: start it (\`docker info\` tells more)"

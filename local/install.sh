@@ -1,29 +1,69 @@
 #!/usr/bin/env bash
-# npm ci, with the npm that the user has, when the lockfile is not the one that was installed.
+# Installs the packages when the lockfile changed, with the npm on the user's PATH, and links the Node that everything
+# runs on to .payloop/bin/node.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly installed=node_modules/.package-lock.installed.json
+readonly node=.payloop/bin/node
 
-fail() { echo "make: $*" >&2 && exit 1; }
+say() { echo "make: $*" >&2; }
 
-check_node() {
-  local version
-  command -v node >/dev/null || fail 'Node is missing: install Node 20 or newer, https://nodejs.org'
+fail() {
+  say "$*"
+  exit 1
+}
+
+# The range of oxlint and rolldown: on an older Node npm leaves out their bindings without a word.
+check_host() {
+  local tool version major minor
+  [[ $PWD != *:* ]] || fail "the path of this folder has a colon, which PATH cannot hold: move it ($PWD)"
+  for tool in curl jq; do
+    command -v "$tool" >/dev/null || fail "$tool is missing: install it from your system's packages"
+  done
+  command -v node >/dev/null || fail 'Node is missing: install Node 24, https://nodejs.org'
   version=$(node --version) || fail 'Node does not run: node --version fails'
-  version=${version#v}
-  ((${version%%.*} >= 20)) || fail "Node $version is too old: install Node 20 or newer, https://nodejs.org"
+  [[ $version =~ ^v([0-9]+)\.([0-9]+)\. ]] || fail "node --version prints '$version', not a version: install Node 24, https://nodejs.org"
+  major=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
+  ((major == 20 && minor >= 19 || major == 22 && minor >= 12 || major >= 23)) ||
+    fail "Node ${version#v} is not supported: install Node 24 (or ^20.19.0 or >=22.12.0), https://nodejs.org"
   command -v npm >/dev/null || fail 'npm is missing: it comes with Node, https://nodejs.org'
+}
+
+# npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362), so the link is ours. Whether
+# a Node runs is tried: npm's need glibc, which Alpine and NixOS do not have in its usual place.
+link_node() {
+  local candidate reason='npm has none for this system'
+  mkdir -p "${node%/*}" || fail "${node%/*} cannot be made: payloop needs a folder that it can write to"
+  for candidate in node_modules/node-*/bin/node; do
+    [[ -f $candidate ]] || continue
+    if reason=$("$candidate" --version 2>&1); then
+      ln -sf "../../$candidate" "$node"
+      return
+    fi
+  done
+  # On one line: a loader's message names the file at its start.
+  reason=${reason##*$'\n'}
+  candidate=$(command -v node)
+  [[ $(node --version) =~ ^v(2[4-9]|[3-9][0-9])\. ]] ||
+    fail "npm's Node 24 does not run on $(uname -sm) (${reason##*: }): install Node 24 and put it on the PATH"
+  say "npm's Node 24 does not run on $(uname -sm) (${reason##*: }): using $candidate, $(node --version)"
+  ln -sf "$candidate" "$node"
 }
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  if cmp -s package-lock.json "$installed"; then return; fi
-  check_node
-  echo 'npm ci'
-  # Whatever the user's settings leave out elsewhere (NODE_ENV, omit): all of it is needed here.
-  npm ci --loglevel=error --include=dev --include=optional || fail 'npm ci failed, see above'
-  [[ -x node_modules/.bin/node ]] ||
-    fail "there is no Node 24 on npm for $(uname -sm): Linux and macOS on x64 and arm64 have one"
-  cp package-lock.json "$installed"
+  local start=$SECONDS
+  check_host
+  if ! cmp -s package-lock.json "$installed"; then
+    say 'npm ci installs the packages: some 15 s, or a minute the first time'
+    # All of it is needed here, whatever the user's settings (NODE_ENV, omit) leave out elsewhere. engine-strict would
+    # refuse Node 20 for packages that only ever run on the Node that comes with them.
+    npm ci --prefer-offline --loglevel=error --include=dev --include=optional --engine-strict=false ||
+      fail 'npm ci failed, see above'
+    cp package-lock.json "$installed"
+    say "npm ci took $((SECONDS - start)) s"
+  fi
+  "$node" --version >/dev/null 2>&1 || link_node
 }
 main "$@"

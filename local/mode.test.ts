@@ -3,11 +3,20 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createProbe, decide } from './mode.ts';
+import { isSuitable, type Unsuitable } from './tools.ts';
 
 describe('the decision', () => {
   const noDocker = 'there is no docker command';
-  const notInstalled = 'mise could not install what is missing: tilt';
-  const table: { asked?: string; docker?: string; missing?: string[]; mise?: boolean; says: RegExp }[] = [
+  const tilt: Unsuitable = { tool: 'tilt', wanted: '0.37.6', found: undefined };
+  const oldKind: Unsuitable = { tool: 'kind', wanted: '0.33.0', found: '0.32.0' };
+  const notInstalled = 'mise could not install tilt 0.37.6';
+  const table: {
+    asked?: string;
+    docker?: string;
+    unsuitable?: Unsuitable[];
+    mise?: boolean;
+    says: RegExp;
+  }[] = [
     { says: /^cluster: cluster, because Docker and the tools are there \(MODE=local / },
     { asked: 'cluster', says: /^cluster: cluster, as MODE=cluster asks/ },
     { asked: 'local', says: /^local: local processes, as MODE=local asks \(MODE=cluster / },
@@ -17,31 +26,39 @@ describe('the decision', () => {
       docker: noDocker,
       says: new RegExp(`^error: MODE=cluster .*${noDocker} \\(MODE=local `),
     },
-    { missing: ['tilt'], mise: true, says: /^cluster: / },
-    { missing: ['tilt'], mise: false, says: new RegExp(`^local: .*${notInstalled}`) },
-    { asked: 'cluster', missing: ['tilt'], mise: false, says: new RegExp(`^error: .*${notInstalled}`) },
+    { unsuitable: [tilt], mise: true, says: /^cluster: / },
+    { unsuitable: [tilt], mise: false, says: new RegExp(`^local: .*${notInstalled}`) },
+    { asked: 'cluster', unsuitable: [tilt], mise: false, says: new RegExp(`^error: .*${notInstalled}`) },
+    {
+      unsuitable: [oldKind, tilt],
+      mise: false,
+      says: /^local: .* install kind 0\.33\.0 \(0\.32\.0 is on the PATH\), tilt 0\.37\.6 \(MODE=/,
+    },
     { asked: 'kind', says: /^error: MODE must be cluster or local, not 'kind'$/ },
   ];
 
-  test.for(table)('$asked, $docker, $missing, $mise', async ({ asked, docker, missing = [], mise, says }) => {
-    let left = missing;
-    const decision = decide(asked, {
-      docker: () => Promise.resolve(docker),
-      missing: () => Promise.resolve(left),
-      install: async () => {
-        if (mise) left = [];
-      },
-    });
-    const said = await decision.then(
-      ({ mode, line }) => `${mode}: ${line}`,
-      (error: Error) => `error: ${error.message}`,
-    );
-    expect(said).toMatch(says);
-    expect(said).not.toContain('\n');
-  });
+  test.for(table)(
+    '$asked, $docker, $unsuitable, $mise',
+    async ({ asked, docker, unsuitable = [], mise, says }) => {
+      let left = unsuitable;
+      const decision = decide(asked, {
+        docker: () => Promise.resolve(docker),
+        unsuitable: () => Promise.resolve(left),
+        install: async () => {
+          if (mise) left = [];
+        },
+      });
+      const said = await decision.then(
+        ({ mode, line }) => `${mode}: ${line}`,
+        (error: Error) => `error: ${error.message}`,
+      );
+      expect(said).toMatch(says);
+      expect(said).not.toContain('\n');
+    },
+  );
 
   test('MODE=local asks nobody', async () => {
-    const decision = decide('local', { docker: refuse, missing: refuse, install: refuse });
+    const decision = decide('local', { docker: refuse, unsuitable: refuse, install: refuse });
     await expect(decision).resolves.toHaveProperty('mode', 'local');
   });
 });
@@ -79,22 +96,46 @@ describe('the machine', () => {
     expect(await createProbe(env).docker()).toBe('Docker cannot be reached (Cannot connect)');
   });
 
-  test('what mise installs is found on the PATH that the probe leaves', async () => {
+  const pins = { ctlptl: '0.9.3', kind: '0.33.0', kubectl: '1.36.4', kustomize: '5.8.1', tilt: '0.37.6' };
+
+  /** A command in a folder that prints a version, as the tool does. */
+  async function tool(inside: string, name: string, version: string): Promise<void> {
+    await writeFile(path.join(inside, name), `#!/bin/sh\necho "${name} v${version} go1.26.8"\n`);
+    await chmod(path.join(inside, name), 0o755);
+  }
+
+  test('tools that are missing, or too old, come from mise and are found first on the PATH', async () => {
     const tools = path.join(folder, 'tools');
     await mkdir(tools);
-    const changed = { ...env, PATH: folder };
+    await Promise.all(Object.entries(pins).map(([name, version]) => tool(folder, name, version)));
+    await rm(path.join(folder, 'tilt'));
+    await tool(folder, 'kind', '0.32.0');
+    await command('kubectl', 'echo no version here');
+    const changed = { ...env, PATH: [folder, '/bin'].join(path.delimiter) };
     const probe = createProbe(changed);
     await command('npm', 'echo no network >&2; exit 1');
     await expect(decide('cluster', { ...probe, docker: answers })).rejects.toThrow(
-      /mise could not install what is missing: ctlptl, kind, kubectl, kustomize, tilt /,
+      'mise could not install kind 0.33.0 (0.32.0 is on the PATH), ' +
+        'kubectl 1.36.4 (an unknown version is on the PATH), tilt 0.37.6 (MODE=',
     );
 
-    const install = `for tool in ctlptl kind kubectl kustomize tilt; do : > ${tools}/$tool; /bin/chmod +x ${tools}/$tool; done`;
-    await command(
-      'npm',
-      `case "$*" in *mise?install) ${install} ;; *bin-paths) echo mise WARN offline >&2; echo ${tools} ;; esac`,
-    );
+    await Promise.all(Object.entries(pins).map(([name, version]) => tool(tools, name, version)));
+    await command('npm', `case "$*" in *bin-paths*) echo mise WARN offline >&2; echo ${tools} ;; esac`);
     expect(await decide('cluster', { ...probe, docker: answers })).toHaveProperty('mode', 'cluster');
-    expect(changed.PATH?.split(path.delimiter)).toEqual([folder, tools]);
+    expect(changed.PATH.split(path.delimiter)).toEqual([tools, folder, '/bin']);
+  });
+
+  test.for([
+    ['kind', '0.33.0', true],
+    ['kind', '0.34.1', true],
+    ['kind', '0.32.9', false],
+    ['kind', '1.0.0', false],
+    ['tilt', '0.37.5', false],
+    ['kubectl', '1.35.0', true],
+    ['kubectl', '1.37.9', true],
+    ['kubectl', '1.34.9', false],
+    ['kubectl', '1.38.0', false],
+  ] as const)('%s %s is suitable: %s', ([name, version, suitable]) => {
+    expect(isSuitable(name, version, pins[name])).toBe(suitable);
   });
 });

@@ -1,14 +1,14 @@
 // Decides how `make up` runs the services: prints `cluster` or `local`, and the PATH to run it with.
 // Why it took that one goes to standard error, in one line.
-import { findMissing, installMissing, run } from './tools.ts';
+import { describe, findUnsuitable, installUnsuitable, isOnPath, run, type Unsuitable } from './tools.ts';
 
 /** What tells whether a cluster can be had; each is asked only if it matters. */
 export interface Probe {
   /** Why Docker cannot be used; undefined if it can. */
   docker: () => Promise<string | undefined>;
-  /** Which of the tools that a cluster needs are not there. */
-  missing: () => Promise<string[]>;
-  /** Installs the missing ones. */
+  /** Which of the tools that a cluster needs are missing or of an unsuitable version. */
+  unsuitable: () => Promise<Unsuitable[]>;
+  /** Installs them. */
   install: () => Promise<void>;
 }
 
@@ -40,14 +40,13 @@ export async function decide(asked: string | undefined, probe: Probe): Promise<D
   };
 }
 
-async function findObstacle({ docker, missing, install }: Probe): Promise<string | undefined> {
+async function findObstacle({ docker, unsuitable, install }: Probe): Promise<string | undefined> {
   const noDocker = await docker();
   if (noDocker !== undefined) return noDocker;
-  if ((await missing()).length === 0) return undefined;
+  if ((await unsuitable()).length === 0) return undefined;
   await install();
-  const stillMissing = await missing();
-  if (stillMissing.length === 0) return undefined;
-  return `mise could not install what is missing: ${stillMissing.join(', ')}`;
+  const left = await unsuitable();
+  return left.length === 0 ? undefined : `mise could not install ${describe(left)}`;
 }
 
 /** What `make up` calls or Tilt does for it; mise.toml has their versions. */
@@ -60,7 +59,7 @@ const tools = ['ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt'];
 export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
   return {
     async docker() {
-      if ((await findMissing(['docker'], env)).length > 0) return 'there is no docker command';
+      if (!(await isOnPath('docker', env))) return 'there is no docker command';
       const { code, output } = await run(
         'docker',
         ['version', '--format', '{{.Server.Version}}'],
@@ -71,8 +70,8 @@ export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
       if (code === undefined) return `Docker did not answer within ${dockerMs / 1000} s`;
       return `Docker cannot be reached (${output.trim().split('\n').at(-1)})`;
     },
-    missing: () => findMissing(tools, env),
-    install: () => installMissing(tools, env),
+    unsuitable: () => findUnsuitable(tools, env),
+    install: () => installUnsuitable(tools, env),
   };
 }
 

@@ -1,37 +1,102 @@
-// Finds the tools of mise.toml and installs those that are missing: `tools.ts NAME…` prints the PATH to run them with.
+// Finds the tools of mise.toml and installs those that are missing or of another version than the project is tested with:
+// `tools.ts NAME…` prints the PATH to run them with.
 import { spawn } from 'node:child_process';
-import { access, constants } from 'node:fs/promises';
+import { access, constants, readFile } from 'node:fs/promises';
 import path from 'node:path';
 
 const installMs = 300_000;
+const versionMs = 10_000;
 const miseVersion = '2026.9.15';
 
-/** Installs those that are missing with mise, which itself comes from npm; then `env.PATH` reaches them. */
-export async function installMissing(tools: string[], env: NodeJS.ProcessEnv): Promise<void> {
-  const missing = await findMissing(tools, env);
-  if (missing.length === 0) return;
+/** How each tool prints its version. kube-score has none to compare: built from source it says "development". */
+const versionArguments: Record<string, string[]> = {
+  ctlptl: ['version'],
+  kind: ['version'],
+  kubectl: ['version', '--client'],
+  kustomize: ['version'],
+  tilt: ['version'],
+};
+
+/** A tool that is missing, or that is on the PATH at a version that the project does not work with. */
+export interface Unsuitable {
+  tool: string;
+  /** The version that mise.toml pins. */
+  wanted: string;
+  /** The version on the PATH, or undefined where the tool is missing. */
+  found: string | undefined;
+}
+
+/** Such as `kind 0.33.0 (0.32.0 is on the PATH), tilt 0.37.6`. */
+export function describe(tools: Unsuitable[]): string {
+  const parts = tools.map(({ tool, wanted, found }) => {
+    return `${tool} ${wanted}${found === undefined ? '' : ` (${found} is on the PATH)`}`;
+  });
+  return parts.join(', ');
+}
+
+/** Installs the unsuitable ones with mise, which itself comes from npm, and puts them first on `env.PATH`. */
+export async function installUnsuitable(tools: string[], env: NodeJS.ProcessEnv): Promise<void> {
+  const unsuitable = await findUnsuitable(tools, env);
+  if (unsuitable.length === 0) return;
   const mise = `@jdxcode/mise-${process.platform}-${process.arch}@${miseVersion}`;
   // Without a network there is an answer at once: npm would try again for minutes.
   const quick = ['--loglevel=error', '--prefer-offline', '--fetch-retries=0'];
   const exec = ['exec', '--yes', ...quick, `--package=${mise}`, '--', 'mise'];
   // The project's own mise.toml; mise would ask whether to trust it.
   const trusting = { ...env, MISE_TRUSTED_CONFIG_PATHS: process.cwd(), MISE_YES: '1' };
-  process.stderr.write(`make: installing ${missing.join(', ')} with mise ${miseVersion}\n`);
+  process.stderr.write(`make: installing ${describe(unsuitable)} with mise ${miseVersion}\n`);
   const { output } = await run('npm', [...exec, 'install'], trusting, installMs);
-  const paths = await run('npm', [...exec, 'bin-paths'], trusting, installMs);
+  const pins = await readPins();
+  const names = unsuitable.map(({ tool }) => pins.get(tool)!.name);
+  const paths = await run('npm', [...exec, 'bin-paths', ...names], trusting, installMs);
   // Between the paths are its warnings.
   const folders = paths.output.split('\n').filter((line) => path.isAbsolute(line));
-  env.PATH = [env.PATH, ...folders].join(path.delimiter);
-  if ((await findMissing(missing, env)).length > 0) process.stderr.write(output);
+  env.PATH = [...folders, env.PATH].join(path.delimiter);
+  if ((await findUnsuitable(tools, env)).length > 0) process.stderr.write(output);
 }
 
-/** Which of the tools are not on the PATH. */
-export async function findMissing(tools: string[], env: NodeJS.ProcessEnv): Promise<string[]> {
-  const found = await Promise.all(tools.map((tool) => isOnPath(tool, env)));
-  return tools.filter((_, index) => !found[index]);
+/** Which of the tools are missing, or on the PATH at another version than `isSuitable` takes. */
+export async function findUnsuitable(tools: string[], env: NodeJS.ProcessEnv): Promise<Unsuitable[]> {
+  const pins = await readPins();
+  const checked = await Promise.all(
+    tools.map(async (tool): Promise<Unsuitable | undefined> => {
+      const wanted = pins.get(tool)?.version;
+      if (wanted === undefined) throw new Error(`mise.toml has no version of ${tool}`);
+      if (!(await isOnPath(tool, env))) return { tool, wanted, found: undefined };
+      const args = versionArguments[tool];
+      if (args === undefined) return undefined;
+      const { output } = await run(tool, args, env, versionMs);
+      const found = /\d+\.\d+\.\d+/.exec(output)?.[0];
+      if (found !== undefined && isSuitable(tool, found, wanted)) return undefined;
+      return { tool, wanted, found: found ?? 'an unknown version' };
+    }),
+  );
+  return checked.filter((each) => each !== undefined);
 }
 
-async function isOnPath(command: string, env: NodeJS.ProcessEnv): Promise<boolean> {
+/**
+ * Whether the project works with a version: one of the same major version, and not older than the pinned one. kubectl
+ * works with servers up to one minor version away (https://kubernetes.io/releases/version-skew-policy/#kubectl).
+ */
+export function isSuitable(tool: string, found: string, wanted: string): boolean {
+  const [major = 0, minor = 0, patch = 0] = found.split('.').map(Number);
+  const [wantedMajor = 0, wantedMinor = 0, wantedPatch = 0] = wanted.split('.').map(Number);
+  if (major !== wantedMajor) return false;
+  if (tool === 'kubectl') return Math.abs(minor - wantedMinor) <= 1;
+  return minor > wantedMinor || (minor === wantedMinor && patch >= wantedPatch);
+}
+
+/** The version of each tool in mise.toml, with its name there, by its command. */
+async function readPins(): Promise<Map<string, { name: string; version: string }>> {
+  const text = await readFile(path.join(import.meta.dirname, '../mise.toml'), 'utf8');
+  const lines = text.matchAll(/^"?([^"\s#[]+)"? = "([\d.]+)"$/gm);
+  return new Map(
+    [...lines].map(([, name = '', version = '']) => [path.posix.basename(name), { name, version }]),
+  );
+}
+
+/** Whether a command is in a folder of `env.PATH`. */
+export async function isOnPath(command: string, env: NodeJS.ProcessEnv): Promise<boolean> {
   for (const folder of (env.PATH ?? '').split(path.delimiter)) {
     try {
       await access(path.join(folder, command), constants.X_OK);
@@ -75,6 +140,12 @@ export function run(
 
 if (process.argv[1] === import.meta.filename) {
   const env = { ...process.env };
-  await installMissing(process.argv.slice(2), env);
+  const tools = process.argv.slice(2);
+  await installUnsuitable(tools, env);
+  const left = await findUnsuitable(tools, env);
+  if (left.length > 0) {
+    process.stderr.write(`make: mise could not install ${describe(left)}: put it on the PATH, see mise.toml\n`);
+    process.exit(1);
+  }
   process.stdout.write(`${env.PATH}\n`);
 }
