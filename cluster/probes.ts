@@ -185,11 +185,14 @@ async function findOutsider(): Promise<string> {
   return `${near ?? addresses[0]}:${itsPort}`;
 }
 
-/** Tries each target: `timeout` is what tells a packet that nobody answers. */
+/**
+ * Tries each target: `timeout` is what tells a packet that nobody answers. The dot at the end of the name keeps the
+ * resolver from asking the host's search domains first.
+ */
 const connect = `for target in "$@"; do
   (
     case $target in
-      udp:*) timeout 2 getent hosts kubernetes.default.svc.cluster.local >/dev/null ;;
+      udp:*) timeout 2 getent hosts kubernetes.default.svc.cluster.local. >/dev/null ;;
       *) timeout 2 bash -c ": </dev/tcp/\${target%:*}/\${target##*:}" 2>/dev/null ;;
     esac && echo "$target"
   ) &

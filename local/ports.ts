@@ -47,6 +47,7 @@ function refusalToListen(port: number): Promise<string | undefined> {
   });
 }
 
+/** Cut in the middle: a command starts with its program and ends with the file and the service that it runs. */
 function shorten(command: string): string {
-  return command.length > 100 ? `${command.slice(0, 99)}…` : command;
+  return command.length > 140 ? `${command.slice(0, 60)} … ${command.slice(-77)}` : command;
 }
