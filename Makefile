@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/.payloop/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test test-page screenshots model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
+.PHONY: help install up debug test check test-install test-page screenshots model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -15,6 +15,8 @@ help:
 	@echo '            OVERLAY=flaky with a provider that cannot be relied on'
 	@echo 'make debug  make up with the inspector of each service open on loopback, for .vscode/launch.json'
 	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
+	@echo 'make check  just the types, the style and the manifests'
+	@echo 'make test-install  fresh clones, each with a Node and an npm that users have: make up, its test, make check'
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
 	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
@@ -41,9 +43,14 @@ up: install
 debug: install
 	@local/up.sh -- --debug
 
-test: install
-	@local/check.sh
+test: check
 	@vitest run
+
+check: install
+	@local/check.sh
+
+test-install: install
+	@vitest run --config=local/test-install/vitest.config.ts
 
 # RUNS=10000 SEED=1; AT=… replays the failure that printed it.
 model: install

@@ -26,7 +26,7 @@ check_host() {
   [[ $version =~ ^v([0-9]+)\.([0-9]+)\. ]] || fail "node --version prints '$version', not a version: install Node 24, https://nodejs.org"
   major=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]}
   ((major == 20 && minor >= 19 || major == 22 && minor >= 12 || major >= 23)) ||
-    fail "Node ${version#v} is not supported: install Node 24 (or ^20.19.0 or >=22.12.0), https://nodejs.org"
+    fail "Node ${version#v} is not one of ^20.19.0 || >=22.12.0: install Node 24, https://nodejs.org"
   command -v npm >/dev/null || fail 'npm is missing: it comes with Node, https://nodejs.org'
 }
 
@@ -42,12 +42,11 @@ link_node() {
       return
     fi
   done
-  # On one line: a loader's message names the file at its start.
   reason=${reason##*$'\n'}
   candidate=$(command -v node)
   [[ $(node --version) =~ ^v(2[4-9]|[3-9][0-9])\. ]] ||
-    fail "npm's Node 24 does not run on $(uname -sm) (${reason##*: }): install Node 24 and put it on the PATH"
-  say "npm's Node 24 does not run on $(uname -sm) (${reason##*: }): using $candidate, $(node --version)"
+    fail "npm's Node 24 does not run on $(uname -sm) ($reason): install Node 24 and put it on the PATH"
+  say "npm's Node 24 does not run on $(uname -sm) ($reason): using $candidate, $(node --version)"
   ln -sf "$candidate" "$node"
 }
 

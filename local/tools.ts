@@ -144,7 +144,9 @@ if (process.argv[1] === import.meta.filename) {
   await installUnsuitable(tools, env);
   const left = await findUnsuitable(tools, env);
   if (left.length > 0) {
-    process.stderr.write(`make: mise could not install ${describe(left)}: put it on the PATH, see mise.toml\n`);
+    process.stderr.write(
+      `make: mise could not install ${describe(left)}: put it on the PATH, see mise.toml\n`,
+    );
     process.exit(1);
   }
   process.stdout.write(`${env.PATH}\n`);

@@ -7,6 +7,7 @@ import { url } from 'node:inspector';
 import { stripTypeScriptTypes } from 'node:module';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import express from 'express';
 import pg from 'pg';
 
@@ -14,7 +15,9 @@ const services = join(process.cwd(), 'services');
 const [service = ''] = process.argv.slice(2);
 
 process.on('disconnect', () => process.kill(process.pid, 'SIGTERM'));
-process.once('message', () => void import(join(services, service, 'src/main.ts')));
+// A path as it is may hold what a URL would read in another way, such as % and #.
+const main = pathToFileURL(join(services, service, 'src/main.ts')).href;
+process.once('message', () => void import(main));
 process.send?.({ inspector: url() });
 
 await importPackages();
