@@ -174,10 +174,7 @@ test('npm ci runs where the lockfile changed, and is said', async () => {
 test('an npm ci that fails is run again the next time', async () => {
   await fs.writeFile(path.join(clone, 'package-lock.json'), '{"new":true}');
   await command(path.join(bin, 'npm'), 'echo no network >&2; exit 1');
-  for (const _time of [1, 2]) {
-    expect(await install()).toEqual({
-      code: 1,
-      output: expect.stringMatching(/no network\nmake: npm ci failed.*\n$/),
-    });
-  }
+  const failed = { code: 1, output: expect.stringMatching(/no network\nmake: npm ci failed.*\n$/) };
+  expect(await install()).toEqual(failed);
+  expect(await install()).toEqual(failed);
 });
