@@ -30,6 +30,10 @@ check_host() {
   command -v npm >/dev/null || fail 'npm is missing: it comes with Node, https://nodejs.org'
 }
 
+hint() {
+  [[ $PWD != *%* ]] || echo ": npm before 10.9.8, and 11 before 11.6.2, cannot install below a folder with a % in its name"
+}
+
 # npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362), so the link is ours. Whether
 # a Node runs is tried: npm's need glibc, which Alpine and NixOS do not have in its usual place.
 link_node() {
@@ -59,7 +63,7 @@ main() {
     # All of it is needed here, whatever the user's settings (NODE_ENV, omit) leave out elsewhere. engine-strict would
     # refuse Node 20 for packages that only ever run on the Node that comes with them.
     npm ci --prefer-offline --loglevel=error --include=dev --include=optional --engine-strict=false ||
-      fail 'npm ci failed, see above'
+      fail "npm ci failed, see above$(hint)"
     cp package-lock.json "$installed"
     say "npm ci took $((SECONDS - start)) s"
   fi

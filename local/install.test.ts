@@ -178,3 +178,12 @@ test('an npm ci that fails is run again the next time', async () => {
   expect(await install()).toEqual(failed);
   expect(await install()).toEqual(failed);
 });
+
+test('an npm ci that fails below a folder with a % says which npm can', async () => {
+  clone = path.join(await fs.mkdtemp(path.join(folder, '100%')), 'clone');
+  await fs.cp(path.join(folder, 'clone'), clone, { recursive: true });
+  await fs.writeFile(path.join(clone, 'package-lock.json'), '{"new":true}');
+  await command(path.join(bin, 'npm'), 'exit 1');
+  const { output } = await install();
+  expect(output).toMatch(/\nmake: npm ci failed, see above: npm before 10\.9\.8, .*%.*\n$/);
+});

