@@ -3,8 +3,8 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['services/**/*.test.ts', 'local/**/*.test.ts'],
-    // Those of the page need a browser: make test-page.
-    exclude: ['**/node_modules/**', 'services/*/page-tests/**'],
+    // They need a browser, and half a minute for each: make test-page, make test-install.
+    exclude: ['**/node_modules/**', 'services/*/page-tests/**', 'local/test-install/**'],
     globalSetup: ['services/testing/postgres.ts'],
     // More than there are cores: most tests wait for a process, a timeout or the database.
     maxWorkers: 4,
