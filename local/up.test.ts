@@ -39,6 +39,7 @@ beforeAll(async () => {
     'kustomize',
     'Makefile',
     'test.sh',
+    'mise.toml',
     'package.json',
     'package-lock.json',
   ]) {
@@ -130,7 +131,8 @@ test.for([
     const tools = path.join(temporary, 'tools');
     await fs.mkdir(tools, { recursive: true });
     for (const tool of ['docker', 'ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt']) {
-      const script = `#!/bin/sh\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
+      const version = `[ "$1" = version ] && grep '${tool}"* = ' mise.toml && exit`;
+      const script = `#!/bin/sh\n${version}\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
       await fs.writeFile(path.join(tools, tool), script, { mode: 0o755 });
     }
     up = makeUp(target, { MODE: '', PATH: [tools, env.PATH].join(path.delimiter) });
