@@ -107,8 +107,8 @@ async function startsAndStops(up: Running, url: string, stop: (up: Running) => v
   } finally {
     stop(up);
     await up.ended();
-    expect(up.output).toMatch(/^up +\| ending/m);
   }
+  expect(up.output).toMatch(/^up +\| ending/m);
 }
 
 async function passesChecks(check: Running): Promise<void> {
