@@ -24,9 +24,11 @@ beforeAll(async () => {
 }, 2 * minutes);
 afterAll(async () => {
   await registry.close();
-  const { stdout } = await run('docker', ['images', '--quiet', `--filter=reference=${registry.host}/*/*`]);
-  const images = [...new Set(stdout.split('\n').filter(Boolean))];
-  if (images.length > 0) await run('docker', ['rmi', '--force', ...images]);
+  // By name: an image can have other names that are not ours.
+  const filters = [registry.host, registry.plainHost].map((host) => `--filter=reference=${host}/*/*`);
+  const { stdout } = await run('docker', ['images', '--format={{.Repository}}:{{.Tag}}', ...filters]);
+  const images = stdout.split('\n').filter(Boolean);
+  if (images.length > 0) await run('docker', ['rmi', ...images]);
   await rm(folder, { recursive: true });
 }, minutes);
 
