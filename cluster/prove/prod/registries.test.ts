@@ -156,3 +156,22 @@ describe('nothing is built where the registry does not answer the question:', ()
     expect(made.said).not.toContain('building');
   });
 });
+
+test(
+  'changes that are not committed are not pushed, not even as a candidate',
+  { timeout: minutes },
+  async () => {
+    const name = 'changed';
+    registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
+    const file = join(folder, 'services/kit/src/new.ts');
+    await writeFile(file, '');
+    const made = await release(name);
+    await rm(file);
+    expect(made).toMatchObject({ code: 1, manifests: '' });
+    expect(made.said).toMatch(
+      /invoice-app:1\.0\.0 cannot be read with this login, and there are changes that are/,
+    );
+    const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/invoice-app/tags/list`);
+    expect(status).toBe(404);
+  },
+);
