@@ -8,9 +8,10 @@ container=''
 clean_up() { [[ -z $container ]] || docker rm "$container" >/dev/null; }
 
 # Bytes in all, of Node, of the service's bundle with its map, and of the rest (the system's libraries, certificates).
+# GNU tar lists owner/group in one column and the date in two; BSD tar has the links first, as ls has them.
 sizes() {
-  docker export "$container" | tar --list --verbose --file=- | awk '
-    { size = $3; path = $6; all += size }
+  docker export "$container" | LC_ALL=C tar --list --verbose --file=- | awk '
+    { if ($2 ~ /\//) { size = $3; path = $6 } else { size = $5; path = $9 } all += size }
     path ~ /^nodejs\// { node += size; next }
     path ~ /^app\/.*\.map$/ { map += size; next }
     path ~ /^app\// { bundle += size; next }
