@@ -5,6 +5,7 @@ import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import fc from 'fast-check';
 import { afterEach, describe, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import { processOf } from '../../../local/processes.ts';
@@ -19,6 +20,7 @@ import { resolve } from 'node:path';
 import { hashSource } from '../../kit/src/source.ts';
 const source = hashSource(resolve(import.meta.dirname, '../../..'), 'toy');
 const { word } = await import('./word.ts');
+if (typeof word !== 'string') throw new Error('there is no word');
 const server = createServer((request, response) => response.end(JSON.stringify({ word, source })));
 server.listen(0, '127.0.0.1', () => {
   process.send?.({ port: (server.address() as { port: number }).port });
@@ -64,7 +66,7 @@ class Toy {
   /** @param wrap a command that runs the service, such as `nice` */
   async start(wrap: string[] = []): Promise<this> {
     this.#port = await freePort();
-    const [file = '', ...args] = [...wrap, process.execPath, 'services/kit/dev/serve.ts', 'toy'];
+    const [file, ...args] = [...wrap, process.execPath, 'services/kit/dev/serve.ts', 'toy'];
     const env = {
       ...process.env,
       HOST: '127.0.0.1',
@@ -96,15 +98,15 @@ class Toy {
   /** Waits until the code in the folder is served. */
   async serves(): Promise<void> {
     const { word } = /'(?<word>.*)'/.exec(fs.readFileSync(join(this.src, 'word.ts'), 'utf8'))?.groups ?? {};
-    const expected = { word, source: this.hash() };
-    await expect
-      .poll(() => this.ask(), { timeout: bound, interval: 20, message: this.log })
-      .toEqual(expected);
+    await this.#until(async () => {
+      const answer = await this.ask();
+      return answer.word === word && answer.source === this.hash();
+    }, `'${word}' is not served`);
   }
 
   /** Waits for a line of the log. @param from where in it to begin */
   async says(line: RegExp, from = 0): Promise<void> {
-    await expect.poll(() => this.log.slice(from), { timeout: bound, interval: 20 }).toMatch(line);
+    await this.#until(() => line.test(this.log.slice(from)), `no line like ${line}`);
   }
 
   /** By the rule of test.sh, which has to be that of source.ts. */
@@ -112,8 +114,14 @@ class Toy {
     const script = `eval "$(sed -n '/sha256sum/p;/^hash_source()/,/^}/p' "$0")"; hash_source toy`;
     const options = { cwd: this.root, encoding: 'utf8' } as const;
     const hash = execFileSync('bash', ['-c', script, join(original, 'test.sh')], options).trim();
-    expect(hashSource(this.root, 'toy')).toBe(hash);
+    if (hashSource(this.root, 'toy') !== hash) throw new Error('source.ts and test.sh differ');
     return hash;
+  }
+
+  async #until(isSo: () => boolean | Promise<boolean>, what: string): Promise<void> {
+    for (const end = performance.now() + bound; !(await isSo()); await sleep(20)) {
+      if (performance.now() > end) throw new Error(`${what} within ${bound / 1_000} s:\n${this.log}`);
+    }
   }
 
   /** The process of nodemon, once it runs. */
@@ -147,12 +155,13 @@ function git(...args: string[]): void {
  * Saves until nodemon tells of it, by the name of the file that only it knows: at first it is not watching yet, and
  * where it went blind a look finds the first save.
  */
-async function savesAreNoticed(): Promise<void> {
+async function noticed(): Promise<boolean> {
   for (let attempt = 1; attempt <= 15; attempt += 1) {
     const from = toy!.log.length;
     toy!.write('word.ts', wordOf(`${from}`));
     await toy!.serves();
-    if (/runs the new code after \d+ ms: services\/toy\/src\/word\.ts/.test(toy!.log.slice(from))) return;
+    if (/runs the new code after \d+ ms: services\/toy\/src\/word\.ts/.test(toy!.log.slice(from)))
+      return true;
     await sleep(500);
   }
   throw new Error(`nodemon tells of no save:\n${toy!.log}`);
@@ -172,7 +181,7 @@ describe('a save is served at once', () => {
     'naïve',
   ])('in a clone at %s', async (name) => {
     toy = await new Toy(name).start();
-    await savesAreNoticed();
+    expect(await noticed()).toBe(true);
   });
 
   test.each([
@@ -187,7 +196,7 @@ describe('a save is served at once', () => {
     toy = new Toy();
     make();
     await toy.start();
-    await savesAreNoticed();
+    expect(await noticed()).toBe(true);
     fs.rmSync(toy.src, { recursive: true });
     toy.write('main.ts', main);
     toy.write('word.ts', wordOf('third'));
@@ -239,7 +248,7 @@ describe('watchers are renewed', () => {
     for (const pause of [0, 300, 2_000]) {
       await replace(pause);
       fs.rmSync(away(), { recursive: true, force: true });
-      await savesAreNoticed();
+      expect(await noticed()).toBe(true);
     }
   });
 
@@ -252,7 +261,7 @@ describe('watchers are renewed', () => {
     toy.write('word.ts', wordOf('found'));
     await toy.serves();
     fs.rmSync(join(toy.src, 'round.ts'));
-    await savesAreNoticed();
+    expect(await noticed()).toBe(true);
     expect(toy.log.split('nodemon ended').length - 1).toBe(1);
   });
 
@@ -263,7 +272,7 @@ describe('watchers are renewed', () => {
       await toy.says(/toy: nodemon ended \(SIGKILL\) and is started again; until it watches/);
       toy.write('word.ts', wordOf(`${times} found`));
       await toy.serves();
-      await savesAreNoticed();
+      expect(await noticed()).toBe(true);
     }
     expect(toy.log.split('nodemon ended').length - 1).toBe(1);
   });
@@ -301,5 +310,100 @@ test.runIf(canLimit()).each([
     }
     expect(toy.log.split('is reached').length - 1).toBe(1);
     expect(toy.log).not.toMatch(/EPIPE|\n +at /);
+  },
+);
+
+/** Each may leave the folder whole or broken, and takes less than a second. */
+const happenings: Record<string, (n: number) => void | Promise<void>> = {
+  save: (n) => toy!.write('word.ts', wordOf(n)),
+  'save through a rename': (n) => {
+    toy!.write('.word.tmp', wordOf(n));
+    fs.renameSync(join(toy!.src, '.word.tmp'), join(toy!.src, 'word.ts'));
+  },
+  'save in halves': async (n) => {
+    const whole = wordOf(n);
+    toy!.write('word.ts', whole.slice(0, 1 + (n % (whole.length - 1))));
+    await sleep((n * 37) % 300);
+    toy!.write('word.ts', whole);
+  },
+  'save a mistake': (n) => toy!.write('word.ts', `const = ${n};`),
+  'remove a file': () => fs.rmSync(join(toy!.src, 'word.ts'), { force: true }),
+  'create a file': (n) => toy!.write(oddName(n), `// ${n}`),
+  'rename a file': (n) => {
+    const from = fs.readdirSync(toy!.src).find((name) => name.startsWith('odd'));
+    if (from !== undefined) fs.renameSync(join(toy!.src, from), join(toy!.src, oddName(n)));
+  },
+  'create a folder': (n) => toy!.write(`folder ${n % 3}/${oddName(n)}`, `// ${n}`),
+  'remove a folder': (n) => fs.rmSync(join(toy!.src, `folder ${n % 3}`), { recursive: true, force: true }),
+  'link to nothing': (n) => {
+    const link = join(toy!.src, n % 2 === 0 ? '.#word.ts' : `gone ${n % 5}.ts`);
+    fs.rmSync(link, { force: true });
+    fs.symlinkSync('nowhere', link);
+  },
+  'link to a folder': (n) => {
+    const [far, link] = [join(toy!.base, 'far'), join(toy!.src, 'far')];
+    fs.mkdirSync(far, { recursive: true });
+    fs.writeFileSync(join(far, oddName(n)), `// ${n}`);
+    fs.rmSync(link, { force: true });
+    fs.symlinkSync(far, link);
+  },
+  'move the folder away and back': async (n) => {
+    const away = join(toy!.base, 'away');
+    fs.renameSync(toy!.src, away);
+    await sleep((n * 37) % 700);
+    fs.renameSync(away, toy!.src);
+  },
+  'copy the folder over itself': (n) => {
+    const copy = join(toy!.base, 'copy');
+    fs.cpSync(toy!.src, copy, { recursive: true, verbatimSymlinks: true });
+    fs.rmSync(toy!.src, { recursive: true });
+    fs.cpSync(copy, toy!.src, { recursive: true, verbatimSymlinks: true });
+    fs.rmSync(copy, { recursive: true });
+    toy!.write('word.ts', wordOf(n));
+  },
+  'check out a commit without it, and back': async (n) => {
+    git('add', '--all', 'services/toy/src');
+    git('commit', '--quiet', '--allow-empty', '--message=with');
+    git('checkout', '--quiet', 'without');
+    await sleep((n * 37) % 700);
+    git('checkout', '--quiet', 'main');
+  },
+};
+
+function oddName(n: number): string {
+  return `odd ${["'", '"', '#', '%41', '$(x)', 'é', '\\', '\n', '[a]', '*'][n % 10]} ${n % 4}.ts`;
+}
+
+// FILES_RUNS=100 vitest run services/kit/dev/serve.test.ts -t random
+test(
+  'after random happenings the code in the folder is served, or it is said why not',
+  { timeout: 3_600_000 },
+  async () => {
+    const happening = fc.tuple(fc.constantFrom(...Object.keys(happenings)), fc.nat(999), fc.nat(1_500));
+    const property = fc.asyncProperty(fc.array(happening, { minLength: 4, maxLength: 8 }), async (list) => {
+      await using made = new Toy();
+      toy = made;
+      git('init', '--quiet', '--initial-branch=main');
+      git('commit', '--quiet', '--allow-empty', '--message=without');
+      git('tag', 'without');
+      await toy.start();
+      let reported = '';
+      for (const [name, n, pause] of list) {
+        const from = toy.log.length;
+        await happenings[name]!(n);
+        const file = join(toy.src, 'word.ts');
+        const content = fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '';
+        const isWhole = content.startsWith('export');
+        if (isWhole) await toy.serves();
+        else if (toy.hash() !== reported) await toy.says(/toy did not start/, from);
+        reported = isWhole ? '' : toy.hash();
+        await sleep(pause);
+      }
+      toy.write('word.ts', wordOf('the end'));
+      await toy.serves();
+      expect(toy.log).not.toMatch(/not a function/);
+      toy = undefined;
+    });
+    await fc.assert(property, { numRuns: Number(process.env.FILES_RUNS ?? 2), endOnFailure: true });
   },
 );
