@@ -270,6 +270,8 @@ describe('watchers are renewed', () => {
     for (const times of [1, 2]) {
       process.kill(await toy.nodemon(), 'SIGKILL');
       await toy.says(/toy: nodemon ended \(SIGKILL\) and is started again; until it watches/);
+      // Without a save that nobody told of.
+      await toy.nodemon();
       toy.write('word.ts', wordOf(`${times} found`));
       await toy.serves();
       expect(await noticed()).toBe(true);

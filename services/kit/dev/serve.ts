@@ -60,6 +60,8 @@ async function main(): Promise<void> {
     onChange: (files) => reloader.changed(files),
     say: (text) => say(`${service}: ${text}`),
   });
+  // A reader that was killed takes nothing else with it.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
   let stopping = false;
   const stop = async () => {
     if (stopping) return;
