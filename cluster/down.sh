@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Removes what `ctlptl apply` made: the cluster, with its volumes, and the registry. Nothing else.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -4,6 +4,7 @@
 # from this folder and pushed.
 #   REGISTRY=ghcr.io/acme kustomize/release.sh >release.yaml && kubectl apply --filename=release.yaml
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 say() { printf 'release: %s\n' "$*" >&2; }
 

@@ -45,10 +45,10 @@ function read(root: string): Map<string, string> {
     needed.flatMap(({ files }) => files),
     { cwd: root },
   ).filter((file) => !file.endsWith('.test.ts') && !path.basename(file).startsWith('.'));
-  return new Map(found.flatMap((file) => hash(root, file)));
+  return new Map(found.flatMap((file) => fingerprint(root, file)));
 }
 
-function hash(root: string, file: string): [string, string][] {
+function fingerprint(root: string, file: string): [string, string][] {
   try {
     return [
       [

@@ -2,6 +2,7 @@
 # Runs the services: in a cluster under Tilt, or as local processes. Arguments are Tilt's;
 # local processes understand --debug, and of --overlay= dev and those that only set variables.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."

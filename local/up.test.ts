@@ -297,7 +297,7 @@ test('a save is tested after the folder was moved away and back', { timeout: 90_
   for (const times of [1, 2]) {
     await delay(3_000);
     await fs.writeFile(service(), `${good}// saved ${times}\n`);
-    await up.line(greenAgain);
+    expect(await up.line(greenAgain)).toMatch(/passed/);
   }
   await fs.writeFile(service(), good);
   await up.line(greenAgain);
@@ -315,7 +315,9 @@ test('the clone may have any name but one with a colon', { timeout: 60_000 }, as
     await fs.rename(odd, colon);
     clone = colon;
     up = makeUp();
-    await up.line(/The folder of the clone is .*a:b: a PATH cannot hold a name with a colon, rename it/);
+    expect(await up.line(/folder of the clone/)).toMatch(
+      /The folder of the clone is .*a:b: a PATH cannot hold a name with a colon, rename it/,
+    );
   } finally {
     await fs.rename(clone, usual);
     clone = usual;
@@ -410,7 +412,10 @@ test('what takes effect at the next start only is said', { timeout: 60_000 }, as
     const file = path.join(clone, name);
     const before = await fs.readFile(file, 'utf8');
     await fs.writeFile(file, `${before}\n`);
-    await up.line(new RegExp(`^up +\\| ${name} has changed: end make up \\(Ctrl-C\\) and start it again, `));
+    const line = await up.line(/ has changed: /);
+    expect(line).toMatch(
+      new RegExp(`^up +\\| ${name} has changed: end make up \\(Ctrl-C\\) and start it again, `),
+    );
     await fs.writeFile(file, before);
   }
 });
@@ -420,8 +425,10 @@ test('every port that is taken is named in one go', async () => {
   const servers = names.map((name) => createServer().listen(port(name), '127.0.0.1'));
   await Promise.all(servers.map((server) => once(server, 'listening')));
   up = makeUp();
-  for (const name of names)
-    await up.line(new RegExp(`^up +\\| port ${port(name)} is taken .* set ${name} to`));
+  for (const name of names) {
+    const line = await up.line(/^up +\| port /);
+    expect(line).toMatch(new RegExp(`port ${port(name)} is taken .* set ${name} to`));
+  }
   await up.line(/^make: .*Error 1$/);
   for (const server of servers) server.close();
 });
