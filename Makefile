@@ -4,10 +4,6 @@ SHELL := bash
 export HOST_PATH := $(PATH)
 export PATH := $(CURDIR)/.payloop/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
-ifneq (,$(findstring :,$(CURDIR)))
-$(error The folder of the clone is $(CURDIR): a PATH cannot hold a name with a colon, rename it)
-endif
-
 # What the user has set for other programs must not decide how these run: where Postgres is, how it is spoken to, what
 # Node loads at its start, where `cd` goes, and which proxy stands before this machine itself.
 unexport $(filter PG%,$(.VARIABLES)) CDPATH NODE_OPTIONS NODE_USE_ENV_PROXY

@@ -7,7 +7,7 @@ unset CDPATH
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   local decision
-  decision=$(node --import tsx local/mode.ts)
+  decision=$(node --import tsx local/mode.ts "$@")
   PATH=${decision#*$'\n'}
   case ${decision%%$'\n'*} in
     cluster)

@@ -1,9 +1,10 @@
-import { execFile, spawn, type ChildProcess } from 'node:child_process';
+import { execFile, spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
+import { text as readAll } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
@@ -40,6 +41,7 @@ beforeAll(async () => {
     'services',
     'local',
     'kustomize',
+    'cluster',
     'Makefile',
     'test.sh',
     'mise.toml',
@@ -88,9 +90,9 @@ function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
     detached: true,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  let text = '';
+  let said = '';
   let read = 0;
-  child.stdout.setEncoding('utf8').on('data', (part: string) => (text += part));
+  child.stdout.setEncoding('utf8').on('data', (part: string) => (said += part));
   const ended = new Promise<number | NodeJS.Signals | null>((resolve) => {
     child.once('close', (code, by) => resolve(by ?? code));
   });
@@ -98,15 +100,15 @@ function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
     child,
     async line(pattern) {
       for (const until = Date.now() + 20_000; Date.now() < until; await delay(20)) {
-        const lines = text.slice(read, text.lastIndexOf('\n') + 1).split('\n');
+        const lines = said.slice(read, said.lastIndexOf('\n') + 1).split('\n');
         const at = lines.findIndex((line) => pattern.test(line));
         if (at === -1) continue;
         read += lines.slice(0, at + 1).join('\n').length + 1;
         return lines[at] ?? '';
       }
-      throw new Error(`no line like ${pattern} in:\n${text.slice(read)}`);
+      throw new Error(`no line like ${pattern} in:\n${said.slice(read)}`);
     },
-    rest: () => text.slice(read).split('\n').filter(Boolean),
+    rest: () => said.slice(read).split('\n').filter(Boolean),
     end(name) {
       process.kill(-child.pid!, name);
       return ended;
@@ -138,7 +140,8 @@ test.for([
     await fs.mkdir(tools, { recursive: true });
     for (const tool of ['docker', 'ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt']) {
       const version = `[ "$1" = version ] && grep '${tool}"* = ' mise.toml && exit`;
-      const script = `#!/bin/sh\n${version}\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
+      const docker = `case "$1" in version) echo '{"Server":{"Components":[{"Name":"Engine"}]}}'; exit ;; context) echo unix:///; exit ;; esac`;
+      const script = `#!/bin/sh\n${tool === 'docker' ? docker : version}\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
       await fs.writeFile(path.join(tools, tool), script, { mode: 0o755 });
     }
     up = makeUp(target, { MODE: '', PATH: [tools, env.PATH].join(path.delimiter) });
@@ -315,9 +318,7 @@ test('the clone may have any name but one with a colon', { timeout: 60_000 }, as
     await fs.rename(odd, colon);
     clone = colon;
     up = makeUp();
-    expect(await up.line(/folder of the clone/)).toMatch(
-      /The folder of the clone is .*a:b: a PATH cannot hold a name with a colon, rename it/,
-    );
+    expect(await up.line(/colon/)).toMatch(/has a colon, which PATH cannot hold: move it/);
   } finally {
     await fs.rename(clone, usual);
     clone = usual;
@@ -433,21 +434,45 @@ test('every port that is taken is named in one go', async () => {
   for (const server of servers) server.close();
 });
 
-test('a checkout that cannot be written to is named in one line', async () => {
-  const folder = path.join(clone, '.payloop');
-  await fs.rename(folder, `${folder}.away`).catch(() => undefined);
-  try {
-    // As root nothing else is closed.
-    await fs.writeFile(folder, '');
-    up = makeUp();
-    expect(await up.line(/^up +\| /)).toMatch(
-      /\.payloop cannot be written to \((EEXIST|ENOTDIR)\), and make up keeps/,
-    );
-    await up.line(/^make: .*Error 1$/);
-  } finally {
-    await fs.rm(folder);
-    await fs.rename(`${folder}.away`, folder).catch(() => undefined);
+/** In a mount namespace of its own, where the clone is read-only. */
+const readOnly = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c'];
+const mountAndUp = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0"';
+
+test.runIf(canMount())('a checkout that cannot be written to is named in one line', async () => {
+  const [file, ...args] = readOnly;
+  const child = spawn(file!, [...args, `${mountAndUp} && make up 2>&1`, clone], { env });
+  const output = await readAll(child.stdout);
+  expect(output).toMatch(
+    /^up +\| .*\.payloop cannot be written to \(EROFS\), and make up keeps its data there: /m,
+  );
+  expect(output).not.toMatch(/^ +at |Error: /m);
+});
+
+function canMount(): boolean {
+  const [file, ...args] = readOnly;
+  return spawnSync(file!, [...args, mountAndUp, os.tmpdir()]).status === 0;
+}
+
+test('make prod and make down without Docker are one line each', { timeout: 60_000 }, async () => {
+  // All commands but docker.
+  const folder = path.join(temporary, 'no-docker');
+  await fs.mkdir(folder);
+  for (const source of (env.PATH ?? '').split(path.delimiter)) {
+    for (const name of await fs.readdir(source).catch(() => [])) {
+      if (name !== 'docker')
+        await fs.symlink(path.join(source, name), path.join(folder, name)).catch(() => undefined);
+    }
   }
+  const without = { MODE: '', PATH: folder };
+  up = makeUp('prod', without);
+  await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
+  await up.line(/^make: .*Error 1$/);
+  up = makeUp('up', { ...without, OVERLAY: 'prod' });
+  await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
+  up = makeUp('down', without);
+  expect(await up.line(/^make/)).toMatch(
+    /^make down: there is no docker command here, so there is no cluster to remove$/,
+  );
 });
 
 test('what a killed one left behind is ended by the next', { timeout: 60_000 }, async () => {
