@@ -4,6 +4,12 @@ SHELL := bash
 export HOST_PATH := $(PATH)
 export PATH := $(CURDIR)/.payloop/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
+# What the user has set for other programs must not decide how these run: where Postgres is, how it is spoken to, what
+# Node loads at its start, where `cd` goes, and which proxy stands before this machine itself.
+unexport $(filter PG%,$(.VARIABLES)) CDPATH NODE_OPTIONS NODE_USE_ENV_PROXY
+export NO_PROXY := localhost,.localhost,127.0.0.1,::1,$(NO_PROXY),$(no_proxy)
+export no_proxy := $(NO_PROXY)
+
 OVERLAY ?= dev
 export OVERLAY
 
@@ -41,7 +47,7 @@ up: install
 	@local/up.sh -- --overlay=$(OVERLAY)
 
 debug: install
-	@local/up.sh -- --debug
+	@local/up.sh -- --overlay=$(OVERLAY) --debug
 
 test: check
 	@vitest run

@@ -3,36 +3,90 @@
 #
 #   ./test.sh [URL [REPLICAS]]     URL of invoice-app, by default http://localhost:8081
 # It waits until REPLICAS processes of each service run the code in this folder (without a number: until ten
-# answers running came from it), resets where that is allowed, pays, and pays again. Needs curl and jq.
+# answers running came from it), resets where that is allowed, pays, and pays again. It fails at once where that code
+# does not start, and waits for another test of the same URL. Needs curl and jq.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
-readonly url=${1:-http://localhost:8081} replicas=${2:-0} wait_seconds=20
+url=${1:-http://localhost:8081}
+while [[ $url == */ ]]; do url=${url%/}; done
+readonly url replicas=${2:-0} wait_seconds=20 turn_seconds=90
+lock=${url/127.0.0.1/localhost}
+lock=.payloop/payment-test-${lock//[^A-Za-z0-9]/_}
+# No .curlrc: what it adds to an answer would be taken for the answer. On this machine no proxy either.
+curl=(curl --disable)
+case ${url#*://} in
+  localhost | localhost[:/]* | *.localhost | *.localhost[:/]* | 127.* | '[::1]'*) curl+=(--noproxy '*') ;;
+esac
 if command -v sha256sum >/dev/null; then sha256=(sha256sum); else sha256=(shasum -a 256); fi
 count=0
 
 ok() { count=$((count + 1)) && echo "ok $count - $*"; }
-fail() { echo "not ok $((count + 1)) - $1" && echo "payment test failed: $1: $2" >&2 && exit 1; }
+fail() { echo "not ok $((count + 1)) - $1" && printf 'payment test failed: %s: %s\n' "$1" "$(plain "$2")" >&2 && exit 1; }
+
+# One line, without what a terminal would take for a command: the text may be a stranger's.
+plain() { printf '%s' "$1" | LC_ALL=C tr '\001-\037\177' ' ' | LC_ALL=C sed $'s/\302[\200-\237]/ /g'; }
 
 # check NAME WHY COMMAND…: passes if the command does.
 check() { if "${@:3}"; then ok "$1"; else fail "$1" "$2"; fi; }
 
 # Sets `status` (000 where there was no answer) and `body`.
 request() {
-  body=$(curl --silent --show-error --max-time 60 --write-out '\n%{http_code}' "$@" 2>&1) || true
+  body=$("${curl[@]}" --silent --show-error --max-time 60 --write-out '\n%{http_code}' "$@" 2>&1 | tr -d '\000') || true
   status=${body##*$'\n'} body=${body%$'\n'*}
 }
 
-# What a service that runs the code in this folder gives as its source; see services/kit/src/source.ts.
+# Identifies the code of a service in this folder, by the rule of hashSource in services/kit/src/source.ts. What
+# cannot be read counts by its name: that service says which file it is.
 hash_source() {
-  find services/kit/src "services/$1/src" -name '*.ts' ! -name '*.test.ts' | LC_ALL=C sort |
-    xargs "${sha256[@]}" | "${sha256[@]}" | cut -d ' ' -f 1
+  local path
+  local -a paths=()
+  while IFS= read -r -d '' path; do paths+=("$path"); done < <(
+    find -L services/kit/src "services/$1/src" -name '.?*' -prune -o -type f -name '*.ts' ! -name '*.test.ts' -print0 2>/dev/null |
+      LC_ALL=C sort -z
+  )
+  if ((${#paths[@]} > 0)); then
+    printf '%s\0' "${paths[@]}"
+    printf '%s\0' "${paths[@]}" | { xargs -0 "${sha256[@]}" 2>/dev/null || true; } |
+      LC_ALL=C sed -n 's/^\\\{0,1\}\([0-9a-f]\{64\}\) .*/\1/p'
+  fi | "${sha256[@]}" | cut -d ' ' -f 1
+}
+
+is_alive() { kill -0 "$1" 2>/dev/null || [[ -d /proc/$1 ]] || ps -p "$1" >/dev/null 2>&1; }
+
+# Waits for another test of this URL: they would reset and pay each other's invoices.
+take_turn() {
+  local owner waited_for=''
+  # Where the folder cannot be written to, there is no lock.
+  mkdir -p "${lock%/*}" 2>/dev/null && [[ -w ${lock%/*} ]] || return 0
+  trap '[[ $(readlink "$lock") != "$$" ]] || rm -f "$lock"' EXIT
+  until ln -s "$$" "$lock" 2>/dev/null; do
+    owner=$(readlink "$lock") || continue
+    if ! is_alive "$owner"; then
+      # Only one who finds it takes it away, and not the lock that another one has made since.
+      if mv "$lock" "$lock.$$" 2>/dev/null; then
+        [[ $(readlink "$lock.$$") == "$owner" ]] || mv "$lock.$$" "$lock"
+        rm -f "$lock.$$"
+      fi
+      continue
+    fi
+    [[ $owner == "$waited_for" ]] || echo "# waiting for the payment test of process $owner"
+    waited_for=$owner
+    ((SECONDS < turn_seconds)) || fail 'no other payment test runs' \
+      "process $owner has run one for $turn_seconds s; if it is none, remove $PWD/$lock"
+    sleep 0.1
+  done
+  SECONDS=0
 }
 
 # Judges the answers of /version so far, of which all but the last came from this code.
 judge() {
   jq --slurp --raw-output --arg app "$app" --arg provider "$provider" --argjson replicas "$replicas" '
     def other(name): "\(name) (\(.instance)) runs other code: \(.source)"; def seen(f): map(f) | unique | length;
-    if last.source != $app then last | other("invoice-app")
+    def broken(name): "\(name) does not start with the code in this folder, see its log";
+    if (last | .failed? == $app or (.error? // "" | tostring | contains($app))) then broken("invoice-app")
+    elif (last.provider? | .failed? == $provider) then broken("payment-provider")
+    elif last.source != $app then last | other("invoice-app")
     elif last.provider == null then "invoice-app gets no answer from payment-provider"
     elif last.provider.source != $provider then last.provider | other("payment-provider")
     elif (if $replicas == 0 then length < 10 else ([seen(.instance), seen(.provider.instance)] | min) < $replicas end)
@@ -47,6 +101,7 @@ wait_for_code() {
       # The folder may have changed meanwhile: it counts as it is now.
       answers='' app=$(hash_source invoice-app) provider=$(hash_source payment-provider)
     fi
+    [[ $verdict != *' does not start '* ]] || fail "$name" "$verdict"
     ((SECONDS < wait_seconds)) || fail "$name" "after $wait_seconds s: $verdict"
     request --max-time 5 "$url/version"
     if [[ $status == 404 ]] && request "$url/invoices" && ((status == 200)); then
@@ -82,6 +137,7 @@ main() {
   cd "$(dirname "${BASH_SOURCE[0]}")"
   local status body answered invoices unpaid before amounts='map(del(.IsPaid))' skip='' no_reset=''
   echo 1..8
+  take_turn
   wait_for_code
   until request --request POST "$url/reset" && [[ $status != 50? ]] || ((SECONDS >= wait_seconds)); do sleep 0.1; done
   [[ $status != 404 ]] || no_reset=' # SKIP not allowed here'

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How large the prod image of a service is, uncompressed, and what makes it so: `make bench-image`, SERVICE=invoice-app.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly service=${SERVICE:-invoice-app}
 container=''

@@ -7,6 +7,7 @@
 # put in. It refuses to start while a `tilt up` runs, which would fight over the same pods: it asks Tilt's API
 # at its usual port for a session.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly context=kind-payloop
 overlay=${OVERLAY:-dev}

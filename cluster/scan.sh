@@ -3,6 +3,7 @@
 # WARNING and nothing ignored, checkov without a failed check, `kubectl apply --dry-run=server` without a warning.
 # An exception stands in the manifest, with its reason. checkov comes from PyPI into .payloop/, once.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly context=kind-payloop
 

@@ -4,6 +4,7 @@ import { defineConfig } from 'vitest/config';
 // with PROVE=yes those of prove/, in the folder of the overlay that they need.
 export default defineConfig({
   test: {
+    exclude: ['**/._*'],
     include: [process.env.PROVE ? `cluster/prove/${process.env.OVERLAY}/*.test.ts` : 'cluster/*.test.ts'],
     // One cluster: what one test deletes, another would miss.
     fileParallelism: false,

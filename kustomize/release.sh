@@ -4,6 +4,7 @@
 # from this folder and pushed.
 #   REGISTRY=ghcr.io/acme kustomize/release.sh >release.yaml && kubectl apply --filename=release.yaml
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly absent=3 denied=4 unknown=5
 

@@ -2,6 +2,7 @@
 # What `make test` checks besides the tests themselves; where an outside tool is missing it says so and goes on, unless
 # STRICT is set, as in the pipeline.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly actionlint_version=v1.7.12
 

@@ -13,6 +13,7 @@ describe('the decision', () => {
   const table: {
     asked?: string;
     docker?: string;
+    overlay?: string;
     unsuitable?: Unsuitable[];
     mise?: boolean;
     says: RegExp;
@@ -34,20 +35,34 @@ describe('the decision', () => {
       mise: false,
       says: /^local: .* install kind 0\.33\.0 \(0\.32\.0 is on the PATH\), tilt 0\.37\.6 \(MODE=/,
     },
+    {
+      asked: 'cluster',
+      overlay: 'prod',
+      docker: noDocker,
+      says: new RegExp(`^error: the overlay prod needs a cluster, and ${noDocker}$`),
+    },
+    {
+      overlay: 'prod',
+      unsuitable: [tilt],
+      mise: false,
+      says: new RegExp(`^error: the overlay prod needs a cluster, and ${notInstalled}$`),
+    },
+    { overlay: 'prod', says: /^cluster: cluster, because Docker/ },
     { asked: 'kind', says: /^error: MODE must be cluster or local, not 'kind'$/ },
   ];
 
   test.for(table)(
-    '$asked, $docker, $unsuitable, $mise',
-    async ({ asked, docker, unsuitable = [], mise, says }) => {
+    '$asked, $overlay, $docker, $unsuitable, $mise',
+    async ({ asked, overlay, docker, unsuitable = [], mise, says }) => {
       let left = unsuitable;
-      const decision = decide(asked, {
+      const probe = {
         docker: () => Promise.resolve(docker),
         unsuitable: () => Promise.resolve(left),
         install: async () => {
           if (mise) left = [];
         },
-      });
+      };
+      const decision = decide(asked, probe, overlay);
       const said = await decision.then(
         ({ mode, line }) => `${mode}: ${line}`,
         (error: Error) => `error: ${error.message}`,
@@ -94,6 +109,52 @@ describe('the machine', () => {
   test('a Docker that refuses is quoted', async () => {
     await command('docker', 'echo some warning >&2; echo Cannot connect >&2; exit 1');
     expect(await createProbe(env).docker()).toBe('Docker cannot be reached (Cannot connect)');
+  });
+
+  const engine = (name: string) => JSON.stringify({ Client: {}, Server: { Components: [{ Name: name }] } });
+  const remote = 'Docker is on another machine';
+  test.for([
+    ['Docker', 'unix:///var/run/docker.sock', engine('Engine'), /^undefined$/],
+    ['Docker on loopback', 'tcp://127.0.0.1:2375', engine('Engine'), /^undefined$/],
+    ["podman's own command", '', '{"Client":{}}', /^docker is not Docker here but podman version 4\.9\.3$/],
+    [
+      "podman's command with a word before",
+      '',
+      'Emulate Docker CLI\n{"Client":{}}',
+      /but podman version 4\.9\.3$/,
+    ],
+    [
+      "Docker's command with podman's server",
+      'unix:///run/podman.sock',
+      engine('Podman Engine'),
+      /but Podman Engine$/,
+    ],
+    [
+      'Docker behind ssh',
+      'ssh://me@far',
+      engine('Engine'),
+      new RegExp(`^${remote} \\(ssh://me@far\\), and so`),
+    ],
+    ['Docker elsewhere', 'tcp://10.0.0.7:2376', engine('Engine'), new RegExp(`^${remote} \\(tcp://10`)],
+    ['a name that begins like ours', 'tcp://localhost.far:1', engine('Engine'), new RegExp(`^${remote}`)],
+    ['what says nothing', 'unix:///x', '', /^docker is not Docker here but podman/],
+  ] as const)('%s is told apart', async ([, host, version, says]) => {
+    await command(
+      'docker',
+      `case "$1" in
+        context) ${host === '' ? 'echo no such command >&2; exit 125' : `echo '${host}'`} ;;
+        version) printf '%s\\n' '${version.replaceAll('\n', "' '")}' ;;
+        --version) echo podman version 4.9.3 ;;
+      esac`,
+    );
+    expect(String(await createProbe(env).docker())).toMatch(says);
+  });
+
+  test('DOCKER_HOST counts where the command does not tell', async () => {
+    await command('docker', 'exit 1');
+    expect(await createProbe({ ...env, DOCKER_HOST: 'ssh://far' }).docker()).toMatch(
+      /another machine \(ssh:\/\/far/,
+    );
   });
 
   const pins = { ctlptl: '0.9.3', kind: '0.33.0', kubectl: '1.36.4', kustomize: '5.8.1', tilt: '0.37.6' };

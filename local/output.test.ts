@@ -39,5 +39,23 @@ test('a JSON log line becomes readable, with the stack of its error; anything el
     '  Error: boom',
     '      at main.ts:1',
   ]);
-  for (const other of ['plain', '{"level":broken', '{}']) expect(readable(other)).toBe(other);
+  for (const other of ['plain', '{"level":broken', '{}', 'a\ttab']) expect(readable(other)).toBe(other);
+});
+
+test.each([
+  ['in a line', '\u001B[2Jgone', '\\x1b[2Jgone'],
+  ['of one byte', '\u009B31mred\u007F', '\\x9b31mred\\x7f'],
+  [
+    'in a log',
+    JSON.stringify({ level: 'info', time: 0, msg: 'm', path: '/\u001B]0;t\u0007' }),
+    'path=/\\x1b]0;t\\x07',
+  ],
+  [
+    'in an error',
+    JSON.stringify({ level: 'info', time: 0, msg: 'm', err: { stack: 'a\r\u001B[1mb' } }),
+    'a\\x0d\\x1b[1mb',
+  ],
+])('escape sequences %s do not reach the terminal', (_where, line, shown) => {
+  expect(readable(line)).toContain(shown);
+  expect(readable(line)).not.toMatch(/[^\P{Cc}\n]/u);
 });

@@ -25,8 +25,20 @@ export function wantsColour(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv)
   return stream.isTTY === true && !env.NO_COLOR && env.TERM !== 'dumb';
 }
 
-/** A line of a service's JSON log as a person reads it, any other line as it is. */
+/** A line of a service's JSON log as a person reads it, any other line as it is; nothing that moves a cursor. */
 export function readable(line: string): string {
+  return describeEvent(line).split('\n').map(printable).join('\n');
+}
+
+/** With the codes of control characters in their place: a terminal would take them for commands. */
+function printable(line: string): string {
+  return line.replace(
+    /(?!\t)\p{Cc}/gu,
+    (control) => `\\x${control.charCodeAt(0).toString(16).padStart(2, '0')}`,
+  );
+}
+
+function describeEvent(line: string): string {
   const event = parse(line);
   if (!event) return line;
   const { level, time, msg, service: _prefixed, requestId, err, ...rest } = event;

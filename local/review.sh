@@ -3,6 +3,7 @@
 # of BASE, object by object, and what the scanners find that they did not before, or no longer. Needs git and
 # kustomize; a scanner that is not there is said so. Prints nothing where nothing changed.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly base=${BASE:-main} dockerfile=services/Dockerfile
 

@@ -2,11 +2,12 @@
 # Runs the services: in a cluster under Tilt, or as local processes. Arguments are Tilt's;
 # local processes understand --debug, and of --overlay= dev and those that only set variables.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   local decision
-  decision=$(node --import tsx local/mode.ts)
+  decision=$(node --import tsx local/mode.ts "$@")
   PATH=${decision#*$'\n'}
   case ${decision%%$'\n'*} in
     cluster)

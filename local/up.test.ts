@@ -1,16 +1,20 @@
-import { spawn, type ChildProcess } from 'node:child_process';
+import { execFile, spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
+import { text as readAll } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
+import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { Debugger } from '../services/testing/debugger.ts';
 import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
 import { exists, signal } from './processes.ts';
+
+const run = promisify(execFile);
 
 const portVariables = [
   'INVOICE_APP_PORT',
@@ -37,6 +41,7 @@ beforeAll(async () => {
     'services',
     'local',
     'kustomize',
+    'cluster',
     'Makefile',
     'test.sh',
     'mise.toml',
@@ -71,6 +76,8 @@ interface Up {
   child: ChildProcess;
   /** The first line that matches and was not yet waited for. */
   line(pattern: RegExp): Promise<string>;
+  /** What it said and was not yet waited for. */
+  rest(): string[];
   /** Signals as a terminal does, all of the group, and resolves with how make ended. */
   end(name: NodeJS.Signals): Promise<number | NodeJS.Signals | null>;
 }
@@ -83,9 +90,9 @@ function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
     detached: true,
     stdio: ['ignore', 'pipe', 'pipe'],
   });
-  let text = '';
+  let said = '';
   let read = 0;
-  child.stdout.setEncoding('utf8').on('data', (part: string) => (text += part));
+  child.stdout.setEncoding('utf8').on('data', (part: string) => (said += part));
   const ended = new Promise<number | NodeJS.Signals | null>((resolve) => {
     child.once('close', (code, by) => resolve(by ?? code));
   });
@@ -93,14 +100,15 @@ function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
     child,
     async line(pattern) {
       for (const until = Date.now() + 20_000; Date.now() < until; await delay(20)) {
-        const lines = text.slice(read, text.lastIndexOf('\n') + 1).split('\n');
+        const lines = said.slice(read, said.lastIndexOf('\n') + 1).split('\n');
         const at = lines.findIndex((line) => pattern.test(line));
         if (at === -1) continue;
         read += lines.slice(0, at + 1).join('\n').length + 1;
         return lines[at] ?? '';
       }
-      throw new Error(`no line like ${pattern} in:\n${text.slice(read)}`);
+      throw new Error(`no line like ${pattern} in:\n${said.slice(read)}`);
     },
+    rest: () => said.slice(read).split('\n').filter(Boolean),
     end(name) {
       process.kill(-child.pid!, name);
       return ended;
@@ -123,7 +131,7 @@ async function expectNothingLeft(groups: number[]): Promise<void> {
 
 test.for([
   { target: 'up', tilt: 'up -- --overlay=dev' },
-  { target: 'debug', tilt: 'up -- --debug' },
+  { target: 'debug', tilt: 'up -- --overlay=dev --debug' },
   { target: 'prod', tilt: 'up -- --overlay=prod' },
 ])(
   'make $target makes the cluster, hands over to Tilt, and passes on how it ended',
@@ -132,7 +140,8 @@ test.for([
     await fs.mkdir(tools, { recursive: true });
     for (const tool of ['docker', 'ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt']) {
       const version = `[ "$1" = version ] && grep '${tool}"* = ' mise.toml && exit`;
-      const script = `#!/bin/sh\n${version}\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
+      const docker = `case "$1" in version) echo '{"Server":{"Components":[{"Name":"Engine"}]}}'; exit ;; context) echo unix:///; exit ;; esac`;
+      const script = `#!/bin/sh\n${tool === 'docker' ? docker : version}\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
       await fs.writeFile(path.join(tools, tool), script, { mode: 0o755 });
     }
     up = makeUp(target, { MODE: '', PATH: [tools, env.PATH].join(path.delimiter) });
@@ -205,6 +214,266 @@ test(
     expect(await up.end('SIGTERM')).not.toBe(0);
   },
 );
+
+const quiet = { LOG_LEVEL: '' };
+const green = /^test +\| passed, 8 checks, \d+\.\d s$/;
+const greenAgain = /^test +\| passed, 8 checks, \d+\.\d s; served after \d+ ms$/;
+const service = () => path.join(clone, 'services/invoice-app/src/service.ts');
+
+test(
+  'by itself a save is one line when all is well, and all there is to know when it is not',
+  { timeout: 90_000 },
+  async () => {
+    const good = await fs.readFile(service(), 'utf8');
+    up = makeUp('up', quiet);
+    await up.line(green);
+    await fetch(url);
+    await fetch(`${url}/invoices`);
+    await fs.writeFile(service(), `${good}// saved\n`);
+    await up.line(greenAgain);
+    await delay(500);
+    expect(up.rest()).toEqual([]);
+
+    // A mistake: said by the service and by the test, long before the test would give up waiting.
+    const at = performance.now();
+    await fs.writeFile(service(), `${good}const = ;\n`);
+    await up.line(
+      /^test +\| payment test failed: every replica .*: invoice-app does not start with the code in this/,
+    );
+    expect(performance.now() - at).toBeLessThan(8_000);
+    await fs.writeFile(service(), `${good}// mended\n`);
+    await up.line(greenAgain);
+
+    await fs.writeFile(service(), `${good}const = ;\n`);
+    await up.line(/^invoice-app +\| SyntaxError/);
+    await up.line(/^invoice-app +\| \[reload\] invoice-app did not start/);
+    await fs.writeFile(service(), `${good}// mended\n`);
+    await up.line(/^invoice-app +\| \[reload\] invoice-app runs the former code again$/);
+    await up.line(greenAgain);
+
+    // The provider's mistake is seen through invoice-app.
+    const provider = path.join(clone, 'services/payment-provider/src/service.ts');
+    const before = await fs.readFile(provider, 'utf8');
+    await fs.writeFile(provider, `${before}throw new Error('not today');\n`);
+    await up.line(
+      /^test +\| payment test failed: .*: payment-provider does not start with the code in this folder/,
+    );
+    await fs.writeFile(provider, before);
+    await up.line(greenAgain);
+    await fs.writeFile(service(), good);
+    await up.line(greenAgain);
+  },
+);
+
+test('what ends by itself is started again', { timeout: 90_000 }, async () => {
+  up = makeUp('up', quiet);
+  await up.line(green);
+  await delay(5_000);
+  for (const name of ['payment-provider', 'invoice-app', 'test']) {
+    const { groups } = await state();
+    signal(groups[0]!, 'SIGKILL');
+    await up.line(new RegExp(`^up +\\| ${name} ended by itself \\(SIGKILL\\) and is started again$`));
+    const now = async () => (await state()).groups;
+    await expect.poll(now, { timeout: 15_000 }).not.toContain(groups[0]);
+    await expect.poll(now).toHaveLength(3);
+  }
+  await up.line(green);
+  const good = await fs.readFile(service(), 'utf8');
+  await fs.writeFile(service(), `${good}// saved\n`);
+  await up.line(greenAgain);
+  await fs.writeFile(service(), good);
+  const { groups } = await state();
+  await up.end('SIGINT');
+  await expectNothingLeft(groups);
+});
+
+test('a save is tested after the folder was moved away and back', { timeout: 90_000 }, async () => {
+  up = makeUp('up', quiet);
+  await up.line(green);
+  const src = path.dirname(service());
+  const away = path.join(temporary, 'away');
+  await fs.rename(src, away);
+  await delay(2_000);
+  await fs.rename(away, src);
+  await up.line(greenAgain);
+  const good = await fs.readFile(service(), 'utf8');
+  for (const times of [1, 2]) {
+    await delay(3_000);
+    await fs.writeFile(service(), `${good}// saved ${times}\n`);
+    expect(await up.line(greenAgain)).toMatch(/passed/);
+  }
+  await fs.writeFile(service(), good);
+  await up.line(greenAgain);
+});
+
+test('the clone may have any name but one with a colon', { timeout: 60_000 }, async () => {
+  const [usual, odd] = [clone, path.join(temporary, `feature%2Fpay, C# & 100% "don't"`)];
+  const colon = path.join(temporary, 'a:b');
+  await fs.rename(usual, odd);
+  try {
+    clone = odd;
+    up = makeUp('up', quiet);
+    await up.line(green);
+    await up.end('SIGINT');
+    await fs.rename(odd, colon);
+    clone = colon;
+    up = makeUp();
+    expect(await up.line(/colon/)).toMatch(/has a colon, which PATH cannot hold: move it/);
+  } finally {
+    await fs.rename(clone, usual);
+    clone = usual;
+  }
+});
+
+/** All at once what the environments of other people have been seen to hold. */
+async function hostileEnvironment(): Promise<NodeJS.ProcessEnv> {
+  const home = path.join(temporary, 'home');
+  await fs.mkdir(path.join(home, 'elsewhere/local'), { recursive: true });
+  await fs.mkdir(path.join(home, 'elsewhere/services'), { recursive: true });
+  const dead = 'http://127.0.0.1:9';
+  await fs.writeFile(path.join(home, '.curlrc'), `include\nproxy = ${dead}\nfail\n`);
+  await fs.writeFile(path.join(home, 'nodemon.json'), '{"ignore":["*.ts"],"delay":60000,"exec":"false"}');
+  await fs.writeFile(path.join(home, 'required.cjs'), 'process.exit(7);');
+  return {
+    HOME: home,
+    CURL_HOME: home,
+    CDPATH: path.join(home, 'elsewhere'),
+    PGSSLMODE: 'require',
+    PGOPTIONS: '-c search_path=app -c default_transaction_read_only=on',
+    PGHOST: '192.0.2.1',
+    PGPORT: '1',
+    PGUSER: 'somebody',
+    PGDATABASE: 'something',
+    PGPASSWORD: 'wrong',
+    PGSERVICE: 'none',
+    DATABASE_URL: 'postgres://192.0.2.1/',
+    DATABASE_URL_FILE: '/nowhere',
+    PAYMENT_PROVIDER_ENDPOINT: 'http://192.0.2.1/',
+    PORT: '1',
+    METRICS_PORT: 'x',
+    ENVIRONMENT: 'prod',
+    ALLOW_RESET: 'false',
+    http_proxy: dead,
+    HTTP_PROXY: dead,
+    https_proxy: dead,
+    all_proxy: dead,
+    NODE_USE_ENV_PROXY: '1',
+    NODE_OPTIONS: `--require ${path.join(home, 'required.cjs')}`,
+    ...quiet,
+  };
+}
+
+test(
+  'make up and test.sh mind nothing of what the user has set for others',
+  { timeout: 90_000 },
+  async () => {
+    const hostile = await hostileEnvironment();
+    up = makeUp('up', hostile);
+    await up.line(/^up +\| serving /);
+    await up.line(green);
+    const good = await fs.readFile(service(), 'utf8');
+    await fs.writeFile(service(), `${good}// saved\n`);
+    await up.line(greenAgain);
+    await fs.writeFile(service(), good);
+    await up.line(greenAgain);
+    for (const address of [url, `${url}/`, `http://localhost:${env.INVOICE_APP_PORT}//`]) {
+      const script = await run(path.join(clone, 'test.sh'), [address, '1'], {
+        env: { ...env, ...hostile },
+        cwd: '/',
+      });
+      expect(script.stdout).toMatch(/^ok 8 /m);
+    }
+    expect(await fs.readdir(path.join(temporary, 'home/elsewhere/local'))).toEqual([]);
+  },
+);
+
+test('two payment tests of one address take turns', { timeout: 60_000 }, async () => {
+  up = makeUp('up', quiet);
+  await up.line(green);
+  const tests = await Promise.all(
+    ['127.0.0.1', 'localhost', 'localhost'].map((host) =>
+      run(path.join(clone, 'test.sh'), [`http://${host}:${env.INVOICE_APP_PORT}`, '1'], { env }),
+    ),
+  );
+  for (const { stdout } of tests) expect(stdout).toMatch(/^ok 8 /m);
+  expect(
+    tests.filter(({ stdout }) => /^# waiting for the payment test of process \d+$/m.test(stdout)),
+  ).toHaveLength(2);
+  // One that was killed holds up nobody.
+  const lock = path.join(clone, `.payloop/payment-test-http___localhost_${env.INVOICE_APP_PORT}`);
+  await fs.symlink('999999999', lock);
+  await run(path.join(clone, 'test.sh'), [url, '1'], { env });
+  await expect(fs.readlink(lock)).rejects.toThrow('ENOENT');
+});
+
+test('what takes effect at the next start only is said', { timeout: 60_000 }, async () => {
+  up = makeUp('up', quiet);
+  await up.line(green);
+  for (const name of ['package.json', 'services/kit/dev/gateway.ts']) {
+    const file = path.join(clone, name);
+    const before = await fs.readFile(file, 'utf8');
+    await fs.writeFile(file, `${before}\n`);
+    const line = await up.line(/ has changed: /);
+    expect(line).toMatch(
+      new RegExp(`^up +\\| ${name} has changed: end make up \\(Ctrl-C\\) and start it again, `),
+    );
+    await fs.writeFile(file, before);
+  }
+});
+
+test('every port that is taken is named in one go', async () => {
+  const names = ['INVOICE_APP_PORT', 'PAYMENT_PROVIDER_PORT', 'POSTGRES_PORT'];
+  const servers = names.map((name) => createServer().listen(port(name), '127.0.0.1'));
+  await Promise.all(servers.map((server) => once(server, 'listening')));
+  up = makeUp();
+  for (const name of names) {
+    const line = await up.line(/^up +\| port /);
+    expect(line).toMatch(new RegExp(`port ${port(name)} is taken .* set ${name} to`));
+  }
+  await up.line(/^make: .*Error 1$/);
+  for (const server of servers) server.close();
+});
+
+/** In a mount namespace of its own, where the clone is read-only. */
+const readOnly = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c'];
+const mountAndUp = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0"';
+
+test.runIf(canMount())('a checkout that cannot be written to is named in one line', async () => {
+  const [file, ...args] = readOnly;
+  const child = spawn(file!, [...args, `${mountAndUp} && make up 2>&1`, clone], { env });
+  const output = await readAll(child.stdout);
+  expect(output).toMatch(
+    /^up +\| .*\.payloop cannot be written to \(EROFS\), and make up keeps its data there: /m,
+  );
+  expect(output).not.toMatch(/^ +at |Error: /m);
+});
+
+function canMount(): boolean {
+  const [file, ...args] = readOnly;
+  return spawnSync(file!, [...args, mountAndUp, os.tmpdir()]).status === 0;
+}
+
+test('make prod and make down without Docker are one line each', { timeout: 60_000 }, async () => {
+  // All commands but docker.
+  const folder = path.join(temporary, 'no-docker');
+  await fs.mkdir(folder);
+  for (const source of (env.PATH ?? '').split(path.delimiter)) {
+    for (const name of await fs.readdir(source).catch(() => [])) {
+      if (name !== 'docker')
+        await fs.symlink(path.join(source, name), path.join(folder, name)).catch(() => undefined);
+    }
+  }
+  const without = { MODE: '', PATH: folder };
+  up = makeUp('prod', without);
+  await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
+  await up.line(/^make: .*Error 1$/);
+  up = makeUp('up', { ...without, OVERLAY: 'prod' });
+  await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
+  up = makeUp('down', without);
+  expect(await up.line(/^make/)).toMatch(
+    /^make down: there is no docker command here, so there is no cluster to remove$/,
+  );
+});
 
 test('what a killed one left behind is ended by the next', { timeout: 60_000 }, async () => {
   const killed = makeUp();
@@ -295,7 +564,8 @@ test(
   { timeout: 90_000 },
   async () => {
     const overlay = { OVERLAY: 'flaky' };
-    up = makeUp('up', overlay);
+    up = makeUp('debug', overlay);
+    await up.line(/^make up: local/);
     const said = await up.line(/^up +\| flaky: /);
     for (const variables of Object.values(readOverlay('flaky'))) {
       for (const [name, value] of Object.entries(variables)) expect(said).toContain(`${name}=${value}`);

@@ -3,6 +3,8 @@
 import * as fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { styleText } from 'node:util';
+import { watchForRestart } from './changes.ts';
 import { endGroup, startGroup, type Command, type Group } from './groups.ts';
 import { createOutput, readable, wantsColour } from './output.ts';
 import { OverlayError, readOverlay } from './overlay.ts';
@@ -24,14 +26,16 @@ class UpError extends Error {}
 
 const root = path.resolve(import.meta.dirname, '..');
 const state = path.join(root, '.payloop');
-const nodemon = path.join(root, 'node_modules/nodemon/bin/nodemon.js');
+const paymentTest = 'local/payment-test.ts';
 const reload = 'services/kit/dev/serve.ts';
 
 const speakers = ['up', 'payment-provider', 'invoice-app', 'test'];
-const output = createOutput(speakers, {
-  write: (text) => process.stdout.write(text),
-  colour: wantsColour(process.stdout, process.env),
-});
+const colour = wantsColour(process.stdout, process.env);
+const output = createOutput(speakers, { write: (text) => process.stdout.write(text), colour });
+/** Whoever sets LOG_LEVEL wants to see every line; else a save that is served and passes the test is one. */
+const isVerbose = Boolean(process.env.LOG_LEVEL);
+/** A process that ends sooner after its start than this, in milliseconds, would only do so again. */
+const tooSoon = 5_000;
 const say = output('up');
 
 async function main(): Promise<void> {
@@ -69,6 +73,7 @@ async function main(): Promise<void> {
   ];
   const start = performance.now();
   const stop = stopRequest();
+  await checkFolder();
   await endLeftovers();
   await checkPorts(ports);
 
@@ -85,11 +90,25 @@ async function main(): Promise<void> {
   }
   const groups: Group[] = [];
   const { promise: end, resolve: finish } = Promise.withResolvers<string | undefined>();
-  const startWatcher = async (command: Command) => {
+  let restarts = Promise.resolve();
+  let isEnding = false;
+  const keepRunning = async (command: Command): Promise<void> => {
+    const startedAt = performance.now();
     const group = await startGroup(command, createListener(command.name));
     groups.push(group);
-    void group.ended.then((how) => finish(`${group.name}'s watcher ended by itself: ${how}`));
     await remember(groups);
+    const restart = async (how: string) => {
+      if (isEnding) return;
+      if (performance.now() - startedAt < tooSoon) return finish(`${group.name} ended by itself: ${how}`);
+      say(`${group.name} ended by itself (${how}) and is started again`);
+      await endGroup(group.pid);
+      groups.splice(groups.indexOf(group), 1);
+      await keepRunning(command);
+    };
+    void group.ended.then(
+      (how) =>
+        (restarts = restarts.then(() => restart(how)).catch((error: unknown) => finish(String(error)))),
+    );
   };
   try {
     void stop.promise.then(finish);
@@ -98,16 +117,19 @@ async function main(): Promise<void> {
       for (const { pid } of groups) signal(-pid, 'SIGKILL');
     };
     for (const service of services) {
-      if (!stop.requested) await startWatcher(serve(service, postgres));
+      if (!stop.requested) await keepRunning(serve(service, postgres));
     }
     const url = `http://localhost:${ports.INVOICE_APP_PORT}`;
     // A test that came before the migrations would fail.
     await Promise.race([announce(services, url, start), end]);
-    if (!stop.requested) await startWatcher(test(services, url));
+    if (!stop.requested) await keepRunning(test(url));
+    watchForRestart(root, say);
     const why = await end;
     if (why !== undefined) throw new UpError(why);
   } finally {
     say('ending');
+    isEnding = true;
+    await restarts;
     await endAll(groups, postgres);
   }
 }
@@ -129,19 +151,38 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
   // Postgres looks at its own port when it has ended what an earlier run left there.
   const asked = entries.filter(([variable]) => variable !== 'POSTGRES_PORT');
   const answers = await Promise.all(asked.map(([variable, port]) => whyTaken(variable, port)));
-  const taken = answers.find((answer) => answer !== undefined);
-  if (taken) throw new UpError(taken);
+  const taken = answers.filter((answer) => answer !== undefined);
+  if (taken.length === 0) return;
+  // Whatever has one has the others too, most often another `make up`: all at once, not one a try.
+  const postgres = await whyTaken('POSTGRES_PORT', ports.POSTGRES_PORT!);
+  throw new UpError([...taken, postgres].filter((answer) => answer !== undefined).join('\n'));
+}
+
+/** Postgres' data and what runs are kept in the checkout. */
+async function checkFolder(): Promise<void> {
+  try {
+    await fs.mkdir(state, { recursive: true });
+    // Asking is not enough: root may do everything but on a file system that is read-only.
+    await fs.rm(await fs.mkdtemp(path.join(state, 'probe-')), { recursive: true });
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    throw new UpError(
+      `${state} cannot be written to (${code}), and make up keeps its data there: use a checkout that is yours to change`,
+    );
+  }
 }
 
 function serve({ name, database, port, inspectPort, env }: Service, postgres: Postgres): Command {
-  // A file of the user's shell would contradict the URL.
-  const { DATABASE_URL_FILE: _unused, ...inherited } = process.env;
+  // The user's would contradict what is set here.
+  const { DATABASE_URL_FILE: _file, PAYMENT_PROVIDER_ENDPOINT: _endpoint, ...inherited } = process.env;
   return {
     name,
     file: process.execPath,
     args: [reload, name],
     env: {
       ...inherited,
+      // Without a line for each request.
+      LOG_LEVEL: process.env.LOG_LEVEL || 'warn',
       ENVIRONMENT: 'dev',
       ALLOW_RESET: 'true',
       // Not for the whole network: the service pays whoever asks.
@@ -158,19 +199,19 @@ function serve({ name, database, port, inspectPort, env }: Service, postgres: Po
   };
 }
 
-function test(services: Service[], url: string): Command {
-  const folders = ['services/kit/src', ...services.map(({ name }) => `services/${name}/src`), 'test.sh'];
-  const watched = folders.flatMap((folder) => ['--watch', folder]);
-  // nodemon calls every failure a crash; test.sh says itself what failed.
-  const options = ['--quiet', '--no-stdin', '--delay', '50ms', '--ext', 'ts,sh', '--ignore', '*.test.ts'];
-  // Else nodemon starts the new process when the shell between has ended, which the old may outlive.
-  const args = [nodemon, ...options, '--signal', 'SIGTERM', ...watched, '--exec', `exec ./test.sh ${url} 1`];
-  return { name: 'test', file: process.execPath, args, env: process.env, cwd: root };
+function test(url: string): Command {
+  return { name: 'test', file: process.execPath, args: [paymentTest, url], env: process.env, cwd: root };
 }
 
 function createListener(name: string): (line: string) => void {
   const sayAs = output(name);
-  return (line) => sayAs(readable(line));
+  return (line) => {
+    // The test says whether what a save brought works.
+    if (!isVerbose && /^\[reload\] \S+ runs the new code /.test(line)) return;
+    const text = readable(line);
+    const hasFailed = /^(not ok|payment test failed)/.test(text) || / did not start \(/.test(text);
+    sayAs(colour && hasFailed ? styleText('red', text, { validateStream: false }) : text);
+  };
 }
 
 /** Says once where the services are, when both are ready. */
@@ -262,7 +303,7 @@ async function endLeftovers(): Promise<void> {
 async function endLeftover(pid: number, owner: number): Promise<void> {
   const found = await processOf(pid);
   // Its number may be somebody else's by now.
-  if (![nodemon, reload].some((file) => found?.command.includes(file))) return;
+  if (![paymentTest, reload].some((file) => found?.command.includes(file))) return;
   if (found?.parent === owner) throw new UpError(`make up runs here already, as process ${owner}`);
   say(`ending what an earlier run left behind (pid ${pid})`);
   await endGroup(pid);

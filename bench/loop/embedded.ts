@@ -28,6 +28,8 @@ export async function startEmbedded(): Promise<Embedded> {
     ...process.env,
     TMPDIR: temporary,
     MODE: 'local',
+    // Then every line of the payment test is shown.
+    LOG_LEVEL: 'info',
     INVOICE_APP_PORT: `${port}`,
     PAYMENT_PROVIDER_PORT: `${await freePort()}`,
     POSTGRES_PORT: `${await freePort()}`,

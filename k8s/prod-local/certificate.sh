@@ -2,6 +2,7 @@
 # Makes the certificate of https://invoice-app.localhost, once per cluster and where absent, and writes it, without
 # its key, to .payloop/certificate.pem: what clients are told to trust. The key is in the Secret and nowhere else.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly context=kind-payloop host=invoice-app.localhost secret=invoice-app-tls
 readonly certificate=.payloop/certificate.pem

@@ -1,7 +1,13 @@
 import { execFile } from 'node:child_process';
-import { resolve } from 'node:path';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, dirname, join, resolve } from 'node:path';
 import { expect, test } from 'vitest';
+import { hashSource } from '../kit/src/source.ts';
 import { listen } from './service.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+const script = join(root, 'test.sh');
 
 interface Invoice {
   InvoiceId: string;
@@ -20,7 +26,6 @@ async function runTest(pay: (invoices: Invoice[]) => [status: number, body: unkn
     const [status, body] = answer();
     response.writeHead(status).end(JSON.stringify(body));
   });
-  const script = resolve(import.meta.dirname, '../../test.sh');
   return await new Promise<{ passed: boolean; stdout: string; stderr: string }>((done) => {
     execFile(script, [server.url], (error, stdout, stderr) =>
       done({ passed: error === null, stdout, stderr }),
@@ -89,4 +94,130 @@ test.each<[string, (invoices: Invoice[]) => [number, unknown], RegExp]>([
   expect(passed).toBe(false);
   expect(stderr).toMatch(message);
   expect(stderr.trim().split('\n')).toHaveLength(1);
+});
+
+const source = { app: hashSource(root, 'invoice-app'), provider: hashSource(root, 'payment-provider') };
+const other = 'f'.repeat(64);
+
+/** Runs test.sh against a deployment whose `/version` is this. @param suffix what the URL ends in */
+async function runAgainst(version: (url: string) => [status: number, body: string], suffix = '', env = {}) {
+  await using server = await listen((request, response) => {
+    const [status, body] = version(request.url ?? '');
+    response.writeHead(status).end(body);
+  });
+  const start = performance.now();
+  return await new Promise<{ stdout: string; stderr: string; ms: number }>((done) => {
+    execFile(
+      script,
+      [`${server.url}${suffix}`],
+      { env: { ...process.env, ...env } },
+      (_error, stdout, stderr) => done({ stdout, stderr, ms: performance.now() - start }),
+    );
+  });
+}
+
+test.each<[string, object, number, RegExp]>([
+  [
+    'invoice-app',
+    { source: other, failed: source.app, provider: { source: source.provider } },
+    200,
+    /: invoice-app does not start with the code in this folder, see its log$/,
+  ],
+  [
+    'payment-provider',
+    { source: source.app, provider: { source: other, failed: source.provider } },
+    200,
+    /: payment-provider does not start with the code in this folder, see its log$/,
+  ],
+  [
+    'an invoice-app that never did',
+    { error: `invoice-app does not start, see its log (source ${source.app})` },
+    503,
+    /: invoice-app does not start with the code in this folder, see its log$/,
+  ],
+])('that %s does not start with this code is said at once', async (_name, version, status, message) => {
+  const { stderr, ms } = await runAgainst(() => [status, JSON.stringify(version)]);
+  expect(stderr.trim()).toMatch(message);
+  expect(ms).toBeLessThan(10_000);
+});
+
+test('that other code did not start is no answer: the test waits', { timeout: 60_000 }, async () => {
+  let asked = 0;
+  const version = (): [number, string] => {
+    asked += 1;
+    const failed = asked < 5 ? other : source.app;
+    return [200, JSON.stringify({ source: other, failed, provider: { source: source.provider } })];
+  };
+  expect((await runAgainst(version)).stderr).toContain('invoice-app does not start');
+  expect(asked).toBe(5);
+});
+
+test.each(['', '/', '//'])('a URL may end in %j', async (suffix) => {
+  const paths = new Set<string>();
+  const answer = (url: string): [number, string] => {
+    paths.add(url);
+    return [url === '/invoices' ? 200 : 404, '[]'];
+  };
+  const { stdout } = await runAgainst(answer, suffix);
+  expect([...paths].slice(0, 2)).toEqual(['/version', '/invoices']);
+  expect(stdout).toContain('ok 1 - every replica runs the code in this folder # SKIP no /version here');
+});
+
+test.each([
+  ['of a terminal', '\u001B[2J\u001B]0;title\u0007gone'],
+  ['of one byte', '\u009B31mred'],
+  ['that move the cursor', 'a\rb\bc\u007F'],
+  ['on several lines', 'a\nb\n'],
+  ['and a NUL', 'a\0b'],
+])('control characters %s are not printed', async (_which, text) => {
+  for (const status of [200, 400]) {
+    const { stdout, stderr } = await runAgainst((url) => {
+      const statuses: Record<string, number> = { '/version': 404, '/reset': status };
+      return [statuses[url] ?? 200, text];
+    });
+    expect(stderr).toMatch(/^payment test failed: .*\n$/);
+    expect(stdout + stderr).not.toMatch(/[^\P{Cc}\n]/u);
+  }
+});
+
+test('nor are they where they are in a hash or a name', { timeout: 60_000 }, async () => {
+  const version = { source: '\u001B[2J', instance: '\u001B]0;title\u0007' };
+  const { stderr } = await runAgainst(() => [200, JSON.stringify(version)]);
+  expect(stderr).toMatch(/runs other code:.*\n$/);
+  expect(stderr).not.toMatch(/[^\P{Cc}\n]/u);
+});
+
+test('a folder in CDPATH does not take the place of this one', async () => {
+  const elsewhere = mkdtempSync(join(tmpdir(), 'payloop-cdpath-'));
+  mkdirSync(join(elsewhere, basename(root)));
+  const env = { ...process.env, CDPATH: elsewhere };
+  await using server = await listen(
+    (_request, response) => void response.end(JSON.stringify({ source: other, failed: source.app })),
+  );
+  const options = { env, cwd: dirname(root) };
+  const stderr = await new Promise<string>((done) =>
+    execFile('bash', [`${basename(root)}/test.sh`, server.url], options, (_error, _stdout, text) =>
+      done(text),
+    ),
+  );
+  rmSync(elsewhere, { recursive: true });
+  // It knows the hash of this folder, so it found it.
+  expect(stderr).toContain('invoice-app does not start with the code in this folder');
+});
+
+test('neither a .curlrc nor a proxy comes between', async () => {
+  const home = mkdtempSync(join(tmpdir(), 'payloop-home-'));
+  writeFileSync(join(home, '.curlrc'), 'include\nproxy = http://127.0.0.1:9\n');
+  const dead = 'http://127.0.0.1:9';
+  const env = {
+    HOME: home,
+    CURL_HOME: home,
+    http_proxy: dead,
+    all_proxy: dead,
+    no_proxy: '',
+    CDPATH: `${home}:/`,
+  };
+  const { stdout } = await runAgainst((url) => [url === '/invoices' ? 200 : 404, '[]'], '', env);
+  rmSync(home, { recursive: true });
+  expect(stdout).toContain('ok 3 - there are unpaid invoices # SKIP nothing unpaid');
 });

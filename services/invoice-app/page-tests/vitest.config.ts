@@ -4,6 +4,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     dir: import.meta.dirname,
+    exclude: ['**/._*'],
     globalSetup: ['services/testing/postgres.ts'],
     // One at a time: each measures how the page holds up.
     fileParallelism: false,

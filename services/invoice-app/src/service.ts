@@ -38,7 +38,7 @@ const variables = {
  * Starts the service that keeps invoices and pays them.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance, step = direct }: Self): Promise<Running> {
+export async function start({ env, source, instance, failed, step = direct }: Self): Promise<Running> {
   const config = readConfig(variables, env);
   const { PAYMENT_PROVIDER_URL: url, PAYMENT_PROVIDER_ENDPOINT: endpoint } = config;
   if (url !== undefined && endpoint !== undefined && url !== endpoint) {
@@ -87,7 +87,13 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     addGuard(app);
     addPage(app, overview, progress);
     const version: Handler = async (_request, response) => {
-      const self: AppVersion = { service, source, instance, provider: await provider.version() };
+      const self: AppVersion = {
+        service,
+        source,
+        instance,
+        failed: failed?.(),
+        provider: await provider.version(),
+      };
       response.json(self);
     };
     route(app, '/version', { get: version }, api.describeVersion);

@@ -1,7 +1,8 @@
-import { fork, type ChildProcess } from 'node:child_process';
+import { fork, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 /**
  * How long requests that were sent to a process are waited for before it is told to end, in milliseconds. A
@@ -10,6 +11,8 @@ import { join } from 'node:path';
 const holdTimeout = 2_000;
 /** How long a process may take to end after SIGTERM, in milliseconds: longer than the kit gives itself. */
 const endTimeout = 35_000;
+/** How long the last words of a process that has ended are waited for, in milliseconds. */
+const lastWordsTimeout = 100;
 
 export interface GenerationOptions {
   /** The folder that holds `services`. */
@@ -27,6 +30,8 @@ export class Generation {
   readonly #child: ChildProcess;
   readonly #stopping = new AbortController();
   #holds = 0;
+  /** What it wrote to standard error before `reveal`; undefined after. */
+  #held: Buffer[] | undefined = [];
   readonly #released = new EventEmitter();
   /** The hash of the sources that it was told to load. */
   source: string | undefined;
@@ -51,7 +56,12 @@ export class Generation {
       NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(tmpdir(), 'payloop-compile-cache'),
     };
     const file = join(import.meta.dirname, 'child.ts');
-    this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio: ['ignore', 1, 2, 'ipc'] });
+    const stdio: StdioOptions = ['ignore', 1, 'pipe', 'ipc'];
+    this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio });
+    this.#child.stderr?.on('data', (words: Buffer) => {
+      if (this.#held === undefined) process.stderr.write(words);
+      else this.#held.push(words);
+    });
     this.ended = new Promise((resolve) => {
       this.#child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`));
       this.#child.on('error', (error) => resolve(error.message));
@@ -71,8 +81,29 @@ export class Generation {
   load(source: string): void {
     this.source = source;
     this.loadedAt = performance.now();
+    this.#send('load');
+  }
+
+  /** Tells it which code did not start since, for `GET /version`; undefined once none is broken. */
+  tellFailed(source: string | undefined): void {
+    this.#send({ failed: source ?? null });
+  }
+
+  /** Passes on what it writes to standard error, from its start: until then nobody knows whether that counts. */
+  reveal(): void {
+    for (const words of this.#held ?? []) process.stderr.write(words);
+    this.#held = undefined;
+  }
+
+  /** Resolves when a process that has ended was read to its last words. */
+  async lastWords(): Promise<void> {
+    const { stderr } = this.#child;
+    if (stderr && !stderr.readableEnded) await Promise.race([once(stderr, 'end'), sleep(lastWordsTimeout)]);
+  }
+
+  #send(message: 'load' | { failed: string | null }): void {
     // A process that has ended says so by `ended`.
-    this.#child.send('load', () => {});
+    if (this.#child.connected) this.#child.send(message, () => {});
   }
 
   /** Aborted once it is to end. */

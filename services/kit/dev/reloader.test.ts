@@ -1,10 +1,12 @@
 import { writeFileSync } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { freePort } from '../../../local/ports.ts';
 import { exists } from '../../../local/processes.ts';
+import { hashSource } from '../src/source.ts';
 import { Reloader } from './reloader.ts';
 
 /** A service in the terms of a parent: says where it listens, and that it is ready. */
@@ -29,6 +31,7 @@ process.on('SIGTERM', () => process.exit());
 let root: string;
 let reloader: Reloader;
 let said: string[];
+let missed: number;
 
 beforeEach(async () => {
   root = await mkdtemp(join(tmpdir(), 'payloop-reload-'));
@@ -41,7 +44,8 @@ beforeEach(async () => {
   await write('ready.ts', `export async function beforeReady(): Promise<void> {}`);
   said = [];
   const say = (line: string) => void said.push(line);
-  reloader = new Reloader({ root, service: 'toy', inspect: false, say });
+  missed = 0;
+  reloader = new Reloader({ root, service: 'toy', inspect: false, say, onMissed: () => (missed += 1) });
 });
 afterEach(async () => {
   await reloader.stop();
@@ -139,9 +143,9 @@ test('a broken save that is taken back goes on with the process that serves, and
   const { pid } = await ask();
   for (const times of [1, 2]) {
     await save('word.ts', 'const = 1;');
-    await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(times);
+    await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(2 * times - 1);
     await save('word.ts', `export const word: string = 'one';`);
-    await sleep(200);
+    await expect.poll(() => said.at(-1)).toBe('toy runs the former code again');
   }
   expect(await ask()).toEqual({ word: 'one', pid });
   expect(takenOver()).toEqual([]);
@@ -189,6 +193,109 @@ test('new code that is not ready waits, and the old serves meanwhile', async () 
   await save('word.ts', `export const word: string = 'two';`);
   await sleep(400);
   expect((await ask()).word).toBe('one');
+  await served('two');
+});
+
+/** As the services do: what the kit's run.ts hands to `GET /version`. */
+const tellsFailed = `
+let failed: string | null = null;
+process.on('message', (message: { failed: string | null }) => (failed = message.failed));
+createServer((request, response) => response.end(JSON.stringify({ failed }))).listen(Number(process.env.FAILED_PORT));
+`;
+
+test('the process that serves knows which code did not start, until none is broken', async () => {
+  const port = await freePort();
+  process.env.FAILED_PORT = String(port);
+  await write('main.ts', toy + tellsFailed);
+  const failed = async () =>
+    ((await (await fetch(`http://127.0.0.1:${port}`)).json()) as { failed: unknown }).failed;
+  reloader.start();
+  await served('one');
+  expect(await failed()).toBeNull();
+  await save('word.ts', 'const = 1;');
+  await expect.poll(failed, { timeout: 10_000 }).toBe(hashSource(root, 'toy'));
+  await save('word.ts', `export const word: string = 'one';`);
+  await expect.poll(failed).toBeNull();
+});
+
+test('requests are told which code does not start where nothing else does', async () => {
+  await write('word.ts', 'const = 1;');
+  reloader.start();
+  await expect(reloader.serving()).rejects.toThrow(`(source ${hashSource(root, 'toy')})`);
+});
+
+/** How long the next process takes to be prepared, in milliseconds: then a change is loaded at once. */
+const prepared = 700;
+
+test.each([
+  ['empty at first', ['', '']],
+  ['cut within a word', ['export const wo', 'export const word: str']],
+  ['cut within a string', ["export const word: string = '", "export const word: string = 'tw"]],
+])(
+  'a file that is %s while it is written is never reported, and served once it is whole',
+  async (_what, parts) => {
+    reloader.start();
+    await served('one');
+    await sleep(prepared);
+    for (const part of parts) {
+      await save('word.ts', part);
+      await sleep(300);
+    }
+    await write('word.ts', `export const word: string = 'two';`);
+    await served('two');
+    expect(said.filter((line) => !line.includes('runs the new code'))).toEqual([]);
+  },
+);
+
+test('a mistake that was there only while the code was loaded is not reported', async () => {
+  reloader.start();
+  await served('one');
+  await sleep(prepared);
+  const good = `export const word: string = 'two';`;
+  await save('word.ts', good);
+  writeFileSync(join(root, 'services/toy/src/word.ts'), 'const = 1;');
+  await sleep(80);
+  writeFileSync(join(root, 'services/toy/src/word.ts'), good);
+  await served('two');
+  expect(said.filter((line) => !line.includes('runs the new code'))).toEqual([]);
+});
+
+test('a change that nobody ever told of is found within two seconds, and said to be missed', async () => {
+  reloader.start();
+  await served('one');
+  await sleep(3_500);
+  expect(missed).toBe(0);
+  await write('word.ts', `export const word: string = 'two';`);
+  const at = performance.now();
+  await served('two');
+  expect(performance.now() - at).toBeLessThan(2_000);
+  await expect.poll(() => missed).toBe(1);
+});
+
+test('an entry that cannot be read is said once by its name, and again when it comes back', async () => {
+  reloader.start();
+  await served('one');
+  const link = join(root, 'services/toy/src/gone.ts');
+  const line = 'toy leaves out what cannot be read: services/toy/src/gone.ts is a link to nothing';
+  for (const times of [1, 2]) {
+    await symlink('nowhere', link);
+    await expect.poll(() => said.filter((each) => each === line), { timeout: 2_000 }).toHaveLength(times);
+    await save('word.ts', `export const word: string = '${times}';`);
+    await served(String(times));
+    await rm(link);
+    await sleep(1_200);
+  }
+});
+
+test('code that neither answers nor ends is said, with its last words', async () => {
+  reloader.start();
+  await served('one');
+  await save(
+    'word.ts',
+    `await new Promise(() => setInterval(() => {}, 1_000)); export const word: string = '';`,
+  );
+  await expect.poll(() => said, { timeout: 3_000 }).toEqual(['toy does not answer yet with the new code']);
+  await save('word.ts', `export const word: string = 'two';`);
   await served('two');
 });
 

@@ -7,8 +7,9 @@ import type { Server } from 'node:net';
 import { join, resolve } from 'node:path';
 import { createGateway } from './gateway.ts';
 import { createInspector } from './inspector.ts';
+import { sourceFolders } from '../src/source.ts';
 import { Reloader } from './reloader.ts';
-import { watch } from './watcher.ts';
+import { watch, type Watcher } from './watcher.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
 
@@ -43,8 +44,9 @@ async function main(): Promise<void> {
   if (!existsSync(join(root, 'services', service, 'src/main.ts'))) {
     fail(`serve.ts wants the name of a folder of services/, not '${service}'`);
   }
+  let watcher: Watcher | undefined;
   const inspect = Boolean(process.env.INSPECT_PORT);
-  const reloader = new Reloader({ root, service, inspect, say });
+  const reloader = new Reloader({ root, service, inspect, say, onMissed: () => watcher?.renew() });
   const gateway = createGateway(() => reloader.serving());
   await listen(gateway, 'PORT', process.env.HOST || undefined);
   if (inspect) {
@@ -52,15 +54,19 @@ async function main(): Promise<void> {
     await listen(inspector, 'INSPECT_PORT', '127.0.0.1');
   }
   reloader.start();
-  const watcher = watch(root, service, {
+  watcher = watch({
+    root,
+    paths: sourceFolders(service),
     onChange: (files) => reloader.changed(files),
-    onEnd: (how) => fail(`[reload] nodemon ended by itself: ${how}`),
+    say: (text) => say(`${service}: ${text}`),
   });
+  // A reader that was killed takes nothing else with it.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
   let stopping = false;
   const stop = async () => {
     if (stopping) return;
     stopping = true;
-    watcher.stop();
+    watcher?.stop();
     gateway.close();
     await reloader.stop();
     process.exit();

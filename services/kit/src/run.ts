@@ -16,6 +16,8 @@ export interface Self {
   /** Names the process among its replicas and its predecessors. */
   instance: string;
   env: NodeJS.ProcessEnv;
+  /** The sources that were saved since and did not start; told by services/kit/dev only. */
+  failed?: () => string | undefined;
   /** Runs the steps of a payment; only tests give another one. */
   step?: Step;
 }
@@ -29,6 +31,10 @@ export const version = () =>
       instance: z
         .string()
         .meta({ description: 'Names the process among its replicas and its predecessors.' }),
+      failed: z
+        .string()
+        .optional()
+        .meta({ description: 'In development: the SHA-256 over sources that were saved and do not start.' }),
     })
     .meta({ id: 'Version' });
 export type Version = z.infer<ReturnType<typeof version>>;
@@ -54,8 +60,11 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
       await startTracing(name, process.env);
       return load();
     });
+    let failed: string | undefined;
+    process.on('message', (message: { failed?: string | null }) => (failed = message.failed ?? undefined));
     const running = await service.start({
       source,
+      failed: () => failed,
       instance: `${hostname()}-${randomBytes(3).toString('hex')}`,
       env: process.env,
     });

@@ -31,7 +31,7 @@ const variables = {
  * Starts the service that charges payments.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance, step = direct }: Self): Promise<Running> {
+export async function start({ env, source, instance, failed, step = direct }: Self): Promise<Running> {
   const config = readConfig(variables, env);
   if (config.ENVIRONMENT === 'prod' && config.FAULTS.length > 0) {
     throw new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
@@ -54,8 +54,8 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     log,
   };
   return startServer(options, (app) => {
-    const self: Version = { service, source, instance };
-    route(app, '/version', { get: (_request, response) => void response.json(self) }, describeVersion);
+    const self = (): Version => ({ service, source, instance, failed: failed?.() });
+    route(app, '/version', { get: (_request, response) => void response.json(self()) }, describeVersion);
     // Whatever comes in from here on has to say who asks.
     if (rules !== undefined) {
       app.use(requireToken(rules, log));

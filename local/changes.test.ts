@@ -1,0 +1,56 @@
+import * as fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { watchForRestart } from './changes.ts';
+
+let root: string;
+let said: string[];
+let stop: () => void;
+const write = (file: string, content: string) => {
+  fs.mkdirSync(path.dirname(path.join(root, file)), { recursive: true });
+  fs.writeFileSync(path.join(root, file), content);
+};
+
+beforeEach(() => {
+  root = fs.mkdtempSync(path.join(os.tmpdir(), 'payloop-changes-'));
+  for (const file of ['package.json', 'services/kit/dev/serve.ts', 'services/kit/src/run.ts'])
+    write(file, 'one');
+  said = [];
+  stop = watchForRestart(root, (text) => said.push(text));
+});
+afterEach(() => {
+  stop();
+  fs.rmSync(root, { recursive: true });
+});
+
+test.each([
+  ['package.json', 'it installs what changed'],
+  ['services/invoice-app/package.json', 'it installs what changed'],
+  ['services/kit/dev/serve.ts', 'nothing takes it up before'],
+  ['local/new.ts', 'nothing takes it up before'],
+])('a change of %s is said once, with what to do', async (file, why) => {
+  write(file, 'two');
+  const line = `${file} has changed: end make up (Ctrl-C) and start it again, ${why}`;
+  await expect.poll(() => said, { timeout: 2_500 }).toEqual([line]);
+  await delay(1_200);
+  expect(said).toEqual([line]);
+  write(file, 'three');
+  await expect.poll(() => said, { timeout: 2_500 }).toEqual([line, line]);
+});
+
+test('a file that is removed is said, and not where it is back as it was', async () => {
+  fs.rmSync(path.join(root, 'package.json'));
+  await expect.poll(() => said, { timeout: 2_500 }).toHaveLength(1);
+  write('package.json', 'one');
+  await delay(1_200);
+  expect(said).toHaveLength(1);
+});
+
+test('what a save brings, tests and hidden files are not said', async () => {
+  for (const file of ['services/kit/src/run.ts', 'services/kit/dev/x.test.ts', 'local/._x.ts', 'README.md'])
+    write(file, 'two');
+  await delay(1_500);
+  expect(said).toEqual([]);
+});

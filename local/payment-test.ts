@@ -1,0 +1,112 @@
+// Runs the payment test at the start and after every save, for `make up`: `payment-test.ts URL`. Prints one line where
+// it passes, all that it said where it fails, and nothing where a save came in between; every line with LOG_LEVEL set.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import { watch } from '../services/kit/dev/watcher.ts';
+import { hashSource, sourceFolders } from '../services/kit/src/source.ts';
+
+const root = resolve(import.meta.dirname, '..');
+const services = ['invoice-app', 'payment-provider'];
+/** How long after a save the test starts, in milliseconds: the service that loads needs the processor first. */
+const delay = 50;
+/** How often the sources are looked at for a save that nodemon missed, in milliseconds. */
+const lookAnyway = 1_000;
+
+const [url = ''] = process.argv.slice(2);
+const isVerbose = Boolean(process.env.LOG_LEVEL);
+
+/** A run of test.sh that can be ended. */
+interface Run {
+  /** What it tests, see `tested`. */
+  of: string;
+  stop(): Promise<void>;
+}
+
+let run: Run | undefined;
+let timer: NodeJS.Timeout | undefined;
+
+/** Identifies what a run tests. Absent files count: they are back sooner or later. */
+function tested(): string {
+  let script = '';
+  try {
+    script = readFileSync(resolve(root, 'test.sh'), 'latin1');
+  } catch {
+    // A save that replaces it.
+  }
+  return [...services.map((service) => hashSource(root, service)), script].join('\n');
+}
+
+/** @param savedAt when a save was noticed, in milliseconds of `performance.now()`; none at the start */
+function startSoon(savedAt?: number): void {
+  clearTimeout(timer);
+  timer = setTimeout(() => void restart(savedAt), delay);
+}
+
+async function restart(savedAt?: number): Promise<void> {
+  const old = run;
+  run = undefined;
+  await old?.stop();
+  run ??= start(savedAt);
+}
+
+function start(savedAt?: number): Run {
+  const startedAt = performance.now();
+  const child = spawn('./test.sh', [url, '1'], { cwd: root, stdio: ['ignore', 'pipe', 'pipe'] });
+  const lines: string[] = [];
+  const passed: string[] = [];
+  let servedAt = startedAt;
+  let isStopped = false;
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface({ input: stream }).on('line', (line) => {
+      if (line.startsWith('ok 1 ')) servedAt = performance.now();
+      // Somebody's test by hand: said now, since it may take a while.
+      if (isVerbose || line.startsWith('# waiting')) say(line);
+      else lines.push(line);
+      if (line.startsWith('ok ')) passed.push(line);
+    });
+  }
+  child.on('error', (error) => say(`not ok: test.sh cannot be run: ${error.message}`));
+  child.on('close', (code) => {
+    if (isStopped) return;
+    const skipped = passed.filter((line) => line.includes(' # SKIP ')).length;
+    const checks = `${passed.length} checks${skipped === 0 ? '' : ` (${skipped} skipped)`}`;
+    const seconds = `${((performance.now() - startedAt) / 1_000).toFixed(1)} s`;
+    const served = savedAt === undefined ? '' : `; served after ${Math.round(servedAt - savedAt)} ms`;
+    say(
+      code === 0
+        ? `passed, ${checks}, ${seconds}${served}`
+        : [...lines, `not ok: failed after ${seconds}`].join('\n'),
+    );
+  });
+  return {
+    of: tested(),
+    async stop() {
+      isStopped = true;
+      if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) return;
+      child.kill();
+      await once(child, 'exit');
+    },
+  };
+}
+
+function say(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+// Where `make up` was killed nobody reads it: the next one ends it, with all that it started.
+for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
+
+const paths = [...new Set(services.flatMap(sourceFolders)), 'test.sh'];
+const watcher = watch({ root, paths, onChange: () => startSoon(performance.now()), say });
+setInterval(() => {
+  const now = tested();
+  // Nobody told of this save.
+  if (run === undefined || now === run.of) return;
+  run.of = now;
+  watcher.renew();
+  startSoon(performance.now());
+}, lookAnyway);
+startSoon();
