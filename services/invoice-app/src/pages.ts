@@ -1,8 +1,16 @@
 import { pipeline } from 'node:stream/promises';
+import { limitRequests } from '@payloop/kit/limit.ts';
 import type { Response } from 'express';
 
 /** How many rows are read at a time. */
 const pageSize = 1_000;
+/** Lists that are sent at a time; each has a page or two in memory. */
+const mostLists = 20;
+/** How long a client may read nothing of a list before it is cut off, in milliseconds: it keeps others out. */
+const idleTimeout = 30_000;
+
+/** In front of every list: lets in only so many at a time, those of all routes together. */
+export const createListLimit = () => limitRequests(mostLists, 'lists');
 
 export interface Range {
   /** Only those behind this id. */
@@ -40,6 +48,7 @@ export async function sendPages<T>(
   const text = toJson(pages, toBody);
   // A database that is away shows at the first page, when the status can still be another.
   const opening = await text.next();
+  response.setTimeout(idleTimeout);
   response.type('json').write(opening.value);
   await pipeline(text, response);
 }

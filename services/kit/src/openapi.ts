@@ -58,7 +58,12 @@ export function error(description: string, headers?: z.ZodObject): Answer {
 }
 
 /** What any request can end in that asks the database. */
-export const databaseErrors = (): Answers => ({ 503: error('The database does not answer.') });
+export const databaseErrors = (): Answers => ({
+  503: error(
+    'The database does not answer, or too many ask at once: then Retry-After says when to ask again.',
+    z.object({ 'Retry-After': z.string().optional() }),
+  ),
+});
 
 /** Methods of a path that are described; GET answers HEAD too. */
 export type Method = 'get' | 'post';

@@ -192,14 +192,30 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
   };
 }
 
+/** What a handler may throw: an error of this kit, of the body's parser, or any other. */
+type Thrown = Error & {
+  code?: string;
+  status?: number;
+  retryAfter?: number;
+  type?: string;
+  limit?: number;
+};
+
+/** The codes of an answer whose connection its client closed. */
+const clientGone = new Set<string | undefined>(['ERR_STREAM_PREMATURE_CLOSE', 'ECONNRESET', 'EPIPE']);
+
 function answerError(log: Log): ErrorRequestHandler {
-  return (err: Error & { status?: number; type?: string; limit?: number }, _request, response, next) => {
+  // Express knows an error handler by its four parameters.
+  return (err: Thrown, _request, response, _next) => {
     if (response.headersSent) {
-      log.error({ err, requestId: requestId(response) }, 'the answer broke off');
-      next(err);
+      // A client that left is in the request's own line; Express would write the stack beside the log.
+      if (!clientGone.has(err.code)) {
+        log.error({ err, requestId: requestId(response) }, 'the answer broke off');
+      }
+      response.destroy();
       return;
     }
-    const { status = 500, message } = err;
+    const { status = 500, message, retryAfter } = err;
     if (status >= 500) {
       const cause = err instanceof DatabaseUnavailable ? err.cause : err;
       log[status === 503 ? 'warn' : 'error']({ err: cause, requestId: requestId(response) }, message);
@@ -207,6 +223,7 @@ function answerError(log: Log): ErrorRequestHandler {
     const tooLarge = `request body too large, at most ${(err.limit ?? 0) / 1024} kB`;
     const said = status === 500 ? 'internal error' : message;
     const body: ErrorBody = { error: err.type === 'entity.too.large' ? tooLarge : said };
+    if (retryAfter !== undefined) response.set('Retry-After', `${retryAfter}`);
     response.status(status).json(body);
   };
 }
