@@ -1,11 +1,11 @@
 import type { Database } from '@payloop/kit/database.ts';
+import { crossSite } from '@payloop/kit/guard.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { databaseErrors, describeLive, error, json, text } from '@payloop/kit/openapi.ts';
 import { answerOk, route } from '@payloop/kit/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { neverRead } from './api.ts';
-import { crossSite } from './guard.ts';
 import {
   findCustomer,
   findInvoice,

@@ -12,7 +12,6 @@ import { z } from 'zod';
 import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
-import { addGuard } from './guard.ts';
 import {
   countUnpaid,
   hasUnpaid,
@@ -98,6 +97,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     name: service,
     host: config.HOST,
     port: config.PORT,
+    environment: config.ENVIRONMENT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
     database,
     metrics,
@@ -108,7 +108,6 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     log,
   };
   const running = await startServer(options, (app) => {
-    addGuard(app);
     addPage(app, overview, progress);
     const version: Handler = async (_request, response) => {
       const self: AppVersion = { service, source, instance, provider: await provider.version() };

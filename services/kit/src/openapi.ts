@@ -151,6 +151,7 @@ export function createDocument(app: Express, title: string): object {
   const responses = {
     NotFound: toResponse(document, error('No such path.'), anywhere),
     MethodNotAllowed: toResponse(document, notAllowed, anywhere),
+    Misdirected: toResponse(document, error('In development, `Host` names another service.'), anywhere),
   };
   return {
     openapi: '3.1.1',
@@ -159,7 +160,8 @@ export function createDocument(app: Express, title: string): object {
       version: '1',
       description:
         'GET answers HEAD too, without the body. Any other method of a path is 405 with `Allow`, see the response ' +
-        '`MethodNotAllowed`; any other path is 404, see `NotFound`.',
+        '`MethodNotAllowed`; any other path is 404, see `NotFound`. In development a `Host` that is neither an address ' +
+        'nor a name of loopback or of this service is 421, see `Misdirected`.',
     },
     paths,
     components: { schemas: document.named, responses, securitySchemes },

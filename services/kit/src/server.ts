@@ -5,6 +5,7 @@ import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
+import { addGuard, hostRule, type HostRule } from './guard.ts';
 import { HttpError, type ErrorBody } from './http-error.ts';
 import type { Log } from './log.ts';
 import { serveMetrics, type Metrics } from './metrics.ts';
@@ -34,6 +35,7 @@ export interface ServerOptions {
   port: number;
   /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
   shutdownDelay: number;
+  environment: 'dev' | 'prod';
   database: Database;
   metrics: Metrics;
   metricsPort: number;
@@ -56,7 +58,7 @@ export interface Running {
 
 /**
  * Starts an HTTP server with what every service has: request ids and logs, `/startupz`, `/livez`,
- * `/readyz`, `/openapi.json`, JSON errors.
+ * `/readyz`, `/openapi.json`, JSON errors, and what keeps other sites out.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when a port cannot be had
  */
@@ -84,6 +86,8 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   route(app, '/readyz', { get: answerReady }, describeReady);
   app.use(observeRequests(log, metrics));
   describeAll(app, describeRequestId);
+  const isServed = hostRule(options.environment, options.name);
+  addGuard(app, isServed);
   let document: string | undefined;
   const answerDocument: Handler = (_request, response) => {
     document ??= JSON.stringify(createDocument(app, options.name));
@@ -98,7 +102,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 
   const server = createServer({ keepAliveTimeout }, app);
   const port = await listen(server, options);
-  const metricsServer = await startMetrics(options, port);
+  const metricsServer = await startMetrics(options, port, isServed);
   log.info({ port, metricsPort: metricsServer.port }, 'listening');
   return {
     port,
@@ -228,9 +232,9 @@ function answerError(log: Log): ErrorRequestHandler {
   };
 }
 
-function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number) {
+function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number, isServed: HostRule) {
   if (metricsPort === port) throw new ConfigError(`METRICS_PORT must be another port than PORT, ${port}`);
-  return serveMetrics({ host, port: metricsPort, metrics, log });
+  return serveMetrics({ host, port: metricsPort, metrics, isServed, log });
 }
 
 function listen(server: Server, { host, port }: ServerOptions): Promise<number> {
