@@ -2,6 +2,11 @@
 SHELL := bash
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
+# By themselves tsx, npm, vitest and prettier keep compiled code in the temporary folder that all users share, and run
+# what they find there, whoever put it there.
+export NODE_COMPILE_CACHE := $(CURDIR)/.payloop/compile-cache
+export TSX_DISABLE_CACHE := 1
+
 OVERLAY ?= dev
 export OVERLAY
 

@@ -1,7 +1,7 @@
 import { fork, type ChildProcess } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { compileCache } from './compile-cache.ts';
 
 /**
  * How long requests that were sent to a process are waited for before it is told to end, in milliseconds. A
@@ -44,12 +44,8 @@ export class Generation {
   constructor({ root, service, inspect }: GenerationOptions) {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
-    const env = {
-      ...process.env,
-      PORT: '0',
-      // What the last processes compiled and stripped of their types is not done again.
-      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(tmpdir(), 'payloop-compile-cache'),
-    };
+    // What the last processes compiled and stripped of their types is not done again.
+    const env = { ...process.env, PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
     const file = join(import.meta.dirname, 'child.ts');
     this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio: ['ignore', 1, 2, 'ipc'] });
     this.ended = new Promise((resolve) => {
