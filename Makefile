@@ -10,7 +10,7 @@ export TSX_DISABLE_CACHE := 1
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test test-page screenshots model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
+.PHONY: help install up debug test test-page screenshots model sweep load mutants ci prove release review bench bench-loop bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -20,11 +20,12 @@ help:
 	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
+	@echo 'make load   pay beside 200 slow readers and 200 streams of the page: the time, the probes and the memory are bounded'
 	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
 	@echo 'make test-page  the page of invoice-app in a real browser: Chromium or Chrome, CHROMIUM=path if it is not found'
 	@echo 'make screenshots  the pictures of the page in docs/'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
-	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid, restarts and'
+	@echo 'make prove  the long tests: make sweep, make load, and in a cluster pods that die while invoices are paid, restarts and'
 	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
 	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
 	@echo 'make release  build and push the releases that REGISTRY lacks, and write what to apply to release.yaml'
@@ -56,6 +57,9 @@ model: install
 sweep: install
 	@tsx services/testing/run-sweep.ts
 
+load: install
+	@tsx services/testing/run-load.ts
+
 mutants: install
 	@tsx services/testing/run-mutants.ts
 
@@ -68,7 +72,7 @@ screenshots: install
 ci: install
 	@cluster/ci.sh
 
-prove: sweep
+prove: sweep load
 	@PROVE=yes OVERLAY=flaky cluster/ci.sh
 	@PROVE=yes OVERLAY=prod cluster/ci.sh
 

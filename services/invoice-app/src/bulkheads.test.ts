@@ -49,6 +49,23 @@ async function slowestProbe(work: Promise<unknown>): Promise<number> {
   return slowest;
 }
 
+test('a list that has begun waits longer for a connection, and does not break off', async () => {
+  const reader = await openSlowReader('/invoices');
+  await using database = await connect(app);
+  await database.query('BEGIN');
+  await database.query('LOCK TABLE customers IN ACCESS EXCLUSIVE MODE');
+  const others = Array.from({ length: 9 }, () => ask(`${app.url}/rest/v1/customers/1`));
+  await sleep(50);
+  let text = reader.head;
+  reader.socket.on('data', (chunk: Buffer) => (text += chunk.toString())).resume();
+  // While it waits the others take what becomes free.
+  await sleep(1_500);
+  others.push(...Array.from({ length: 9 }, () => ask(`${app.url}/rest/v1/customers/1`)));
+  await Promise.all(others);
+  await database.query('ROLLBACK');
+  await expect.poll(() => text.endsWith('0\r\n\r\n'), { timeout: 10_000 }).toBe(true);
+});
+
 describe('with more readers than lists are sent at a time', () => {
   test('pay is 200, readiness is quick, and what is let in is whole', async () => {
     const lists = ['/invoices', '/rest/v1/invoices'];
@@ -57,7 +74,7 @@ describe('with more readers than lists are sent at a time', () => {
     expect(statuses.filter((status) => status === 200)).toHaveLength(20);
     expect(statuses.filter((status) => status === 503)).toHaveLength(40);
     const refused = readers.find(({ status }) => status === 503)!.head;
-    expect(refused).toContain('Retry-After: 1\r\n');
+    expect(refused).toContain('Retry-After: 5\r\n');
     expect(refused).toContain('{"error":"too many lists at once, try again later"}');
 
     const pays = Promise.all(Array.from({ length: 10 }, () => post(`${app.url}/invoices/pay`)));

@@ -28,7 +28,7 @@ test('lets in so many at a time; each that ends makes place, also when its clien
     await expect.poll(() => waiting.length).toBe(2);
     const refused = await fetch(url);
     expect(refused.status).toBe(503);
-    expect(await refused.json()).toEqual({ error: 'too many lists at once, try again later', retryAfter: 1 });
+    expect(await refused.json()).toEqual({ error: 'too many lists at once, try again later', retryAfter: 5 });
     leaving.destroy();
     let entered: Promise<Response> | undefined;
     await expect

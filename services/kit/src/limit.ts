@@ -2,7 +2,7 @@ import type { Handler } from 'express';
 import { HttpError } from './http-error.ts';
 
 /** When to ask again while there are too many, in seconds. */
-const retryAfter = 1;
+const retryAfter = 5;
 
 /**
  * Lets in at most so many requests at a time, until each is answered or its client has gone; the others get 503.

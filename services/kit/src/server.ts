@@ -205,17 +205,20 @@ type Thrown = Error & {
   limit?: number;
 };
 
-/** The codes of an answer whose connection its client closed. */
-const clientGone = new Set<string | undefined>(['ERR_STREAM_PREMATURE_CLOSE', 'ECONNRESET', 'EPIPE']);
+/** Whether a client closed the connection of its answer; whatever else failed after that is for nobody. */
+function isClientGone(error: Thrown): boolean {
+  if (error instanceof AggregateError) return error.errors.some(isClientGone);
+  return ['ERR_STREAM_PREMATURE_CLOSE', 'ECONNRESET', 'EPIPE'].includes(error.code ?? '');
+}
 
 function answerError(log: Log): ErrorRequestHandler {
   // Express knows an error handler by its four parameters.
   return (err: Thrown, _request, response, _next) => {
+    // That it left is in the request's own line.
+    if (response.destroyed && isClientGone(err)) return;
     if (response.headersSent) {
-      // A client that left is in the request's own line; Express would write the stack beside the log.
-      if (!clientGone.has(err.code)) {
-        log.error({ err, requestId: requestId(response) }, 'the answer broke off');
-      }
+      log.error({ err, requestId: requestId(response) }, 'the answer broke off');
+      // Not for Express, which would write the stack beside the log.
       response.destroy();
       return;
     }
