@@ -6,14 +6,21 @@ export PATH := $(CURDIR)/.payloop/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 # What the user has set for other programs must not decide how these run: where Postgres is, how it is spoken to, what
 # Node loads at its start, where `cd` goes, and which proxy stands before this machine itself.
+# npm may need NODE_OPTIONS, for a company's certificates.
+export HOST_NODE_OPTIONS := $(NODE_OPTIONS)
 unexport $(filter PG%,$(.VARIABLES)) CDPATH NODE_OPTIONS NODE_USE_ENV_PROXY
 export NO_PROXY := localhost,.localhost,127.0.0.1,::1,$(NO_PROXY),$(no_proxy)
 export no_proxy := $(NO_PROXY)
 
+# By themselves tsx, npm, vitest and prettier keep compiled code in the temporary folder that all users share, and run
+# what they find there, whoever put it there.
+export NODE_COMPILE_CACHE := $(CURDIR)/.payloop/compile-cache
+export TSX_DISABLE_CACHE := 1
+
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test check test-install test-page screenshots model sweep mutants ci prove release review bench bench-loop bench-start bench-image prod down
+.PHONY: help install up debug test check test-install test-page screenshots model sweep load mutants ci prove release review bench bench-loop bench-start bench-image prod down
 
 help:
 	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
@@ -25,11 +32,12 @@ help:
 	@echo 'make test-install  fresh clones, each with a Node and an npm that users have: make up, its test, make check'
 	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
 	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
+	@echo 'make load   pay beside 200 slow readers and 200 streams of the page: the time, the probes and the memory are bounded'
 	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
 	@echo 'make test-page  the page of invoice-app in a real browser: Chromium or Chrome, CHROMIUM=path if it is not found'
 	@echo 'make screenshots  the pictures of the page in docs/'
 	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
-	@echo 'make prove  the long tests: make sweep, and in a cluster pods that die while invoices are paid, restarts and'
+	@echo 'make prove  the long tests: make sweep, make load, and in a cluster pods that die while invoices are paid, restarts and'
 	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
 	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
 	@echo 'make release  build and push the releases that REGISTRY lacks, and write what to apply to release.yaml'
@@ -41,7 +49,7 @@ help:
 	@echo 'make down   remove the cluster'
 
 install:
-	@PATH="$$HOST_PATH" local/install.sh
+	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" local/install.sh
 
 up: install
 	@local/up.sh -- --overlay=$(OVERLAY)
@@ -65,6 +73,9 @@ model: install
 sweep: install
 	@tsx services/testing/run-sweep.ts
 
+load: install
+	@tsx services/testing/run-load.ts
+
 mutants: install
 	@tsx services/testing/run-mutants.ts
 
@@ -77,7 +88,7 @@ screenshots: install
 ci: install
 	@cluster/ci.sh
 
-prove: sweep
+prove: sweep load
 	@PROVE=yes OVERLAY=flaky cluster/ci.sh
 	@PROVE=yes OVERLAY=prod cluster/ci.sh
 

@@ -47,6 +47,7 @@ export async function startUnready(
     instance: 'test',
     ...self,
     env: {
+      ENVIRONMENT: 'dev',
       HOST: '127.0.0.1',
       PORT: '0',
       METRICS_PORT: '0',

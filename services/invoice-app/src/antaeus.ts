@@ -1,15 +1,14 @@
 import type { Database } from '@payloop/kit/database.ts';
+import { crossSite } from '@payloop/kit/guard.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { databaseErrors, describeLive, error, json, text } from '@payloop/kit/openapi.ts';
 import { answerOk, route } from '@payloop/kit/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { neverRead } from './api.ts';
-import { crossSite } from './guard.ts';
 import {
   findCustomer,
   findInvoice,
-  hasUnpaid,
   listCustomers,
   listInvoices,
   type Customer,
@@ -30,18 +29,19 @@ const antaeusInvoice = () =>
 
 const antaeusCustomer = () => z.object({ id: z.int(), currency: z.string() }).meta({ id: 'AntaeusCustomer' });
 
+export interface AntaeusOptions {
+  database: Database;
+  /** In front of each list. */
+  listLimit: Handler;
+  /** Pays every unpaid invoice; resolves with whether none is unpaid then. */
+  payAll: (response: Response) => Promise<boolean>;
+}
+
 /** Adds the routes of pleo-io/antaeus, which its clients ask for. */
-export function addAntaeusRoutes(
-  app: Express,
-  database: Database,
-  payAll: (response: Response) => Promise<unknown>,
-): void {
+export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: AntaeusOptions): void {
   route(app, '/rest/health', { get: answerOk }, describeLive);
   const pay: Handler = async (_request, response) => {
-    await payAll(response);
-    // Not what this run came to: another replica may be at it, and invoices come in.
-    const allPaid = !(await hasUnpaid(database));
-    response.json(allPaid);
+    response.json(await payAll(response));
   };
   // Before the invoices by their ids, of which it is none.
   route(app, '/rest/v1/invoices/pay', { post: pay }, () => ({
@@ -56,11 +56,10 @@ export function addAntaeusRoutes(
       },
     },
   }));
-  route(
-    app,
-    '/rest/v1/invoices',
-    { get: (_request, response) => sendPages(response, listInvoices(database), toAntaeusInvoice) },
-    () => describeList('Every invoice, in id order', antaeusInvoice()),
+  const sendInvoices: Handler = (_request, response) =>
+    sendPages(response, listInvoices(database), toAntaeusInvoice);
+  route(app, '/rest/v1/invoices', { get: [listLimit, sendInvoices] }, () =>
+    describeList('Every invoice, in id order', antaeusInvoice()),
   );
   route(
     app,
@@ -68,11 +67,10 @@ export function addAntaeusRoutes(
     { get: sendOne((id) => findInvoice(database, id), toAntaeusInvoice) },
     () => describeOne('An invoice', antaeusInvoice()),
   );
-  route(
-    app,
-    '/rest/v1/customers',
-    { get: (_request, response) => sendPages(response, listCustomers(database), toAntaeusCustomer) },
-    () => describeList('Every customer, in id order', antaeusCustomer()),
+  const sendCustomers: Handler = (_request, response) =>
+    sendPages(response, listCustomers(database), toAntaeusCustomer);
+  route(app, '/rest/v1/customers', { get: [listLimit, sendCustomers] }, () =>
+    describeList('Every customer, in id order', antaeusCustomer()),
   );
   route(
     app,

@@ -1,8 +1,8 @@
 import { integer, must } from '@payloop/kit/config.ts';
+import { crossSite } from '@payloop/kit/guard.ts';
 import { errorBody } from '@payloop/kit/http-error.ts';
 import { databaseErrors, error, json, type Body } from '@payloop/kit/openapi.ts';
 import { z } from 'zod';
-import { crossSite } from './guard.ts';
 import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
 import { tallyBody } from './pay.ts';
 import { appVersion } from './provider.ts';

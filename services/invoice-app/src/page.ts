@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { extname, join } from 'node:path';
 import { describe, integer, must } from '@payloop/kit/config.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
+import { limitRequests } from '@payloop/kit/limit.ts';
 import { databaseErrors, error, json, type Answers } from '@payloop/kit/openapi.ts';
 import { route } from '@payloop/kit/server.ts';
 import type { Express, Handler, Request, Response } from 'express';
@@ -53,7 +54,7 @@ export function addPage(app: Express, overview: Overview, progress: Progress): v
     const rows = await overview.readRows(show, from, limit);
     response.set('Cache-Control', 'no-store').json(rows);
   };
-  route(app, '/rows', { get: sendRows }, () => ({
+  route(app, '/rows', { get: [limitRequests(mostPages, 'pages of rows'), sendRows] }, () => ({
     get: {
       summary: 'Invoices as the page shows them, from any place of the list',
       query: rowsQuery,
@@ -76,6 +77,8 @@ const describeFile = (content: Record<string, z.ZodType>): Answers => {
 
 /** The most that may be asked for at a time. */
 const mostRows = 1_000;
+/** Requests for rows under way at a time: they are short, and have a limit beside that of the lists. */
+const mostPages = 50;
 
 /** What may be asked of `GET /rows`. */
 const rowsQuery = z.object({

@@ -1,8 +1,21 @@
 import { pipeline } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { DatabaseUnavailable } from '@payloop/kit/database.ts';
+import { limitRequests } from '@payloop/kit/limit.ts';
 import type { Response } from 'express';
 
 /** How many rows are read at a time. */
 const pageSize = 1_000;
+/** How often a list that has begun asks again while the database is busy or away, and the wait in milliseconds. */
+const patience = 5;
+const pause = 500;
+/** Lists that are sent at a time; each has a page or two in memory. */
+const mostLists = 20;
+/** How long a client may read nothing of a list before it is cut off, in milliseconds: it keeps others out. */
+const idleTimeout = 30_000;
+
+/** In front of every list: lets in only so many at a time, those of all routes together. */
+export const createListLimit = () => limitRequests(mostLists, 'lists');
 
 export interface Range {
   /** Only those behind this id. */
@@ -22,12 +35,25 @@ export async function* readPages<T extends { id: number }>(
   let behind = after;
   let left = limit;
   while (left > 0) {
-    const rows = await read(behind, Math.min(left, pageSize));
+    const most = Math.min(left, pageSize);
+    const rows = await (behind === after ? read(behind, most) : readPatiently(() => read(behind, most)));
     const last = rows.at(-1);
     if (last === undefined) return;
     yield rows;
     behind = last.id;
     left -= rows.length;
+  }
+}
+
+/** Asks several times: what has begun cannot be answered with 503 any more. */
+async function readPatiently<T>(read: () => Promise<T[]>): Promise<T[]> {
+  for (let left = patience; ; left -= 1) {
+    try {
+      return await read();
+    } catch (error) {
+      if (!(error instanceof DatabaseUnavailable) || left === 0) throw error;
+      await sleep(pause);
+    }
   }
 }
 
@@ -40,6 +66,7 @@ export async function sendPages<T>(
   const text = toJson(pages, toBody);
   // A database that is away shows at the first page, when the status can still be another.
   const opening = await text.next();
+  response.setTimeout(idleTimeout);
   response.type('json').write(opening.value);
   await pipeline(text, response);
 }

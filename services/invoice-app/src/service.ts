@@ -12,16 +12,29 @@ import { z } from 'zod';
 import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
-import { addGuard } from './guard.ts';
-import { countUnpaid, listInvoices, migrations, resetInvoices, seed, toContract } from './invoices.ts';
+import {
+  countUnpaid,
+  hasUnpaid,
+  listInvoices,
+  migrations,
+  resetInvoices,
+  seed,
+  toContract,
+} from './invoices.ts';
 import { Overview } from './overview.ts';
 import { addPage } from './page.ts';
-import { sendPages } from './pages.ts';
+import { createListLimit, sendPages } from './pages.ts';
 import { batchStates, Payments } from './pay.ts';
 import { Progress } from './progress.ts';
 import { everyOutcome, Provider, type AppVersion } from './provider.ts';
 
 const service = 'invoice-app';
+
+/**
+ * The most connections to Postgres: payments and recovery, one for each batch under way, have theirs, so that no
+ * number of readers keeps an invoice from being paid. With that of readiness they are ten, see k8s/postgres.
+ */
+const connections = { payments: 6, others: 3 };
 
 const defaultProviderUrl = 'http://payment-provider:8082/payments/pay';
 const providerUrl = httpUrl(defaultProviderUrl).optional();
@@ -59,7 +72,9 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     migrations,
     seed: (query) => seed(query, config.SEED_INVOICES),
     log,
+    max: connections.others,
   });
+  const forPayments = database.partition(connections.payments);
   const metrics = new Metrics(database);
   metrics.measure('unpaid_invoices', 'Invoices that are not paid.', () => countUnpaid(database));
   metrics.measure('oldest_lease_age_seconds', 'How long ago the oldest lease was given or renewed.', () =>
@@ -67,13 +82,22 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   );
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
   const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
-  const payments = new Payments({ database, provider, holder: instance, step, log, count, countClaim });
+  const payments = new Payments({
+    database: forPayments,
+    provider,
+    holder: instance,
+    step,
+    log,
+    count,
+    countClaim,
+  });
   const overview = new Overview(database);
   const progress = new Progress(overview, log);
   const options = {
     name: service,
     host: config.HOST,
     port: config.PORT,
+    environment: config.ENVIRONMENT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
     database,
     metrics,
@@ -84,7 +108,6 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     log,
   };
   const running = await startServer(options, (app) => {
-    addGuard(app);
     addPage(app, overview, progress);
     const version: Handler = async (_request, response) => {
       const self: AppVersion = {
@@ -98,7 +121,8 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     };
     route(app, '/version', { get: version }, api.describeVersion);
     const invoices: Handler = (request, response) => sendInvoices(database, request, response);
-    route(app, '/invoices', { get: invoices }, api.describeInvoices);
+    const listLimit = createListLimit();
+    route(app, '/invoices', { get: [listLimit, invoices] }, api.describeInvoices);
     const payAll = (response: Response) => {
       progress.attend();
       return payments.pay(requestId(response)).finally(() => progress.attend());
@@ -111,7 +135,15 @@ export async function start({ env, source, instance, failed, step = direct }: Se
       else response.status(502).json(body);
     };
     route(app, '/invoices/pay', { post: pay }, api.describePay);
-    addAntaeusRoutes(app, database, payAll);
+    addAntaeusRoutes(app, {
+      database,
+      listLimit,
+      payAll: async (response) => {
+        await payAll(response);
+        // Not what this run came to: another replica may be at it, and invoices come in.
+        return !(await hasUnpaid(forPayments));
+      },
+    });
     if (config.ALLOW_RESET) {
       const answerReset: Handler = async (_request, response) => {
         await reset(database, provider, config.SEED_INVOICES);

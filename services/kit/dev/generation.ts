@@ -1,8 +1,8 @@
 import { fork, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { compileCache } from './compile-cache.ts';
 
 /**
  * How long requests that were sent to a process are waited for before it is told to end, in milliseconds. A
@@ -49,12 +49,8 @@ export class Generation {
   constructor({ root, service, inspect }: GenerationOptions) {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
-    const env = {
-      ...process.env,
-      PORT: '0',
-      // What the last processes compiled and stripped of their types is not done again.
-      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? join(tmpdir(), 'payloop-compile-cache'),
-    };
+    // What the last processes compiled and stripped of their types is not done again.
+    const env = { ...process.env, PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
     const file = join(import.meta.dirname, 'child.ts');
     const stdio: StdioOptions = ['ignore', 1, 'pipe', 'ipc'];
     this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio });

@@ -1,9 +1,9 @@
 import { createServer, connect, type AddressInfo, type Server, type Socket } from 'node:net';
 import { once } from 'node:events';
 import { Client } from 'pg';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, inject, test } from 'vitest';
 import { createDatabase, type TestDatabase } from '../../testing/database.ts';
-import { Database, DatabaseUnavailable, type DatabaseOptions } from './database.ts';
+import { Database, DatabaseBusy, DatabaseUnavailable, type DatabaseOptions } from './database.ts';
 import { createLog } from './log.ts';
 
 const log = createLog('test', 'silent');
@@ -11,6 +11,12 @@ const migrations = [
   { name: '1', sql: 'CREATE TABLE things (id bigint PRIMARY KEY)' },
   { name: '2', sql: 'INSERT INTO things VALUES (1)' },
 ];
+
+async function connectTo(url: string) {
+  const client = new Client({ connectionString: url });
+  await client.connect();
+  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
+}
 
 let empty: TestDatabase;
 const open: Database[] = [];
@@ -73,7 +79,7 @@ test('sessions that the server ends are replaced by new ones', async () => {
   const database = openDatabase({ log: watched });
   await database.opened;
   // Two sessions, of which one is idle when they end.
-  await Promise.all([database.check(), database.check()]);
+  await Promise.all([database.query('SELECT 1'), database.query('SELECT 1')]);
   const admin = new Client({ connectionString: empty.url });
   await admin.connect();
   try {
@@ -95,6 +101,7 @@ test('sessions that the server ends are replaced by new ones', async () => {
 class Link {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  #mute = false;
   readonly url: string;
 
   private constructor(server: Server, url: string) {
@@ -112,6 +119,10 @@ class Link {
       url.replace(target.host, `127.0.0.1:${(server.address() as AddressInfo).port}`),
     );
     server.on('connection', (socket) => {
+      if (link.#mute) {
+        link.#sockets.add(socket.on('error', () => {}));
+        return;
+      }
       const onward = connect(Number(target.port), target.hostname);
       for (const end of [socket, onward]) {
         link.#sockets.add(end);
@@ -125,6 +136,11 @@ class Link {
   /** Nothing that is sent arrives any more, and nobody says so. */
   silence(): void {
     for (const socket of this.#sockets) socket.unpipe().pause();
+  }
+
+  /** New connections are accepted from now on, and never answered. */
+  refuseNew(): void {
+    this.#mute = true;
   }
 
   async cut(): Promise<void> {
@@ -171,15 +187,96 @@ test('a server that vanished without a word is given up on', { timeout: 20_000 }
   const link = await Link.to(empty.url);
   const database = openDatabase({ url: link.url });
   await database.opened;
+  await database.check();
   link.silence();
   const start = performance.now();
+  const query = database.query('SELECT 1').catch((error: unknown) => error);
   await expect(database.check()).rejects.toBeInstanceOf(DatabaseUnavailable);
+  // A probe waits no longer than that.
+  expect(performance.now() - start).toBeLessThan(2_000);
+  expect(await query).toMatchObject({ name: 'DatabaseUnavailable', message: 'database unavailable' });
   expect(performance.now() - start).toBeLessThan(11_000);
   await database.check();
   await database.close();
   open.pop();
   await link.cut();
 });
+
+/** Takes every connection of a database until what it gives is called. */
+async function takeAll(database: Database, count: number): Promise<() => Promise<void>> {
+  const released = Promise.withResolvers<void>();
+  const taken = Array.from({ length: count }, () => Promise.withResolvers<void>());
+  const held = taken.map(({ resolve }) =>
+    database.transaction(async (query) => {
+      await query('SELECT 1');
+      resolve();
+      await released.promise;
+    }),
+  );
+  await Promise.all(taken.map(({ promise }) => promise));
+  return async () => {
+    released.resolve();
+    await Promise.all(held);
+  };
+}
+
+const busy = {
+  name: 'DatabaseBusy',
+  message: 'no database connection is free, try again later',
+  status: 503,
+};
+
+test('while every connection is in use: busy, and not unavailable; readiness and other parts are not kept', async () => {
+  const database = openDatabase({ max: 2 });
+  const part = database.partition(1);
+  await database.opened;
+  const release = await takeAll(database, 2);
+  const waiting = Promise.allSettled([database.query('SELECT 1'), database.transaction(async () => {})]);
+  const start = performance.now();
+  await Promise.all(Array.from({ length: 20 }, () => database.check()));
+  expect((await part.query('SELECT 1')).rowCount).toBe(1);
+  expect(performance.now() - start).toBeLessThan(1_000);
+  const reason = { ...busy, retryAfter: 1 };
+  expect(await waiting).toMatchObject([{ reason }, { reason }]);
+  expect(database.pool).toMatchObject({ max: 4, total: 4 });
+  await release();
+  await database.query('SELECT 1');
+});
+
+test('a server without a connection to spare is busy too', async () => {
+  await using admin = await connectTo(inject('postgresUrl'));
+  await admin.query(`ALTER ROLE ${new URL(empty.url).username} CONNECTION LIMIT 2`);
+  const database = openDatabase();
+  await database.opened;
+  // The limit of a role has the same code as the server's.
+  await expect(
+    Promise.all(Array.from({ length: 3 }, () => database.query('SELECT pg_sleep(0.5)'))),
+  ).rejects.toMatchObject(busy);
+});
+
+test(
+  'while Postgres is away, statements that waited for a connection say so',
+  { timeout: 20_000 },
+  async () => {
+    const link = await Link.to(empty.url);
+    const database = openDatabase({ url: link.url, max: 1 });
+    await database.opened;
+    await link.cut();
+    await link.mend();
+    link.refuseNew();
+    const failures = await Promise.allSettled([database.query('SELECT 1'), database.query('SELECT 1')]);
+    expect(failures.map((failure) => (failure as PromiseRejectedResult).reason.name)).toEqual([
+      'DatabaseUnavailable',
+      'DatabaseUnavailable',
+    ]);
+    expect(
+      failures.some((failure) => (failure as PromiseRejectedResult).reason instanceof DatabaseBusy),
+    ).toBe(false);
+    await database.close();
+    open.pop();
+    await link.cut();
+  },
+);
 
 test('closing one that was never reached does not wait', async () => {
   const database = new Database({ url: 'postgres://u:p@127.0.0.1:1/x', migrations, log, service: 'test' });

@@ -7,9 +7,18 @@ import { HttpError } from './http-error.ts';
 export class DatabaseUnavailable extends HttpError {
   override name = 'DatabaseUnavailable';
 
-  constructor(cause?: unknown) {
-    super(503, 'database unavailable');
+  constructor(cause?: unknown, message = 'database unavailable', retryAfter?: number) {
+    super(503, message, retryAfter);
     this.cause = cause;
+  }
+}
+
+/** Postgres answers others, but had no connection for this statement in time. */
+export class DatabaseBusy extends DatabaseUnavailable {
+  override name = 'DatabaseBusy';
+
+  constructor(cause: unknown) {
+    super(cause, 'no database connection is free, try again later', 1);
   }
 }
 
@@ -32,8 +41,14 @@ export interface DatabaseOptions {
   seed?: (query: Query) => Promise<void>;
   log: Log;
   service: string;
+  /** The most connections, beside the one that `check` has for itself. */
+  max?: number;
 }
 
+/** The most connections of a database that says nothing else: with that of `check` ten, see k8s/postgres. */
+const mostConnections = 9;
+/** How long `check` may take to connect, and then for an answer, in milliseconds: a probe waits 2 s. */
+const checkTimeout = 900;
 /** How long a statement may take, and how long it may take to reach Postgres, in milliseconds. */
 const statementTimeout = 10_000;
 const connectTimeout = 2_000;
@@ -48,36 +63,43 @@ const retryDelay = { first: 100, most: 2_000 };
  */
 export class Database {
   readonly #pool: pg.Pool;
+  /** For `check` alone: readiness must not wait until other work leaves a connection free. */
+  readonly #probe: pg.Pool;
+  #check: Promise<void> | undefined;
   readonly #options: DatabaseOptions;
   readonly #closing = new AbortController();
-  #migrated = false;
+  readonly #parts: Database[] = [];
+  /** Connections that were made and not closed. */
+  #connected = 0;
+  /** Shared with the parts. */
+  readonly #schema: { isUpToDate: boolean };
   /** Settles when the schema is up to date (true) or the database was closed before (false). */
   readonly opened: Promise<boolean>;
 
-  constructor(options: DatabaseOptions) {
+  /** @param whole the database that this is a part of; `partition` makes parts */
+  constructor(options: DatabaseOptions, whole?: Database) {
     this.#options = options;
-    this.#pool = new pg.Pool({
-      connectionString: options.url,
-      application_name: options.service,
-      max: 10,
-      connectionTimeoutMillis: connectTimeout,
-      // Both sides: a server that vanished without a word would otherwise be waited for until TCP gives up,
-      // and a statement whose client vanished would go on holding its locks.
-      query_timeout: statementTimeout,
-      statement_timeout: statementTimeout,
-      lock_timeout: lockTimeout,
-      keepAlive: true,
-      types: { getTypeParser },
-    });
-    // An idle connection that breaks: the pool has dropped it already.
-    this.#pool.on('error', (err) => options.log.warn({ err }, 'an idle database connection broke'));
-    this.opened = this.#open();
+    this.#schema = whole ? whole.#schema : { isUpToDate: false };
+    this.#pool = createPool(options, options.max ?? mostConnections, connectTimeout, statementTimeout);
+    this.#pool.on('connect', () => (this.#connected += 1)).on('remove', () => (this.#connected -= 1));
+    this.#probe = whole ? whole.#probe : createPool(options, 1, checkTimeout, checkTimeout);
+    this.opened = whole ? whole.opened : this.#open();
+  }
+
+  /**
+   * Another pool of the same database, for work that must not wait behind other work. It closes with the whole.
+   * @param max its most connections
+   */
+  partition(max: number): Database {
+    const part = new Database({ ...this.#options, max }, this);
+    this.#parts.push(part);
+    return part;
   }
 
   /** @throws {DatabaseUnavailable} */
   query: Query = async (text, values) => {
     this.#assertMigrated();
-    return translate(this.#pool.query(text, values));
+    return this.#translate(this.#pool.query(text, values));
   };
 
   /**
@@ -89,25 +111,42 @@ export class Database {
     return this.#transaction(work);
   }
 
-  /** The pool's connections, how many there may be, and the statements that wait for one. */
+  /** The connections of all pools, how many there may be, and the statements that wait for one. */
   get pool(): { total: number; max: number; idle: number; waiting: number } {
-    const { totalCount: total, idleCount: idle, waitingCount: waiting, options } = this.#pool;
-    return { total, max: options.max, idle, waiting };
+    const pools = [this.#pool, this.#probe, ...this.#parts.map((part) => part.#pool)];
+    const sum = (of: (pool: pg.Pool) => number) => pools.reduce((total, pool) => total + of(pool), 0);
+    return {
+      total: sum(({ totalCount }) => totalCount),
+      max: sum(({ options }) => options.max),
+      idle: sum(({ idleCount }) => idleCount),
+      waiting: sum(({ waitingCount }) => waitingCount),
+    };
   }
 
-  /** Resolves when Postgres answers and the schema is up to date. @throws {DatabaseUnavailable} */
+  /**
+   * Resolves when Postgres answers and the schema is up to date: over a connection of its own, and one statement
+   * for all who ask at the same time.
+   * @throws {DatabaseUnavailable}
+   */
   async check(): Promise<void> {
-    await this.query('SELECT 1');
+    this.#assertMigrated();
+    this.#check ??= this.#checkOnce().finally(() => (this.#check = undefined));
+    await this.#check;
+  }
+
+  async #checkOnce(): Promise<void> {
+    await this.#translate(this.#probe.query('SELECT 1'));
   }
 
   async close(): Promise<void> {
     this.#closing.abort();
     await this.opened;
-    await this.#pool.end();
+    const pools = [this.#pool, this.#probe, ...this.#parts.map((part) => part.#pool)];
+    await Promise.all(pools.map((pool) => pool.end()));
   }
 
   #assertMigrated(): void {
-    if (!this.#migrated) throw new DatabaseUnavailable();
+    if (!this.#schema.isUpToDate) throw new DatabaseUnavailable();
   }
 
   async #open(): Promise<boolean> {
@@ -117,7 +156,7 @@ export class Database {
     while (!this.#closing.signal.aborted) {
       try {
         await this.#transaction((query) => this.#migrate(query));
-        this.#migrated = true;
+        this.#schema.isUpToDate = true;
         log.info('the database is ready');
         return true;
       } catch (error) {
@@ -150,8 +189,8 @@ export class Database {
   }
 
   async #transaction<T>(work: (query: Query) => Promise<T>): Promise<T> {
-    const client = await translate(this.#pool.connect());
-    const query: Query = (text, values) => translate(client.query(text, values));
+    const client = await this.#translate(this.#pool.connect());
+    const query: Query = (text, values) => this.#translate(client.query(text, values));
     let broken = true;
     client.on('error', ignore);
     try {
@@ -166,7 +205,49 @@ export class Database {
       client.release(broken);
     }
   }
+
+  /** Turns what pg throws when Postgres is away into DatabaseUnavailable; a wrong statement stays what it is. */
+  async #translate<T>(result: Promise<T>): Promise<T> {
+    try {
+      return await result;
+    } catch (error) {
+      if (this.#isBusy(error)) throw new DatabaseBusy(error);
+      if (error instanceof pg.DatabaseError && !unavailable.test(error.code ?? '')) throw error;
+      throw new DatabaseUnavailable(error);
+    }
+  }
+
+  /**
+   * Whether every connection was in use, or Postgres has no more to give (53300). While one of the pool's is still
+   * being made it may be that Postgres is away.
+   */
+  #isBusy(error: unknown): boolean {
+    if (error instanceof pg.DatabaseError) return error.code === '53300';
+    return (error as Error).message === noFreeConnection && this.#connected >= this.#pool.options.max;
+  }
 }
+
+function createPool({ url, service, log }: DatabaseOptions, max: number, connect: number, statement: number) {
+  const pool = new pg.Pool({
+    connectionString: url,
+    application_name: service,
+    max,
+    connectionTimeoutMillis: connect,
+    // Both sides: a server that vanished without a word would otherwise be waited for until TCP gives up,
+    // and a statement whose client vanished would go on holding its locks.
+    query_timeout: statement,
+    statement_timeout: statement,
+    lock_timeout: lockTimeout,
+    keepAlive: true,
+    types: { getTypeParser },
+  });
+  // An idle connection that breaks: the pool has dropped it already.
+  pool.on('error', (err) => log.warn({ err }, 'an idle database connection broke'));
+  return pool;
+}
+
+/** What pg-pool throws when none of its connections became free in time. */
+const noFreeConnection = 'timeout exceeded when trying to connect';
 
 // The query under way reports a broken connection; without a listener the event would end the process.
 function ignore(): void {}
@@ -185,13 +266,3 @@ export function isLockTimeout(error: unknown): boolean {
 // SQLSTATE classes of a server that is away or not ready: connection, authorization, no such database,
 // resources, operator intervention (a shutdown), and a lock that another one holds for too long, https://www.postgresql.org/docs/18/errcodes-appendix.html
 const unavailable = /^(08|28|3D|53|57|55P03)/;
-
-/** Turns what pg throws when Postgres is away into DatabaseUnavailable; a wrong statement stays what it is. */
-async function translate<T>(result: Promise<T>): Promise<T> {
-  try {
-    return await result;
-  } catch (error) {
-    if (error instanceof pg.DatabaseError && !unavailable.test(error.code ?? '')) throw error;
-    throw new DatabaseUnavailable(error);
-  }
-}

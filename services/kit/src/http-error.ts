@@ -9,9 +9,12 @@ export type ErrorBody = z.infer<ReturnType<typeof errorBody>>;
 export class HttpError extends Error {
   override name = 'HttpError';
   readonly status: number;
+  /** When to ask again, in seconds, for the header `Retry-After`. */
+  readonly retryAfter: number | undefined;
 
-  constructor(status: number, message: string) {
+  constructor(status: number, message: string, retryAfter?: number) {
     super(message);
     this.status = status;
+    this.retryAfter = retryAfter;
   }
 }

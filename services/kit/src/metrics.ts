@@ -12,6 +12,7 @@ import {
 } from 'prom-client';
 import { ConfigError } from './config.ts';
 import type { Database } from './database.ts';
+import type { HostRule } from './guard.ts';
 import { reduceError, type Log } from './log.ts';
 import { idsForExemplar } from './tracing.ts';
 
@@ -110,6 +111,7 @@ export interface MetricsServerOptions {
   host: string | undefined;
   port: number;
   metrics: Metrics;
+  isServed: HostRule;
   log: Log;
 }
 
@@ -131,9 +133,14 @@ export async function serveMetrics({
   host,
   port,
   metrics,
+  isServed,
   log,
 }: MetricsServerOptions): Promise<MetricsServer> {
   const server = createServer((request, response) => {
+    if (!isServed(request.headers.host)) {
+      response.writeHead(421).end();
+      return;
+    }
     if (request.url !== '/metrics') {
       response.writeHead(404).end();
       return;

@@ -58,7 +58,12 @@ export function error(description: string, headers?: z.ZodObject): Answer {
 }
 
 /** What any request can end in that asks the database. */
-export const databaseErrors = (): Answers => ({ 503: error('The database does not answer.') });
+export const databaseErrors = (): Answers => ({
+  503: error(
+    'The database does not answer, or too many ask at once: then Retry-After says when to ask again.',
+    z.object({ 'Retry-After': z.string().optional() }),
+  ),
+});
 
 /** Methods of a path that are described; GET answers HEAD too. */
 export type Method = 'get' | 'post';
@@ -146,6 +151,7 @@ export function createDocument(app: Express, title: string): object {
   const responses = {
     NotFound: toResponse(document, error('No such path.'), anywhere),
     MethodNotAllowed: toResponse(document, notAllowed, anywhere),
+    Misdirected: toResponse(document, error('In development, `Host` names another service.'), anywhere),
   };
   return {
     openapi: '3.1.1',
@@ -154,7 +160,8 @@ export function createDocument(app: Express, title: string): object {
       version: '1',
       description:
         'GET answers HEAD too, without the body. Any other method of a path is 405 with `Allow`, see the response ' +
-        '`MethodNotAllowed`; any other path is 404, see `NotFound`.',
+        '`MethodNotAllowed`; any other path is 404, see `NotFound`. In development a `Host` that is neither an address ' +
+        'nor a name of loopback or of this service is 421, see `Misdirected`.',
     },
     paths,
     components: { schemas: document.named, responses, securitySchemes },

@@ -5,6 +5,7 @@ import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
+import { addGuard, hostRule, type HostRule } from './guard.ts';
 import { HttpError, type ErrorBody } from './http-error.ts';
 import type { Log } from './log.ts';
 import { serveMetrics, type Metrics } from './metrics.ts';
@@ -34,6 +35,7 @@ export interface ServerOptions {
   port: number;
   /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
   shutdownDelay: number;
+  environment: 'dev' | 'prod';
   database: Database;
   metrics: Metrics;
   metricsPort: number;
@@ -56,7 +58,7 @@ export interface Running {
 
 /**
  * Starts an HTTP server with what every service has: request ids and logs, `/startupz`, `/livez`,
- * `/readyz`, `/openapi.json`, JSON errors.
+ * `/readyz`, `/openapi.json`, JSON errors, and what keeps other sites out.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when a port cannot be had
  */
@@ -84,6 +86,8 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   route(app, '/readyz', { get: answerReady }, describeReady);
   app.use(observeRequests(log, metrics));
   describeAll(app, describeRequestId);
+  const isServed = hostRule(options.environment, options.name);
+  addGuard(app, isServed);
   let document: string | undefined;
   const answerDocument: Handler = (_request, response) => {
     document ??= JSON.stringify(createDocument(app, options.name));
@@ -98,7 +102,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 
   const server = createServer({ keepAliveTimeout }, app);
   const port = await listen(server, options);
-  const metricsServer = await startMetrics(options, port);
+  const metricsServer = await startMetrics(options, port, isServed);
   log.info({ port, metricsPort: metricsServer.port }, 'listening');
   return {
     port,
@@ -192,14 +196,33 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
   };
 }
 
+/** What a handler may throw: an error of this kit, of the body's parser, or any other. */
+type Thrown = Error & {
+  code?: string;
+  status?: number;
+  retryAfter?: number;
+  type?: string;
+  limit?: number;
+};
+
+/** Whether a client closed the connection of its answer; whatever else failed after that is for nobody. */
+function isClientGone(error: Thrown): boolean {
+  if (error instanceof AggregateError) return error.errors.some(isClientGone);
+  return ['ERR_STREAM_PREMATURE_CLOSE', 'ECONNRESET', 'EPIPE'].includes(error.code ?? '');
+}
+
 function answerError(log: Log): ErrorRequestHandler {
-  return (err: Error & { status?: number; type?: string; limit?: number }, _request, response, next) => {
+  // Express knows an error handler by its four parameters.
+  return (err: Thrown, _request, response, _next) => {
+    // That it left is in the request's own line.
+    if (response.destroyed && isClientGone(err)) return;
     if (response.headersSent) {
       log.error({ err, requestId: requestId(response) }, 'the answer broke off');
-      next(err);
+      // Not for Express, which would write the stack beside the log.
+      response.destroy();
       return;
     }
-    const { status = 500, message } = err;
+    const { status = 500, message, retryAfter } = err;
     if (status >= 500) {
       const cause = err instanceof DatabaseUnavailable ? err.cause : err;
       log[status === 503 ? 'warn' : 'error']({ err: cause, requestId: requestId(response) }, message);
@@ -207,13 +230,14 @@ function answerError(log: Log): ErrorRequestHandler {
     const tooLarge = `request body too large, at most ${(err.limit ?? 0) / 1024} kB`;
     const said = status === 500 ? 'internal error' : message;
     const body: ErrorBody = { error: err.type === 'entity.too.large' ? tooLarge : said };
+    if (retryAfter !== undefined) response.set('Retry-After', `${retryAfter}`);
     response.status(status).json(body);
   };
 }
 
-function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number) {
+function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number, isServed: HostRule) {
   if (metricsPort === port) throw new ConfigError(`METRICS_PORT must be another port than PORT, ${port}`);
-  return serveMetrics({ host, port: metricsPort, metrics, log });
+  return serveMetrics({ host, port: metricsPort, metrics, isServed, log });
 }
 
 function listen(server: Server, { host, port }: ServerOptions): Promise<number> {

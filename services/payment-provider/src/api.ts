@@ -1,3 +1,4 @@
+import { crossSite } from '@payloop/kit/guard.ts';
 import { error, json, databaseErrors, type Addition, type Answers, type Body } from '@payloop/kit/openapi.ts';
 import { version } from '@payloop/kit/run.ts';
 import { z } from 'zod';
@@ -64,6 +65,7 @@ const refused = (): Answers => ({
   413: error('The body is larger than 512 kB.'),
   415: error('`Content-Encoding` is none that is known.'),
   422: error('The key was used for another id, value or currency; nothing was charged.'),
+  ...crossSite(),
   ...databaseErrors(),
 });
 
@@ -114,7 +116,7 @@ export const describePayAntaeus = () => ({
 export const describeReset = () => ({
   post: {
     summary: 'Forgets every payment',
-    answers: { 200: json('Forgotten.', z.object({})), ...databaseErrors() },
+    answers: { 200: json('Forgotten.', z.object({})), ...crossSite(), ...databaseErrors() },
   },
 });
 
@@ -123,7 +125,7 @@ export const describeToken = (): Addition => ({
   security: { token: { type: 'http', scheme: 'bearer', description: 'A service account’s token.' } },
   answers: {
     401: error('No token, or none that is valid.', z.object({ 'WWW-Authenticate': z.literal('Bearer') })),
-    403: error('Somebody else’s token.'),
+    403: error('Somebody else’s token; or a browser sends it for another site.'),
     503: error(
       'The database does not answer; or, with `Retry-After`, the keys to check tokens with cannot be had.',
       retryAfter().partial(),

@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { ConfigError } from '@payloop/kit/config.ts';
 import { Client } from 'pg';
 import { describe, expect, test } from 'vitest';
@@ -84,6 +86,43 @@ test('rates are shares of the requests', () => {
   expect(share('fail')).toBeCloseTo(0.1, 1);
   expect(share('late')).toBeCloseTo(0.3, 1);
   expect(share()).toBeCloseTo(0.6, 1);
+});
+
+/** The heap in bytes, without what nothing refers to. */
+function measureHeap(): number {
+  setFlagsFromString('--expose-gc');
+  runInNewContext('gc')();
+  return process.memoryUsage().heapUsed;
+}
+
+test.each([
+  ['600,000 payments', 600_000, ''],
+  ['ids of 100 kB', 3_000, 'x'.repeat(100_000)],
+])('%s are drawn in the same memory, and the odds stay what they are', (_name, count, suffix) => {
+  const faults = new Faults([['fail', 0.5]], 0.5, 1);
+  let declined = 0;
+  const before = measureHeap();
+  for (let n = 0; n < count; n += 1) {
+    // A string of its own each time, as from a request.
+    const id = Buffer.from(`I${n}${suffix}`).toString();
+    faults.draw(id);
+    if (faults.declines(id)) declined += 1;
+  }
+  // A number kept for each would be some 80 MB, or 600 MB.
+  expect(measureHeap() - before).toBeLessThan(20_000_000);
+  // Until here.
+  expect(faults).toBeInstanceOf(Faults);
+  expect(declined / count).toBeCloseTo(0.5, 1);
+});
+
+test('one payment that is declined again and again is charged in the end, however many come in between', () => {
+  const faults = new Faults([], 0.5, 1);
+  const left = new Set(Array.from({ length: 2_000 }, (_, n) => `I${n}`));
+  for (let run = 0; run < 40; run += 1) {
+    for (const id of left) if (!faults.declines(id)) left.delete(id);
+    for (let n = 0; n < 5_000; n += 1) faults.declines(`other ${run} ${n}`);
+  }
+  expect(left.size).toBe(0);
 });
 
 const rule =

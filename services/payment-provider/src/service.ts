@@ -47,6 +47,7 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     name: service,
     host: config.HOST,
     port: config.PORT,
+    environment: config.ENVIRONMENT,
     shutdownDelay: config.SHUTDOWN_DELAY_MS,
     database,
     metrics,

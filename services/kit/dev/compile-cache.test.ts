@@ -1,0 +1,166 @@
+import { execFileSync } from 'node:child_process';
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs';
+import { lstatSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { crc32 } from 'node:zlib';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
+import { compileCache } from './compile-cache.ts';
+import { Generation } from './generation.ts';
+
+/** The user who owns nothing, where these tests are run as root. */
+const nobody = 65_534;
+const isRoot = process.getuid?.() === 0;
+
+let root: string;
+let shared: string;
+const own = () => join(shared, `payloop-${process.getuid?.()}`);
+beforeEach(() => {
+  root = mkdtempSync(join(tmpdir(), 'payloop-root-'));
+  shared = mkdtempSync(join(tmpdir(), 'payloop-shared-'));
+  // As /tmp is.
+  chmodSync(shared, 0o1777);
+  vi.stubEnv('TMPDIR', shared);
+  vi.stubEnv('NODE_COMPILE_CACHE', '');
+});
+afterEach(() => {
+  vi.unstubAllEnvs();
+  for (const folder of [root, shared]) rmSync(folder, { recursive: true });
+});
+
+const modeOf = (folder: string) => (lstatSync(folder).mode & 0o7777).toString(8);
+
+test('it is in the folder of the sources, for this user alone', () => {
+  const folder = compileCache(root)!;
+  expect(folder).toBe(join(root, '.payloop/compile-cache'));
+  expect(modeOf(folder)).toBe('700');
+  expect(compileCache(root)).toBe(folder);
+});
+
+/** A file where a folder would have to be: not even root can make one there. */
+const closeRoot = () => writeFileSync(join(root, '.payloop'), '');
+
+test('where that cannot be written it is in the temporary folder, for this user alone', () => {
+  closeRoot();
+  expect(compileCache(root)).toBe(own());
+  expect(modeOf(own())).toBe('700');
+});
+
+test.each<[string, () => void]>([
+  ['is writable for all', () => chmodSync(mkdirs(own()), 0o777)],
+  ['is writable for its group', () => chmodSync(mkdirs(own()), 0o770)],
+  ['is a link to a folder of this user', () => symlinkSync(mkdirs(join(shared, 'x')), own())],
+  ['is a file', () => writeFileSync(own(), '')],
+])('a folder that was there before and %s is not used', (_name, make) => {
+  closeRoot();
+  make();
+  expect(compileCache(root)).toBeUndefined();
+});
+
+test.runIf(isRoot)('nor is one that another user made, in the one place or the other', () => {
+  chownSync(mkdirs(join(root, '.payloop/compile-cache')), nobody, nobody);
+  expect(compileCache(root)).toBe(own());
+  chownSync(own(), nobody, nobody);
+  expect(compileCache(root)).toBeUndefined();
+});
+
+test('a folder of the user’s choice is held to the same', () => {
+  const chosen = join(shared, 'chosen');
+  vi.stubEnv('NODE_COMPILE_CACHE', chosen);
+  expect(compileCache(root)).toBe(chosen);
+  chmodSync(chosen, 0o777);
+  expect(compileCache(root)).toBeUndefined();
+});
+
+function mkdirs(folder: string): string {
+  mkdirSync(folder, { recursive: true });
+  return folder;
+}
+
+const honest = `process.send({ port: 1 }); setTimeout(() => {}, 60_000);`;
+const forged = `process.send({ port: 2 }); setTimeout(() => {}, 60_000);`;
+
+/** Puts a cache there that says what it holds was made from the honest source, and runs the forged one. */
+function forge(folder: string): void {
+  const main = join(root, 'services/toy/src/main.ts');
+  writeFileSync(main, forged);
+  const env = { PATH: process.env.PATH, NODE_COMPILE_CACHE: folder };
+  const script = `process.send = () => {}; await import(${JSON.stringify(main)}); process.exit()`;
+  execFileSync(process.execPath, ['--input-type=module', '--eval', script], { env, stdio: 'ignore' });
+  writeFileSync(main, honest);
+  for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
+    if (!entry.isFile()) continue;
+    const file = join(entry.parentPath, entry.name);
+    const content = readFileSync(file);
+    // Its head has a number for the source that it was made from.
+    const at = content.subarray(0, 64).indexOf(numberOf(forged));
+    if (at >= 0) writeFileSync(file, content.fill(numberOf(honest), at, at + 4));
+  }
+}
+
+function numberOf(source: string): Buffer {
+  const number = Buffer.alloc(4);
+  number.writeUInt32LE(crc32(source));
+  return number;
+}
+
+/** Which code a process of the service runs: 1 the honest, 2 the forged. */
+async function codeThatRuns(): Promise<number> {
+  const generation = new Generation({ root, service: 'toy', inspect: false });
+  generation.load('');
+  await generation.listening;
+  await generation.stop();
+  return generation.port;
+}
+
+test('code that another user put into the caches of the temporary folder does not run', async () => {
+  for (const folder of ['kit', 'toy']) {
+    mkdirs(join(root, 'services', folder, 'src'));
+    writeFileSync(join(root, 'services', folder, 'package.json'), '{"type":"module","dependencies":{}}');
+  }
+  // The forgery is good: where it is trusted, it runs.
+  const trusted = join(shared, 'trusted');
+  forge(mkdirs(trusted));
+  vi.stubEnv('NODE_COMPILE_CACHE', trusted);
+  expect(await codeThatRuns()).toBe(2);
+
+  vi.stubEnv('NODE_COMPILE_CACHE', '');
+  for (const name of ['payloop-compile-cache', 'node-compile-cache', `payloop-${process.getuid?.()}`]) {
+    const folder = mkdirs(join(shared, name));
+    forge(folder);
+    chmodSync(folder, 0o777);
+    if (isRoot) chownSync(folder, nobody, nobody);
+  }
+  expect(await codeThatRuns()).toBe(1);
+  rmSync(join(root, '.payloop'), { recursive: true });
+  closeRoot();
+  expect(await codeThatRuns()).toBe(1);
+});
+
+test('what make runs keeps nothing in the temporary folder that it would run again', () => {
+  const repository = join(import.meta.dirname, '../../..');
+  const input = 'include Makefile\nall-variables: ; @env\n';
+  const outer = { PATH: process.env.PATH, TMPDIR: shared, HOME: shared };
+  const lines = execFileSync('make', ['-f', '-', 'all-variables'], { cwd: repository, input, env: outer });
+  const valueOf = (name: string) => new RegExp(`^${name}=(.*)$`, 'm').exec(lines.toString())?.[1];
+  expect(valueOf('NODE_COMPILE_CACHE')).toBe(join(repository, '.payloop/compile-cache'));
+  const tsx = pathToFileURL(join(repository, 'node_modules/tsx/dist/loader.mjs')).href;
+  const script = join(root, 'script.mts');
+  writeFileSync(script, `import { enableCompileCache } from 'node:module'; enableCompileCache();`);
+  const run = (from: NodeJS.ProcessEnv) =>
+    execFileSync(process.execPath, ['--import', tsx, script], {
+      cwd: repository,
+      env: from,
+    });
+  run(outer);
+  // As they come both do.
+  expect(readdirSync(shared).toSorted()).toEqual(['node-compile-cache', `tsx-${process.getuid?.()}`]);
+  for (const name of readdirSync(shared)) rmSync(join(shared, name), { recursive: true });
+  run({
+    ...outer,
+    NODE_COMPILE_CACHE: join(root, '.payloop/compile-cache'),
+    TSX_DISABLE_CACHE: valueOf('TSX_DISABLE_CACHE'),
+  });
+  expect(readdirSync(shared)).toEqual([]);
+});
