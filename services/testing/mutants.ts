@@ -99,11 +99,64 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/pay.ts`,
-        'batches.release(database, batch, unknown.length > 0)',
+        'batches.release(database, batch, isUnknown)',
         'batches.release(database, batch, false)',
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'no refusals: an invoice that the provider refuses counts as unknown, and so as the provider down',
+    changes: [[`${app}/provider.ts`, `return status === 400 || status === 422 ?`, 'return status === 0 ?']],
+    tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'refused invoices are asked for again before somebody has changed them',
+    changes: [[`${app}/batches.ts`, `'paid_at IS NULL AND refused_at IS NULL'`, `'paid_at IS NULL'`]],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no reopening: a refused invoice stays refused when somebody changes it',
+    changes: [[`${app}/invoices.ts`, 'NEW.refused_at := NULL;', '']],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'any unusable answer is a provider that is down',
+    changes: [
+      [
+        `${app}/provider.ts`,
+        'return status >= 500 || [401, 403, 429].includes(status);',
+        'return status > 0;',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no proof: a 402 without a reason is a decline',
+    changes: [
+      [
+        `${app}/provider.ts`,
+        `if (typeof error !== 'string') return unknown;`,
+        `if (typeof error !== 'string') return status === 402 ? { outcome: 'declined' } : unknown;`,
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'outcomes are matched by their place',
+    changes: [
+      [
+        `${app}/provider.ts`,
+        'return attempts.map((attempt) => {\n    const answer = byId.get(nameOf(attempt));',
+        'return attempts.map((attempt, at) => {\n    const answer = (answers as ({ status?: unknown } | null)[])[at] ?? undefined;',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no count: an array of fewer outcomes is taken',
+    changes: [[`${app}/provider.ts`, ' || answers.length !== attempts.length', '']],
+    tests: [`${app}/pay.test.ts`],
   },
   {
     name: 'no token is asked for',

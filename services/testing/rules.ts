@@ -31,7 +31,9 @@ const rules = `
   ), invoices AS (
     SELECT 'I' || id AS invoice, amount, currency, paid_at, attempt_key AS key FROM invoices
   ), events AS (
+    -- A refusal charged nothing and left its attempt open: the ledger knows nothing of it.
     SELECT 'I' || invoice_id AS invoice, idempotency_key AS key, kind, amount, currency FROM payment_events
+    WHERE kind IN ('charged', 'declined')
   ), sums AS (
     SELECT currency, sum(invoiced) AS invoiced, sum(told) AS told, sum(charged) AS charged FROM (
       SELECT currency, amount AS invoiced, 0 AS told, 0 AS charged FROM invoices WHERE paid_at IS NOT NULL

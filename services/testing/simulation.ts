@@ -49,6 +49,8 @@ export interface Plan {
 
 const invoices = 6;
 const perBatch = 2;
+/** The place of the invoice that the provider refuses: it has the amount 0. */
+const refused = 3;
 /** The provider declines this share of the charges. */
 const failureRate = '0.15';
 /** More steps than any run takes; one that takes more goes round in circles. */
@@ -239,7 +241,7 @@ export class Simulation {
       DELETE FROM payment_events; DELETE FROM invoices;
       INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING;
       INSERT INTO invoices (id, customer_id, amount, currency)
-        SELECT ${firstId} + n, 1, 100 + n, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3] FROM generate_series(0, ${invoices - 1}) AS n;
+        SELECT ${firstId} + n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3] FROM generate_series(0, ${invoices - 1}) AS n;
       DELETE FROM batches;
       INSERT INTO batches (first_id, last_id)
         SELECT first, first + ${Math.min(perBatch, batchSize) - 1}
@@ -247,7 +249,7 @@ export class Simulation {
   }
 
   async #countUnpaid(): Promise<number> {
-    const { rows } = await this.#ask('SELECT FROM invoices WHERE paid_at IS NULL');
+    const { rows } = await this.#ask('SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL');
     return rows.length;
   }
 
@@ -342,12 +344,14 @@ export class Simulation {
     app.payments.recoverOnce().catch(() => {});
   }
 
-  /** Whoever is told that nothing is unknown finds each invoice paid or declined. */
+  /** A caller who is told that nothing is unknown or left finds each invoice paid, declined or refused. */
   async #checkAnswer(app: App, tally: Tally): Promise<void> {
-    if (app.dead || tally.unknown > 0) return;
+    if (app.dead || tally.unknown > 0 || tally.left !== undefined) return;
     const { rows } = await this.#ask(
       `SELECT FROM invoices WHERE paid_at IS NULL
-       AND NOT EXISTS (SELECT FROM payment_events WHERE invoice_id = invoices.id AND kind = 'declined')`,
+       AND NOT EXISTS (
+         SELECT FROM payment_events WHERE invoice_id = invoices.id AND kind IN ('declined', 'refused')
+       )`,
     );
     if (rows.length > 0) this.#wrong.push(`pay was answered as done, with ${rows.length} invoices left`);
   }

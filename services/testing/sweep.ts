@@ -26,6 +26,8 @@ export type Form = (typeof forms)[number];
 /** More batches than a run has workers, so that some are left when it gives up. */
 const invoices = 16;
 const perBatch = 2;
+/** The invoice that the provider refuses: it has the amount 0. */
+const refused = 2;
 /** How long anything of a case may take, in milliseconds. */
 const patience = 20_000;
 
@@ -187,8 +189,10 @@ export class Sweep {
         break;
     }
     await this.#pay();
+    if (name === 'refuse' && nth === 2) await app.query(`UPDATE invoices SET refused_at = NULL`);
     // A run has one of these steps.
-    if ((name === 'find unpaid' || name === 'count left') && nth === 2) await this.#pay();
+    if (['find unpaid', 'count left', 'count refused', 'refuse'].includes(name) && nth === 2)
+      await this.#pay();
   }
 
   /** Lets the time of leases pass that no process holds any more, until recovery has left none. */
@@ -212,7 +216,8 @@ export class Sweep {
   }
 
   async #countUnpaid(): Promise<number> {
-    return (await this.#sessions.app.query('SELECT FROM invoices WHERE paid_at IS NULL')).rows.length;
+    const unpaid = 'SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL';
+    return (await this.#sessions.app.query(unpaid)).rows.length;
   }
 
   async #makeData(): Promise<void> {
@@ -220,7 +225,7 @@ export class Sweep {
     await this.#sessions.app.query(`
       DELETE FROM payment_events; DELETE FROM invoices; DELETE FROM batches;
       INSERT INTO invoices (id, customer_id, amount, currency)
-        SELECT n, 1, 100 + n, 'EUR' FROM generate_series(1, ${invoices}) AS n;
+        SELECT n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, 'EUR' FROM generate_series(1, ${invoices}) AS n;
       INSERT INTO batches (first_id, last_id)
         SELECT n, n + ${perBatch - 1} FROM generate_series(1, ${invoices}, ${perBatch}) AS n`);
   }

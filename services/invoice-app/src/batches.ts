@@ -10,6 +10,8 @@ export interface Batch {
   holder: string;
   /** Whether its holder before did not give it back: it died, or was too slow. */
   abandoned: boolean;
+  /** Whether its last holder, dead or not, left invoices whose outcome is unknown. */
+  leftOpen: boolean;
 }
 
 /** An invoice to pay, under the key of its open attempt. */
@@ -30,11 +32,14 @@ const leaseSeconds = 15;
  */
 const unsynced = `WITH unsynced AS (SELECT set_config('synchronous_commit', 'off', true))`;
 
-/** The batches that hold unpaid invoices, by the first id in them. */
+/** What makes an invoice one to ask for: a refused one waits until somebody has changed it. */
+const payable = 'paid_at IS NULL AND refused_at IS NULL';
+
+/** The batches that hold invoices to ask for, by the first id in them. */
 export async function findUnpaid(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
     `SELECT first_id AS first FROM batches
-     WHERE EXISTS (SELECT FROM invoices WHERE paid_at IS NULL AND id BETWEEN first_id AND last_id)
+     WHERE EXISTS (SELECT FROM invoices WHERE ${payable} AND id BETWEEN first_id AND last_id)
      ORDER BY first_id`,
   );
   return rows.map(({ first }) => first);
@@ -57,7 +62,8 @@ export async function claim(database: Database, holder: string, among: number[])
        WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
        ORDER BY first_id LIMIT 1 FOR UPDATE SKIP LOCKED
      )
-     RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned`,
+     RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned,
+       old.leased_until IS NOT NULL AS "leftOpen"`,
     [holder, leaseSeconds, among],
   );
   return rows[0];
@@ -91,7 +97,7 @@ export async function release(database: Database, batch: Batch, unknown: boolean
 export async function readAttempts(database: Database, { first, last }: Batch): Promise<Attempt[]> {
   const { rows } = await database.query<Attempt>(
     `SELECT id, amount, currency, attempt_key AS key FROM invoices
-     WHERE paid_at IS NULL AND id BETWEEN $1 AND $2 ORDER BY id`,
+     WHERE ${payable} AND id BETWEEN $1 AND $2 ORDER BY id`,
     [first, last],
   );
   return rows;
@@ -107,19 +113,19 @@ export async function readOldestLease(database: Database): Promise<number> {
   return rows[0]?.age ?? 0;
 }
 
-/** How many invoices of these batches are unpaid. */
-export async function countUnpaid(database: Database, among: number[]): Promise<number> {
+/** How many invoices of these batches are still to be asked for. */
+export async function countPayable(database: Database, among: number[]): Promise<number> {
   const { rows } = await database.query<{ unpaid: number }>(
     `SELECT count(*) AS unpaid FROM batches JOIN invoices ON id BETWEEN first_id AND last_id
-     WHERE first_id = ANY ($1::bigint[]) AND paid_at IS NULL`,
+     WHERE first_id = ANY ($1::bigint[]) AND ${payable}`,
     [among],
   );
   return rows[0]?.unpaid ?? 0;
 }
 
 /**
- * Stores what the provider definitely answered, invoice and history in one transaction. Only the open attempt of
- * an unpaid invoice can end, so that an answer that arrives twice, or at two replicas, counts once.
+ * Stores charges and declines, invoice and history in one transaction. Only the open attempt of an unpaid invoice can
+ * end, so that an answer that arrives twice, or at two replicas, counts once.
  * @param attempts in the order of their ids
  */
 export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
@@ -142,9 +148,10 @@ export async function record(database: Database, attempts: Attempt[], endings: E
        FROM answers
        WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
          AND invoices.id BETWEEN $4 AND $5
-       RETURNING invoices.id, key, CASE WHEN reason IS NULL THEN 'charged' ELSE 'declined' END, amount, currency
+       RETURNING invoices.id, key, CASE WHEN reason IS NULL THEN 'charged' ELSE 'declined' END, amount, currency,
+         decline_reason
      )
-     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM ended`,
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason) SELECT * FROM ended`,
     [
       definite.map(({ id }) => id),
       definite.map(({ key }) => key),
@@ -152,5 +159,23 @@ export async function record(database: Database, attempts: Attempt[], endings: E
       definite[0]?.id,
       definite.at(-1)?.id,
     ],
+  );
+}
+
+/** Stores refusals, invoice and history in one transaction. The attempt stays open under its key. */
+export async function refuse(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
+  const refused = attempts
+    .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
+    .filter(({ outcome }) => outcome === 'refused');
+  await database.query(
+    `WITH answers AS (
+       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, reason)
+     ), refused AS (
+       UPDATE invoices SET refused_at = now(), refusal_reason = nullif(reason, '') FROM answers
+       WHERE invoices.id = answers.id AND attempt_key = key AND ${payable}
+       RETURNING invoices.id, key, 'refused', amount, currency, refusal_reason
+     )
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason) SELECT * FROM refused`,
+    [refused.map(({ id }) => id), refused.map(({ key }) => key), refused.map(({ reason }) => reason ?? '')],
   );
 }

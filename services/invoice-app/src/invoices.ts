@@ -117,6 +117,28 @@ export const migrations: Migration[] = [
       -- What was declined in a batch since then has ended; what was before is tried again.
       ALTER TABLE batches ADD COLUMN claimed_at timestamptz`,
   },
+  {
+    name: '4-refusals',
+    sql: `
+      -- Set when the provider refused the invoice as it is. The key stays: an earlier request with it may have charged.
+      ALTER TABLE invoices ADD COLUMN refused_at timestamptz, ADD COLUMN refusal_reason text;
+      CREATE INDEX invoices_refused ON invoices (id) WHERE refused_at IS NOT NULL;
+      ALTER TABLE payment_events ADD COLUMN reason text,
+        DROP CONSTRAINT payment_events_kind_check,
+        ADD CONSTRAINT payment_events_kind_check CHECK (kind IN ('charged', 'declined', 'refused'));
+      -- A refused invoice is asked for again once somebody has changed it.
+      CREATE FUNCTION reopen_invoice() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          NEW.refused_at := NULL;
+          NEW.refusal_reason := NULL;
+          RETURN NEW;
+        END
+      $$;
+      CREATE TRIGGER reopen_invoice BEFORE UPDATE OF amount, currency ON invoices FOR EACH ROW
+        WHEN (OLD.refused_at IS NOT NULL
+          AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
+        EXECUTE FUNCTION reopen_invoice()`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */
@@ -170,6 +192,14 @@ export async function countUnpaid(database: Database): Promise<number> {
     'SELECT count(*) AS unpaid FROM invoices WHERE paid_at IS NULL',
   );
   return rows[0]?.unpaid ?? 0;
+}
+
+/** How many invoices the provider refused, and nobody has changed since. */
+export async function countRefused({ query }: Pick<Database, 'query'>): Promise<number> {
+  const { rows } = await query<{ refused: number }>(
+    'SELECT count(*) AS refused FROM invoices WHERE refused_at IS NOT NULL AND paid_at IS NULL',
+  );
+  return rows[0]?.refused ?? 0;
 }
 
 /** Whether any invoice is unpaid. */

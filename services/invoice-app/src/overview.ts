@@ -3,14 +3,14 @@ import { minorUnitDigits } from '@payloop/kit/money.ts';
 import { z } from 'zod';
 
 /**
- * What an invoice is seen as. Paying: its batch is leased to somebody. Unknown: its attempt may have been charged,
- * and recovery asks again.
+ * The state of an invoice on the page. Refused: nobody asks for it until it is changed. Paying: its batch is leased to
+ * somebody. Unknown: its attempt may have been charged, and recovery asks again.
  */
-export const states = ['paid', 'declined', 'paying', 'unknown', 'unpaid'] as const;
+export const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'] as const;
 export type State = (typeof states)[number];
 
 /** What a list can be narrowed to; `unpaid` is all that is not paid. */
-export const filters = ['all', 'unpaid', 'declined', 'paid'] as const;
+export const filters = ['all', 'unpaid', 'declined', 'refused', 'paid'] as const;
 export type Filter = (typeof filters)[number];
 
 const decimal = () =>
@@ -26,6 +26,7 @@ const currencySums = () =>
     paid: currencySum(),
     open: currencySum().meta({ description: 'All that is not paid.' }),
     declined: currencySum(),
+    refused: currencySum(),
     paying: currencySum(),
     unknown: currencySum(),
     unpaid: currencySum(),
@@ -49,8 +50,14 @@ const row = () =>
       amount: decimal(),
       currency: z.string(),
       state: z.enum(states),
-      at: z.string().nullable().meta({ description: 'When it was paid, or declined; null otherwise.' }),
-      reason: z.string().nullable().meta({ description: 'Why it was declined, as the provider said it.' }),
+      at: z
+        .string()
+        .nullable()
+        .meta({ description: 'When it was paid, declined or refused; null otherwise.' }),
+      reason: z
+        .string()
+        .nullable()
+        .meta({ description: 'Why it was declined or refused, as the provider said it.' }),
     })
     .meta({ id: 'Row' });
 export type Row = z.infer<ReturnType<typeof row>>;
@@ -81,6 +88,7 @@ const isLeased = 'holder IS NOT NULL AND leased_until >= now()';
 /** The state of an invoice, joined with its batch. */
 const stateOf = `CASE
   WHEN paid_at IS NOT NULL THEN 'paid'
+  WHEN refused_at IS NOT NULL THEN 'refused'
   WHEN declined_at IS NOT NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
   WHEN leased_until IS NULL THEN 'unpaid'
   WHEN ${isLeased} THEN 'paying'
@@ -90,6 +98,7 @@ const filterOf: Record<Filter, string> = {
   all: 'true',
   unpaid: `state <> 'paid'`,
   declined: `state = 'declined'`,
+  refused: `state = 'refused'`,
   paid: `state = 'paid'`,
 };
 
@@ -141,14 +150,8 @@ export class Overview {
         };
       };
       const open = sumOf(...states.filter((state) => state !== 'paid'));
-      const [paid, declined, paying, unknown, unpaid] = states.map((state) => sumOf(state)) as [
-        Sum,
-        Sum,
-        Sum,
-        Sum,
-        Sum,
-      ];
-      return { currency, paid, open, declined, paying, unknown, unpaid };
+      const each = Object.fromEntries(states.map((state) => [state, sumOf(state)])) as Record<State, Sum>;
+      return Object.assign({ currency, open }, each);
     });
     return { running, sums: sums.toSorted((a, b) => (a.currency < b.currency ? -1 : 1)) };
   }
@@ -176,7 +179,8 @@ export class Overview {
     >(
       // OFFSET 0 keeps the planner from making one join of it, for which it would read the whole table.
       `SELECT row.* FROM batches CROSS JOIN LATERAL (
-         SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, declined_at) AS at, decline_reason AS reason
+         SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, refused_at, declined_at) AS at,
+           CASE WHEN refused_at IS NULL THEN decline_reason ELSE refusal_reason END AS reason
          FROM invoices WHERE id BETWEEN first_id AND last_id OFFSET 0
        ) AS row
        WHERE first_id = ANY ($1::bigint[]) AND ${filterOf[filter]} ORDER BY id OFFSET $2 LIMIT $3`,
@@ -267,7 +271,7 @@ function toRow({
   reason: string | null;
 }): Row {
   // A decline of an earlier attempt says nothing of the one under way.
-  const isOver = state === 'paid' || state === 'declined';
+  const isOver = state === 'paid' || state === 'declined' || state === 'refused';
   return {
     id: `I${id}`,
     amount: toDecimal(amount, currency),

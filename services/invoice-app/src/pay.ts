@@ -12,10 +12,23 @@ import {
 } from 'cockatiel';
 import { z } from 'zod';
 import * as batches from './batches.ts';
-import type { Outcome, Provider } from './provider.ts';
+import { countRefused } from './invoices.ts';
+import { everyOutcome, type Ending, type Outcome, type Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
-export const tallyBody = () => z.object({ paid: z.int(), declined: z.int(), unknown: z.int() });
+export const tallyBody = () =>
+  z.object({
+    paid: z.int(),
+    declined: z.int(),
+    refused: z.int().meta({
+      description:
+        'All that are refused after the run, by this run or an earlier one: each waits to be changed.',
+    }),
+    unknown: z.int(),
+    left: z.int().optional().meta({
+      description: 'Those that this run did not get to ask for; absent where there are none.',
+    }),
+  });
 export type Tally = z.infer<ReturnType<typeof tallyBody>>;
 
 export interface PaymentsOptions {
@@ -43,7 +56,7 @@ interface Run {
   /** Batches that nobody in this run has claimed yet, by the first id in them. */
   remaining: Set<number>;
   tally: Tally;
-  /** Set once a whole batch got no definite answer: the provider is taken to be down. */
+  /** Set once a whole batch was answered as by a provider that is down: no other batch is begun. */
   givenUp: boolean;
 }
 
@@ -85,7 +98,8 @@ export class Payments {
   /**
    * Pays every unpaid invoice. Calls while a run is under way share the one that follows it, and most often find
    * nothing left to do.
-   * @returns how many were paid and declined, and for how many the outcome is unknown: those stay unpaid
+   * @returns how many were paid and declined; and how many stay unpaid as they are refused, their outcome is unknown,
+   * or the run did not get to them
    * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
    */
   pay(requestId: string): Promise<Tally> {
@@ -125,7 +139,7 @@ export class Payments {
   /** Takes over, once, every lease that ran out. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
-    if (expired.length === 0) return { paid: 0, declined: 0, unknown: 0 };
+    if (expired.length === 0) return { paid: 0, declined: 0, refused: 0, unknown: 0 };
     return span('recover', () => this.#work(expired, requestId));
   }
 
@@ -145,11 +159,13 @@ export class Payments {
 
   async #payUnpaid(requestId: string): Promise<Tally> {
     const unpaid = await this.#step('find unpaid', () => batches.findUnpaid(this.#options.database));
-    return this.#work(unpaid, requestId);
+    const tally = await this.#work(unpaid, requestId);
+    tally.refused = await this.#step('count refused', () => countRefused(this.#options.database));
+    return tally;
   }
 
   async #work(among: number[], requestId: string): Promise<Tally> {
-    const tally = { paid: 0, declined: 0, unknown: 0 };
+    const tally: Tally = { paid: 0, declined: 0, refused: 0, unknown: 0 };
     const run: Run = { requestId, remaining: new Set(among), tally, givenUp: false };
     const ended = await Promise.allSettled(
       Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)),
@@ -158,13 +174,15 @@ export class Payments {
     if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
     if (run.remaining.size > 0) {
       const left = [...run.remaining];
-      tally.unknown += await this.#step('count left', () =>
-        batches.countUnpaid(this.#options.database, left),
+      const unasked = await this.#step('count left', () =>
+        batches.countPayable(this.#options.database, left),
       );
+      addLeft(tally, unasked);
     }
     annotate({
       'payloop.paid': tally.paid,
       'payloop.declined': tally.declined,
+      'payloop.refused': tally.refused,
       'payloop.unknown': tally.unknown,
     });
     return tally;
@@ -201,35 +219,57 @@ export class Payments {
   async #payBatch(batch: batches.Batch, run: Run): Promise<void> {
     const { database } = this.#options;
     const attempts = await this.#step('read attempts', () => batches.readAttempts(database, batch));
-    let unknown = attempts;
+    const asked = new Set<batches.Attempt>();
+    let open = attempts;
+    let isDown = false;
     let held = true;
     await this.#retry.execute(async ({ attempt }) => {
       if (attempt > 0) held = await this.#step('renew', () => batches.renew(database, batch));
       if (!held) return [];
-      unknown = await this.#payAttempts(unknown, run);
-      return unknown;
+      const asking = open;
+      const endings = await this.#payAttempts(asking, run);
+      asking.forEach((each, index) => endings[index]?.outcome !== 'unasked' && asked.add(each));
+      open = asking.filter((_each, index) => isOpen(endings[index]));
+      isDown = open.length === attempts.length && endings.every(({ down }) => down);
+      return open;
     });
     if (!held) {
       // Whoever holds it now asks under the same keys. This run looks again once they are done.
       run.remaining.add(batch.first);
       return;
     }
-    run.tally.unknown += unknown.length;
-    run.givenUp ||= attempts.length > 0 && unknown.length === attempts.length;
-    await this.#step('release', () => batches.release(database, batch, unknown.length > 0));
+    const unknown = open.filter((each) => asked.has(each)).length;
+    run.tally.unknown += unknown;
+    addLeft(run.tally, open.length - unknown);
+    run.givenUp ||= attempts.length > 0 && isDown;
+    // What an earlier holder left, and this one did not get to ask for, stays recovery's.
+    const isUnknown = unknown > 0 || (batch.leftOpen && open.length > 0);
+    await this.#step('release', () => batches.release(database, batch, isUnknown));
   }
 
-  /** Asks for each attempt once, stores what is definite, and returns what is not. */
-  async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<batches.Attempt[]> {
+  /** Asks for each attempt once, and stores what is definite. */
+  async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<Ending[]> {
     const { database, provider, count } = this.#options;
     if (attempts.length === 0) return [];
     const endings = await provider.pay(attempts, requestId);
     await this.#step('record', () => batches.record(database, attempts, endings));
-    const outcomes = endings.map(({ outcome }) => outcome);
-    const numberOf = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
-    for (const outcome of new Set(outcomes)) count?.(outcome, numberOf(outcome));
+    const numberOf = (outcome: Outcome) => endings.filter((ending) => ending.outcome === outcome).length;
+    if (numberOf('refused') > 0) {
+      await this.#step('refuse', () => batches.refuse(database, attempts, endings));
+    }
+    for (const outcome of everyOutcome) if (numberOf(outcome) > 0) count?.(outcome, numberOf(outcome));
     tally.paid += numberOf('charged');
     tally.declined += numberOf('declined');
-    return attempts.filter((_attempt, index) => outcomes[index] === 'unknown');
+    tally.refused += numberOf('refused');
+    return endings;
   }
+}
+
+/** Whether the attempt goes on: by name, as what is none of these must never end it. */
+function isOpen(ending: Ending | undefined): boolean {
+  return !['charged', 'declined', 'refused'].includes(ending?.outcome ?? '');
+}
+
+function addLeft(tally: Tally, count: number): void {
+  if (count > 0) tally.left = (tally.left ?? 0) + count;
 }

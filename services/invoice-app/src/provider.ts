@@ -12,18 +12,26 @@ import { z } from 'zod';
 import type { Attempt } from './batches.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
-/** What is known of an attempt after it was asked for. Unknown: it may or may not have been charged. */
-export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
+/**
+ * What is known of an attempt after it was asked for. Refused: this request charged nothing, and the same one never
+ * will. Unknown: it may or may not have been charged.
+ */
+export const everyOutcome = ['charged', 'declined', 'refused', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
 /** How an attempt ended, as far as one answer tells. */
 export interface Ending {
-  outcome: Outcome;
-  /** Of a decline, in the provider's words; undefined where it gave none. */
-  reason?: string | undefined;
+  /** Unasked: no request was sent for it. */
+  outcome: Outcome | 'unasked';
+  /** Of a decline or a refusal, in the provider's words. */
+  reason?: string;
+  /** Whether the provider serves nobody at the moment: the answer says nothing of this payment. */
+  down?: boolean;
 }
 const charged: Ending = { outcome: 'charged' };
 const unknown: Ending = { outcome: 'unknown' };
+const unknownAsDown: Ending = { outcome: 'unknown', down: true };
+const unasked: Ending = { outcome: 'unasked', down: true };
 /** Of a reason no more is kept, in characters, and none that Postgres cannot store. */
 const longestReason = 200;
 
@@ -103,38 +111,44 @@ export class Provider {
       headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
     } catch (error) {
       this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
-      return attempts.map(() => unknown);
+      return attempts.map(() => unasked);
     }
     if (this.#arrays) {
       const endings = await this.#payArray(attempts, headers);
       if (endings !== undefined) return endings;
-      this.#arrays = false;
-      this.#log.info('the provider takes one payment a request');
     }
     return this.#payEach(attempts, headers);
   }
 
-  /** Undefined where the provider does not know arrays, and so has charged nothing. */
+  /** Undefined where the provider refused the array as a whole, and so has charged nothing. */
   async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
     const answer = await this.#post(payments, headers);
-    if (answer?.status === 400 && answer.data?.error === notAPayment) return undefined;
-    const answers = answer?.status === 200 && Array.isArray(answer.data) ? answer.data : [];
-    return attempts.map((attempt, index) => toEnding(attempt, answers[index]?.status, answers[index]));
+    const whole = toEnding(undefined, answer?.status, answer?.data);
+    if (whole.outcome === 'refused') {
+      // One by one, the payment that is to blame fails alone. The original's words mean that no array is taken.
+      if (whole.reason === notAPayment) {
+        this.#arrays = false;
+        this.#log.info('the provider takes one payment a request');
+      }
+      return undefined;
+    }
+    if (answer?.status !== 200) return attempts.map(() => (whole.down ? unknownAsDown : unknown));
+    return matchAnswers(attempts, answer.data);
   }
 
   async #payEach(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[]> {
-    const endings = attempts.map(() => unknown);
+    const endings = attempts.map(() => unasked);
     const queue = attempts.entries();
-    // After as many unusable answers in a row as there are requests at a time, the others are not asked for.
-    let unknownInARow = 0;
+    // After as many signs that it is down in a row as there are requests at a time, the others are not asked for.
+    let downInARow = 0;
     const worker = async () => {
       for (const [index, attempt] of queue) {
         const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
         const ending = toEnding(attempt, answer?.status, answer?.data);
         endings[index] = ending;
-        unknownInARow = ending.outcome === 'unknown' ? unknownInARow + 1 : 0;
-        if (unknownInARow >= concurrency) return;
+        downInARow = ending.down ? downInARow + 1 : 0;
+        if (downInARow >= concurrency) return;
       }
     };
     await Promise.all(Array.from({ length: concurrency }, worker));
@@ -150,7 +164,7 @@ export class Provider {
         return this.#http.post(this.#url, body, { headers: { ...headers, ...traceHeaders() } });
       });
       const { status } = answer;
-      if (status !== 200 && status !== 402) {
+      if (![200, 400, 402, 422].includes(status)) {
         this.#log.warn({ requestId, status }, reasonUnusable(status));
       }
       return answer;
@@ -202,19 +216,48 @@ function reasonUnusable(status: number): string {
   return isRefused ? 'the provider refused the token' : 'the provider gave no usable answer';
 }
 
-function toPayment({ id, amount, currency }: Attempt) {
-  return { id: `I${id}`, value: toMajorUnits(amount, currency), currency };
+function toPayment(attempt: Attempt) {
+  const { amount, currency } = attempt;
+  return { id: nameOf(attempt), value: toMajorUnits(amount, currency), currency };
 }
 
-/** Definite is only what the contract calls so: 200 with the payment's own id, and 402. */
-function toEnding(
-  { id }: Attempt,
-  status: unknown,
-  body: { id?: unknown; error?: unknown } | undefined,
-): Ending {
-  if (status === 200 && body?.id === `I${id}`) return charged;
-  if (status !== 402) return unknown;
-  const reason =
-    typeof body?.error === 'string' ? body.error.replaceAll('\0', '').slice(0, longestReason) : undefined;
-  return { outcome: 'declined', reason };
+/**
+ * What one answer says of a payment. Definite is only what the contract calls so: 200 with the payment's own id; and
+ * 402, 400 and 422 with a text that says why.
+ * @param attempt undefined for the answer to an array as a whole
+ */
+function toEnding(attempt: Attempt | undefined, status: unknown, body: unknown): Ending {
+  const { id, error } = (body ?? {}) as { id?: unknown; error?: unknown };
+  if (status === 200 && attempt !== undefined && id === nameOf(attempt)) return charged;
+  if (status === undefined || isDown(Number(status))) return unknownAsDown;
+  if (typeof error !== 'string') return unknown;
+  const reason = error.replaceAll('\0', '').slice(0, longestReason).toWellFormed();
+  if (status === 402) return { outcome: 'declined', reason };
+  return status === 400 || status === 422 ? { outcome: 'refused', reason } : unknown;
+}
+
+/** Statuses that speak of the provider, or of who asks, and never of a payment. */
+function isDown(status: number): boolean {
+  return status >= 500 || [401, 403, 429].includes(status);
+}
+
+/**
+ * Finds each payment's outcome by its id, never by its place: an answer in another order, or one with too few
+ * outcomes, must not end an attempt that it does not name.
+ */
+function matchAnswers(attempts: Attempt[], answers: unknown): Ending[] {
+  if (!Array.isArray(answers) || answers.length !== attempts.length) return attempts.map(() => unknown);
+  const byId = new Map<unknown, { status?: unknown } | undefined>();
+  for (const answer of answers as ({ id?: unknown; status?: unknown } | null)[]) {
+    // Two outcomes of one id contradict each other.
+    byId.set(answer?.id, byId.has(answer?.id) ? undefined : (answer ?? undefined));
+  }
+  return attempts.map((attempt) => {
+    const answer = byId.get(nameOf(attempt));
+    return answer === undefined ? unknown : toEnding(attempt, answer.status ?? NaN, answer);
+  });
+}
+
+function nameOf({ id }: Attempt): string {
+  return `I${id}`;
 }

@@ -137,7 +137,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     expect(await post(`${alone.url}/invoices/pay`)).toEqual({
       status: 502,
-      body: { error, paid: 0, declined: 0, unknown: 3 },
+      body: { error, paid: 0, declined: 0, refused: 0, unknown: 3 },
     });
     expect(await invoicesOf(alone)).toEqual(seeded);
   });
@@ -178,7 +178,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     await using unlucky = await startApp(server);
     expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({
       status: 502,
-      body: { error, paid: 0, declined: 0, unknown: 3 },
+      body: { error, paid: 0, declined: 0, refused: 0, unknown: 3 },
     });
     expect(await invoicesOf(unlucky)).toEqual(seeded);
   });

@@ -13,7 +13,15 @@ import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
 import { readOldestLease } from './batches.ts';
 import { addGuard } from './guard.ts';
-import { countUnpaid, listInvoices, migrations, resetInvoices, seed, toContract } from './invoices.ts';
+import {
+  countRefused,
+  countUnpaid,
+  listInvoices,
+  migrations,
+  resetInvoices,
+  seed,
+  toContract,
+} from './invoices.ts';
 import { Overview } from './overview.ts';
 import { addPage } from './page.ts';
 import { sendPages } from './pages.ts';
@@ -62,6 +70,11 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   });
   const metrics = new Metrics(database);
   metrics.measure('unpaid_invoices', 'Invoices that are not paid.', () => countUnpaid(database));
+  metrics.measure(
+    'refused_invoices',
+    'Invoices that the provider refused, until somebody changes them.',
+    () => countRefused(database),
+  );
   metrics.measure('oldest_lease_age_seconds', 'How long ago the oldest lease was given or renewed.', () =>
     readOldestLease(database),
   );
@@ -100,9 +113,9 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     // The body is never read: clients send none, a form, or broken JSON.
     const pay: Handler = async (_request, response) => {
       const tally = await payAll(response);
-      const body: api.Unreliable = { error: 'the payment provider gave no definite answer', ...tally };
-      if (tally.unknown === 0) response.json({});
-      else response.status(502).json(body);
+      const shortfall = api.describeShortfall(tally);
+      if (shortfall === undefined) response.json({});
+      else response.status(502).json({ error: shortfall, ...tally } satisfies api.Unreliable);
     };
     route(app, '/invoices/pay', { post: pay }, api.describePay);
     addAntaeusRoutes(app, database, payAll);

@@ -129,6 +129,12 @@ export function parseKeyedPayment(body: unknown): Payment & { key: string } {
   return { ...payment, key: checkKey(given?.idempotencykey) };
 }
 
+/** The id of a payment that may be wrong otherwise; undefined where it has none. */
+export function readId(body: unknown): string | undefined {
+  const result = paymentFields.shape.id.safeParse(lowerCaseKeys(body)?.id);
+  return result.success ? result.data : undefined;
+}
+
 /**
  * Reads an `Idempotency-Key` header, bare or as the quoted string of
  * https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/

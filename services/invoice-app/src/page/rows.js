@@ -231,7 +231,8 @@ function fill(line, at, row) {
 /** @param {Row} row */
 function explain({ state, at, reason }) {
   const when = at === null ? '' : formatTime(new Date(at));
-  if (state === 'declined') return reason ? `${when} · ${reason}` : `${when} · no reason given`;
+  if (state === 'declined' || state === 'refused')
+    return reason ? `${when} · ${reason}` : `${when} · no reason given`;
   if (state === 'unknown') return 'will be asked again';
   return when;
 }
