@@ -62,8 +62,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/batches.ts`,
-        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL',
-        'WHERE invoices.id = answers.id',
+        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL\n         AND',
+        'WHERE invoices.id = answers.id\n         AND',
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
@@ -73,8 +73,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/batches.ts`,
-        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL',
-        'WHERE invoices.id = answers.id AND paid_at IS NULL',
+        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL\n         AND',
+        'WHERE invoices.id = answers.id AND paid_at IS NULL\n         AND',
       ],
     ],
     tests: [model],
@@ -99,8 +99,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/pay.ts`,
-        'batches.release(database, batch, isUnknown)',
-        'batches.release(database, batch, false)',
+        'batches.release(this.#options.database, batch, isUnknown)',
+        'batches.release(this.#options.database, batch, false)',
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
@@ -112,7 +112,13 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'refused invoices are asked for again before somebody has changed them',
-    changes: [[`${app}/batches.ts`, `'paid_at IS NULL AND refused_at IS NULL'`, `'paid_at IS NULL'`]],
+    changes: [
+      [
+        `${app}/batches.ts`,
+        'paid_at IS NULL AND refused_at IS NULL AND asked_at',
+        'paid_at IS NULL AND asked_at',
+      ],
+    ],
     tests: [`${app}/pay.test.ts`],
   },
   {
@@ -157,6 +163,53 @@ export const mutants: Mutant[] = [
     name: 'no count: an array of fewer outcomes is taken',
     changes: [[`${app}/provider.ts`, ' || answers.length !== attempts.length', '']],
     tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'a batch is paid twice in a run whose workers are slow to claim',
+    changes: [
+      [`${app}/pay.ts`, '!run.remaining.delete(batch.first)', 'run.remaining.delete(batch.first) && false'],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no marks: a provider that ignores keys is asked again by whoever comes next',
+    changes: [[`${app}/batches.ts`, 'refused_at IS NULL AND asked_at IS NULL', 'refused_at IS NULL']],
+    tests: [`${app}/original.test.ts`, model],
+  },
+  {
+    name: 'keys are taken for honoured where nobody says so',
+    changes: [
+      [`${app}/provider.ts`, `this.#keys = answer.headers[honoursKeys.toLowerCase()] === 'true';`, ''],
+      [`${app}/provider.ts`, 'keys = false', 'keys = true'],
+    ],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'what is unknown at a provider without keys is not listed',
+    changes: [[`${app}/pay.ts`, 'if (isListed || batch.abandoned) {', 'if (isListed) {']],
+    tests: [`${app}/original.test.ts`, model],
+  },
+  {
+    name: 'no heartbeat: a lease runs out under a holder that is at work',
+    changes: [[`${app}/pay.ts`, 'lease.keep();', '']],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'a holder goes on asking when its lease is lost',
+    changes: [
+      [`${app}/lease.ts`, 'return !this.#isLost && ', 'return '],
+      [
+        `${app}/batches.ts`,
+        'WHERE first_id = $3 AND holder = $4\n       RETURNING',
+        'WHERE first_id = $3 OR holder = $4\n       RETURNING',
+      ],
+    ],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'answers are stored only once a whole batch has been asked for',
+    changes: [[`${app}/provider.ts`, 'const groupSize = 100;', 'const groupSize = 1_000;']],
+    tests: [`${app}/original.test.ts`],
   },
   {
     name: 'no token is asked for',

@@ -19,11 +19,8 @@ export interface Attempt extends Invoice {
   key: string;
 }
 
-/**
- * How long a batch is its holder's, in seconds: longer than asking the provider once takes, but for the worst of
- * cases. Then two ask, under the same keys.
- */
-const leaseSeconds = 15;
+/** How long a batch is its holder's after a claim or a renewal, in seconds. */
+export const leaseSeconds = 15;
 
 /**
  * For leases that are renewed or given back: when Postgres dies and forgets that, the lease before it runs out and
@@ -32,8 +29,11 @@ const leaseSeconds = 15;
  */
 const unsynced = `WITH unsynced AS (SELECT set_config('synchronous_commit', 'off', true))`;
 
-/** What makes an invoice one to ask for: a refused one waits until somebody has changed it. */
-const payable = 'paid_at IS NULL AND refused_at IS NULL';
+/**
+ * What makes an invoice one to ask for. A refused one waits until somebody has changed it; one that was asked for at a
+ * provider without keys, until its answer is stored or somebody settles it.
+ */
+const payable = 'paid_at IS NULL AND refused_at IS NULL AND asked_at IS NULL';
 
 /** The batches that hold invoices to ask for, by the first id in them. */
 export async function findUnpaid(database: Database): Promise<number[]> {
@@ -144,6 +144,7 @@ export async function record(database: Database, attempts: Attempt[], endings: E
          paid_at = CASE WHEN reason IS NULL THEN now() END,
          declined_at = CASE WHEN reason IS NOT NULL THEN now() END,
          decline_reason = nullif(reason, ''),
+         asked_at = NULL, unknown_at = NULL,
          attempt_key = CASE WHEN reason IS NULL THEN key ELSE uuidv7() END
        FROM answers
        WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
@@ -171,11 +172,64 @@ export async function refuse(database: Database, attempts: Attempt[], endings: E
     `WITH answers AS (
        SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, reason)
      ), refused AS (
-       UPDATE invoices SET refused_at = now(), refusal_reason = nullif(reason, '') FROM answers
-       WHERE invoices.id = answers.id AND attempt_key = key AND ${payable}
+       UPDATE invoices SET refused_at = now(), refusal_reason = nullif(reason, ''), asked_at = NULL, unknown_at = NULL
+       FROM answers
+       WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL AND refused_at IS NULL
        RETURNING invoices.id, key, 'refused', amount, currency, refusal_reason
      )
      INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason) SELECT * FROM refused`,
     [refused.map(({ id }) => id), refused.map(({ key }) => key), refused.map(({ reason }) => reason ?? '')],
+  );
+}
+
+/**
+ * Marks attempts before they are asked for at a provider that ignores keys, so that nobody else ever asks for them too,
+ * and renews the lease.
+ * @returns those that may be asked for: nobody has marked or ended them; undefined where the lease is somebody else's
+ */
+export async function mark(
+  database: Database,
+  batch: Batch,
+  attempts: Attempt[],
+): Promise<Attempt[] | undefined> {
+  const { rows } = await database.query<{ held: boolean; marked: string[] }>(
+    `WITH held AS (
+       UPDATE batches SET leased_until = now() + make_interval(secs => $5) WHERE first_id = $3 AND holder = $4
+       RETURNING first_id
+     ), marked AS (
+       UPDATE invoices SET asked_at = now() FROM held, unnest($1::bigint[], $2::uuid[]) AS attempt (id, key)
+       WHERE invoices.id = attempt.id AND attempt_key = key AND ${payable}
+       RETURNING key
+     )
+     SELECT EXISTS (SELECT FROM held) AS held, ARRAY(SELECT key::text FROM marked) AS marked`,
+    [attempts.map(({ id }) => id), attempts.map(({ key }) => key), batch.first, batch.holder, leaseSeconds],
+  );
+  const marked = new Set(rows[0]?.marked);
+  return rows[0]?.held ? attempts.filter(({ key }) => marked.has(key)) : undefined;
+}
+
+/** Takes the marks of attempts back for which nothing can have been charged: they may be asked for again. */
+export async function unmark(database: Database, attempts: Attempt[]): Promise<void> {
+  await database.query(
+    `UPDATE invoices SET asked_at = NULL, unknown_at = NULL
+     FROM unnest($1::bigint[], $2::uuid[]) AS attempt (id, key)
+     WHERE invoices.id = attempt.id AND attempt_key = key AND paid_at IS NULL`,
+    [attempts.map(({ id }) => id), attempts.map(({ key }) => key)],
+  );
+}
+
+/**
+ * Lists what was asked for at a provider without keys and has no outcome, in the history and on the page: somebody has
+ * to look each up at the provider.
+ */
+export async function listUnknown(database: Database, { first, last }: Batch): Promise<void> {
+  await database.query(
+    `WITH listed AS (
+       UPDATE invoices SET unknown_at = now()
+       WHERE asked_at IS NOT NULL AND unknown_at IS NULL AND paid_at IS NULL AND id BETWEEN $1 AND $2
+       RETURNING id, attempt_key, 'unknown', amount, currency
+     )
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM listed`,
+    [first, last],
   );
 }

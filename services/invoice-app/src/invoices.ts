@@ -139,6 +139,34 @@ export const migrations: Migration[] = [
           AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
         EXECUTE FUNCTION reopen_invoice()`,
   },
+  {
+    name: '5-unsettled',
+    sql: `
+      -- For providers that ignore keys. Asked: set before the request, and from then on nobody else asks. Unknown: its
+      -- holder has gone, or has no answer; it is listed for a person.
+      ALTER TABLE invoices ADD COLUMN asked_at timestamptz, ADD COLUMN unknown_at timestamptz;
+      CREATE INDEX invoices_asked ON invoices (id) WHERE asked_at IS NOT NULL;
+      ALTER TABLE payment_events
+        DROP CONSTRAINT payment_events_kind_check,
+        ADD CONSTRAINT payment_events_kind_check CHECK (kind IN ('charged', 'declined', 'refused', 'unknown'));
+      -- For that person: whether the provider charged it.
+      CREATE FUNCTION settle_invoice(invoice bigint, was_charged boolean) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+          WITH settled AS (
+            UPDATE invoices SET asked_at = NULL, unknown_at = NULL, paid_at = CASE WHEN was_charged THEN now() END
+            WHERE id = invoice AND unknown_at IS NOT NULL AND paid_at IS NULL
+            RETURNING id, attempt_key, amount, currency
+          ), told AS (
+            INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason)
+            SELECT id, attempt_key, 'charged', amount, currency, 'settled by ' || current_user FROM settled
+            WHERE was_charged
+          )
+          SELECT id INTO STRICT invoice FROM settled;
+        EXCEPTION WHEN no_data_found THEN
+          RAISE EXCEPTION 'invoice % has no unknown outcome to settle', invoice;
+        END
+      $$`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */
@@ -195,11 +223,29 @@ export async function countUnpaid(database: Database): Promise<number> {
 }
 
 /** How many invoices the provider refused, and nobody has changed since. */
-export async function countRefused({ query }: Pick<Database, 'query'>): Promise<number> {
-  const { rows } = await query<{ refused: number }>(
+export async function countRefused(database: Database): Promise<number> {
+  const { rows } = await database.query<{ refused: number }>(
     'SELECT count(*) AS refused FROM invoices WHERE refused_at IS NOT NULL AND paid_at IS NULL',
   );
   return rows[0]?.refused ?? 0;
+}
+
+/** How many invoices have an unknown outcome at a provider without keys, until somebody settles them. */
+export async function countUnsettled(database: Database): Promise<number> {
+  const { rows } = await database.query<{ unsettled: number }>(
+    'SELECT count(*) AS unsettled FROM invoices WHERE asked_at IS NOT NULL AND paid_at IS NULL',
+  );
+  return rows[0]?.unsettled ?? 0;
+}
+
+/** How many invoices wait for a person: they are refused, or unsettled. */
+export async function countStuck(database: Database): Promise<{ refused: number; unsettled: number }> {
+  const { rows } = await database.query<{ refused: number; unsettled: number }>(
+    `SELECT
+       (SELECT count(*) FROM invoices WHERE refused_at IS NOT NULL AND paid_at IS NULL) AS refused,
+       (SELECT count(*) FROM invoices WHERE asked_at IS NOT NULL AND paid_at IS NULL) AS unsettled`,
+  );
+  return rows[0]!;
 }
 
 /** Whether any invoice is unpaid. */

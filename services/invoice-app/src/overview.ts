@@ -50,10 +50,10 @@ const row = () =>
       amount: decimal(),
       currency: z.string(),
       state: z.enum(states),
-      at: z
-        .string()
-        .nullable()
-        .meta({ description: 'When it was paid, declined or refused; null otherwise.' }),
+      at: z.string().nullable().meta({
+        description:
+          'When it was paid, declined or refused, or last asked for in vain where keys are ignored.',
+      }),
       reason: z
         .string()
         .nullable()
@@ -85,11 +85,15 @@ interface Counted {
 /** A batch without a lease is nobody's; one whose lease ran out, or that was given back with it, is left open. */
 const isLeased = 'holder IS NOT NULL AND leased_until >= now()';
 
+/** Why nobody asks again for an invoice that was asked for at a provider without keys. */
+const unsettledReason = 'the provider ignores keys: look it up there';
+
 /** The state of an invoice, joined with its batch. */
 const stateOf = `CASE
   WHEN paid_at IS NOT NULL THEN 'paid'
   WHEN refused_at IS NOT NULL THEN 'refused'
-  WHEN declined_at IS NOT NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
+  WHEN asked_at IS NOT NULL AND NOT coalesce(${isLeased}, false) THEN 'unknown'
+  WHEN declined_at IS NOT NULL AND asked_at IS NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
   WHEN leased_until IS NULL THEN 'unpaid'
   WHEN ${isLeased} THEN 'paying'
   ELSE 'unknown' END`;
@@ -179,8 +183,9 @@ export class Overview {
     >(
       // OFFSET 0 keeps the planner from making one join of it, for which it would read the whole table.
       `SELECT row.* FROM batches CROSS JOIN LATERAL (
-         SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, refused_at, declined_at) AS at,
-           CASE WHEN refused_at IS NULL THEN decline_reason ELSE refusal_reason END AS reason
+         SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, refused_at, asked_at, declined_at) AS at,
+           CASE WHEN asked_at IS NOT NULL THEN '${unsettledReason}'
+             WHEN refused_at IS NOT NULL THEN refusal_reason ELSE decline_reason END AS reason
          FROM invoices WHERE id BETWEEN first_id AND last_id OFFSET 0
        ) AS row
        WHERE first_id = ANY ($1::bigint[]) AND ${filterOf[filter]} ORDER BY id OFFSET $2 LIMIT $3`,
@@ -271,7 +276,8 @@ function toRow({
   reason: string | null;
 }): Row {
   // A decline of an earlier attempt says nothing of the one under way.
-  const isOver = state === 'paid' || state === 'declined' || state === 'refused';
+  const isUnsettled = state === 'unknown' && rest.reason === unsettledReason;
+  const isOver = state === 'paid' || state === 'declined' || state === 'refused' || isUnsettled;
   return {
     id: `I${id}`,
     amount: toDecimal(amount, currency),

@@ -110,6 +110,27 @@ test('a decline ends its attempt: within the run it is not asked for again, the 
   expect(new Set(keys).size).toBe(2);
 });
 
+test('a worker that is slow to claim does not pay a batch again that another one is done with', async () => {
+  await using provider = await startServer((body) => [
+    200,
+    body.map(({ id }: { id: string }) => ({ status: 402, id, error: 'no' })),
+  ]);
+  const released = Promise.withResolvers<void>();
+  let claims = 0;
+  const step: Step = async (name, work) => {
+    // All but the first have made up their minds, and are slow.
+    if (name === 'claim' && claims++ > 0) await released.promise;
+    const result = await work();
+    if (name === 'release') released.resolve();
+    return result;
+  };
+  await using app = await startApp(provider, { SEED_INVOICES: '4' }, { step });
+  await using database = await connect(app);
+  await database.query(batchesOfTwo);
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(provider.asked).toHaveLength(2);
+});
+
 test('a key is stored before the first request with it', async () => {
   const asking = gate('post');
   await using provider = await startProvider();

@@ -12,8 +12,9 @@ import {
 } from 'cockatiel';
 import { z } from 'zod';
 import * as batches from './batches.ts';
-import { countRefused } from './invoices.ts';
-import { everyOutcome, type Ending, type Outcome, type Provider } from './provider.ts';
+import { countStuck } from './invoices.ts';
+import { Lease } from './lease.ts';
+import { everyOutcome, type Asking, type Ending, type Outcome, type Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
 export const tallyBody = () =>
@@ -160,7 +161,9 @@ export class Payments {
   async #payUnpaid(requestId: string): Promise<Tally> {
     const unpaid = await this.#step('find unpaid', () => batches.findUnpaid(this.#options.database));
     const tally = await this.#work(unpaid, requestId);
-    tally.refused = await this.#step('count refused', () => countRefused(this.#options.database));
+    const stuck = await this.#step('count stuck', () => countStuck(this.#options.database));
+    tally.refused = stuck.refused;
+    tally.unknown += stuck.unsettled;
     return tally;
   }
 
@@ -202,72 +205,112 @@ export class Payments {
     const { database, holder } = this.#options;
     while (run.remaining.size > 0 && !run.givenUp && !this.#stopping.signal.aborted) {
       const among = [...run.remaining];
+      const claimedAt = performance.now();
       this.#claims += 1;
       const name = `${holder}/${this.#claims}`;
       const batch = await this.#step('claim', () => batches.claim(database, name, among));
       if (batch === undefined) {
         // All that is left is being paid by somebody else: what they leave is then for this run.
         await this.#step('wait', () => sleep(claimDelay));
+      } else if (!run.remaining.delete(batch.first)) {
+        // Another worker of this run has been through it since `among` was made.
+        await this.#release(batch, batch.leftOpen);
       } else {
-        run.remaining.delete(batch.first);
         this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
-        await span('batch', () => this.#payBatch(batch, run));
+        await span('batch', () => this.#payBatch(batch, run, claimedAt));
       }
     }
   }
 
-  async #payBatch(batch: batches.Batch, run: Run): Promise<void> {
+  async #payBatch(batch: batches.Batch, run: Run, claimedAt: number): Promise<void> {
     const { database } = this.#options;
     const attempts = await this.#step('read attempts', () => batches.readAttempts(database, batch));
-    const asked = new Set<batches.Attempt>();
-    let open = attempts;
-    let isDown = false;
-    let held = true;
-    await this.#retry.execute(async ({ attempt }) => {
-      if (attempt > 0) held = await this.#step('renew', () => batches.renew(database, batch));
-      if (!held) return [];
-      const asking = open;
-      const endings = await this.#payAttempts(asking, run);
-      asking.forEach((each, index) => endings[index]?.outcome !== 'unasked' && asked.add(each));
-      open = asking.filter((_each, index) => isOpen(endings[index]));
-      isDown = open.length === attempts.length && endings.every(({ down }) => down);
-      return open;
-    });
-    if (!held) {
-      // Whoever holds it now asks under the same keys. This run looks again once they are done.
-      run.remaining.add(batch.first);
-      return;
+    const lease = new Lease(database, this.#step, batch, claimedAt);
+    lease.keep();
+    try {
+      const endings = await this.#payAttempts(attempts, batch, lease, run);
+      if (!lease.isHeld) {
+        // Whoever holds it now asks under the same keys. This run looks again once they are done.
+        run.remaining.add(batch.first);
+        return;
+      }
+      const count = (fits: (ending: Ending) => boolean) => [...endings.values()].filter(fits).length;
+      const unknown = count(({ outcome, isFinal }) => outcome === 'unknown' && !isFinal);
+      const unasked = count(({ outcome }) => outcome === 'unasked');
+      run.tally.unknown += unknown;
+      addLeft(run.tally, unasked);
+      const isListed = count(({ outcome, isFinal }) => outcome === 'unknown' && isFinal === true) > 0;
+      if (isListed || batch.abandoned) {
+        await this.#step('list unknown', () => batches.listUnknown(database, batch));
+      }
+      // What an earlier holder left, and this one did not get to ask for, stays recovery's.
+      const isUnknown = unknown > 0 || (batch.leftOpen && unasked > 0);
+      await this.#release(batch, isUnknown);
+    } finally {
+      lease.end();
     }
-    const unknown = open.filter((each) => asked.has(each)).length;
-    run.tally.unknown += unknown;
-    addLeft(run.tally, open.length - unknown);
-    run.givenUp ||= attempts.length > 0 && isDown;
-    // What an earlier holder left, and this one did not get to ask for, stays recovery's.
-    const isUnknown = unknown > 0 || (batch.leftOpen && open.length > 0);
-    await this.#step('release', () => batches.release(database, batch, isUnknown));
   }
 
-  /** Asks for each attempt once, and stores what is definite. */
-  async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<Ending[]> {
-    const { database, provider, count } = this.#options;
-    if (attempts.length === 0) return [];
-    const endings = await provider.pay(attempts, requestId);
-    await this.#step('record', () => batches.record(database, attempts, endings));
-    const numberOf = (outcome: Outcome) => endings.filter((ending) => ending.outcome === outcome).length;
-    if (numberOf('refused') > 0) {
-      await this.#step('refuse', () => batches.refuse(database, attempts, endings));
-    }
-    for (const outcome of everyOutcome) if (numberOf(outcome) > 0) count?.(outcome, numberOf(outcome));
-    tally.paid += numberOf('charged');
-    tally.declined += numberOf('declined');
-    tally.refused += numberOf('refused');
+  async #release(batch: batches.Batch, isUnknown: boolean): Promise<void> {
+    await this.#step('release', () => batches.release(this.#options.database, batch, isUnknown));
+  }
+
+  /** Asks for each attempt, and again where its outcome is unknown. @returns how each ended, or did not */
+  async #payAttempts(
+    attempts: batches.Attempt[],
+    batch: batches.Batch,
+    lease: Lease,
+    run: Run,
+  ): Promise<Map<batches.Attempt, Ending>> {
+    const endings = new Map<batches.Attempt, Ending>();
+    if (attempts.length === 0) return endings;
+    const asking = this.#createAsking(batch, lease, run);
+    let open = attempts;
+    await this.#retry.execute(async ({ attempt }) => {
+      if (attempt > 0) await this.#step('renew', () => lease.renew());
+      if (!lease.isHeld) return [];
+      const given = await this.#options.provider.pay(open, asking);
+      open.forEach((each, index) => {
+        const ending = given[index]!;
+        // Asked for before, and not this time: what is known of it is what was known before.
+        if (ending.outcome !== 'unasked' || !endings.has(each)) endings.set(each, ending);
+      });
+      run.givenUp ||=
+        open.length === attempts.length && attempt === retries && given.every(({ down }) => down);
+      run.givenUp ||= given.every(({ down, isFinal }) => down && isFinal);
+      open = open.filter((_each, index) => isOpen(given[index]!));
+      return open;
+    });
     return endings;
+  }
+
+  #createAsking(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): Asking {
+    const { database, count } = this.#options;
+    const mark = async (attempts: batches.Attempt[]) => {
+      const marked = await this.#step('mark', () => batches.mark(database, batch, attempts));
+      if (marked === undefined) lease.lose();
+      return marked ?? [];
+    };
+    const unmark = (attempts: batches.Attempt[]) =>
+      this.#step('unmark', () => batches.unmark(database, attempts));
+    const store = async (attempts: batches.Attempt[], endings: Ending[]) => {
+      await this.#step('record', () => batches.record(database, attempts, endings));
+      const numberOf = (outcome: Outcome) => endings.filter((ending) => ending.outcome === outcome).length;
+      if (numberOf('refused') > 0) {
+        await this.#step('refuse', () => batches.refuse(database, attempts, endings));
+      }
+      for (const outcome of everyOutcome) if (numberOf(outcome) > 0) count?.(outcome, numberOf(outcome));
+      tally.paid += numberOf('charged');
+      tally.declined += numberOf('declined');
+      tally.refused += numberOf('refused');
+    };
+    return { requestId, isHeld: () => lease.isHeld, mark, unmark, store };
   }
 }
 
-/** Whether the attempt goes on: by name, as what is none of these must never end it. */
-function isOpen(ending: Ending | undefined): boolean {
-  return !['charged', 'declined', 'refused'].includes(ending?.outcome ?? '');
+/** Whether it is asked for again in this run: by name, as what is neither must never end an attempt. */
+function isOpen({ outcome, isFinal }: Ending): boolean {
+  return !isFinal && !['charged', 'declined', 'refused'].includes(outcome);
 }
 
 function addLeft(tally: Tally, count: number): void {

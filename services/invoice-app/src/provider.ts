@@ -27,11 +27,45 @@ export interface Ending {
   reason?: string;
   /** Whether the provider serves nobody at the moment: the answer says nothing of this payment. */
   down?: boolean;
+  /** Whether it must not be asked for again in this run; an unknown outcome, never by itself. */
+  isFinal?: boolean;
 }
 const charged: Ending = { outcome: 'charged' };
 const unknown: Ending = { outcome: 'unknown' };
 const unknownAsDown: Ending = { outcome: 'unknown', down: true };
 const unasked: Ending = { outcome: 'unasked', down: true };
+const unaskedForNow: Ending = { outcome: 'unasked', down: true, isFinal: true };
+/** Marked or ended by another process since it was read. */
+const somebodyElses: Ending = { outcome: 'unasked', isFinal: true };
+/** Of a request that no key protects. */
+const unsettled: Ending = { outcome: 'unknown', down: true, isFinal: true };
+
+/** What a run of pay gives to who asks for its payments. */
+export interface Asking {
+  requestId: string;
+  /** Whether the batch is still this run's: without that nothing may be asked for. */
+  isHeld(): boolean;
+  /** Marks attempts before requests that no key protects. @returns those that may be asked for */
+  mark(attempts: Attempt[]): Promise<Attempt[]>;
+  /** Takes marks back where nothing was charged. */
+  unmark(attempts: Attempt[]): Promise<void>;
+  /** Stores what is definite. */
+  store(attempts: Attempt[], endings: Ending[]): Promise<void>;
+}
+
+/** An answer of the provider, as far as there is one. */
+interface Answer {
+  status?: number;
+  data?: unknown;
+  /** Whether this request has charged nothing for certain: it was never sent, or never looked at. */
+  isNeverCharged: boolean;
+}
+/** Errors of connections that were never made. */
+const unsent = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH']);
+
+/** The header with which a provider says, with `true`, that it honours keys. The original sends none, and ignores them. */
+const honoursKeys = 'Accept-Idempotency-Key';
+
 /** Of a reason no more is kept, in characters, and none that Postgres cannot store. */
 const longestReason = 200;
 
@@ -53,6 +87,8 @@ export interface ProviderOptions {
   log: Log;
   /** False where the provider is known to take one payment a request only. */
   arrays?: boolean;
+  /** Whether it is known to honour keys; otherwise its answers say so. */
+  keys?: boolean;
   step?: Step;
   /** What axios sends requests with. */
   adapter?: AxiosAdapter;
@@ -73,6 +109,8 @@ const connections = 64;
  * (`workers` in pay.ts) no more than there are connections, as one that waits for a connection runs out of time.
  */
 const concurrency = 10;
+/** Payments of one request each whose answers are stored together. */
+const groupSize = 100;
 
 /** The payment provider, reached over HTTP. */
 export class Provider {
@@ -82,13 +120,16 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
+  /** What the last answer said. Arrays need no word on it: a provider that takes them takes the keys in them. */
+  #keys: boolean;
 
-  constructor({ url, tokenFile, log, arrays = true, step = direct, adapter }: ProviderOptions) {
+  constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {
     this.#url = url;
     this.#tokenFile = tokenFile;
     this.#log = log;
     this.#step = step;
     this.#arrays = arrays;
+    this.#keys = keys;
     this.#http = axios.create({
       adapter: adapter ?? createUndiciAdapter({ connections }),
       timeout,
@@ -101,11 +142,13 @@ export class Provider {
   }
 
   /**
-   * Asks for each of these payments once, under its own key; never throws.
+   * Asks for each of these payments once, under its own key, and has what comes of them stored.
    * @param attempts at most 1,000, what the provider takes in one request
    * @returns how each ended, in their order
+   * @throws only what `asking` throws
    */
-  async pay(attempts: Attempt[], requestId: string): Promise<Ending[]> {
+  async pay(attempts: Attempt[], asking: Asking): Promise<Ending[]> {
+    const { requestId } = asking;
     let headers: PaymentHeaders;
     try {
       headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
@@ -115,16 +158,19 @@ export class Provider {
     }
     if (this.#arrays) {
       const endings = await this.#payArray(attempts, headers);
-      if (endings !== undefined) return endings;
+      if (endings !== undefined) {
+        await asking.store(attempts, endings);
+        return endings;
+      }
     }
-    return this.#payEach(attempts, headers);
+    return this.#payEach(attempts, headers, asking);
   }
 
   /** Undefined where the provider refused the array as a whole, and so has charged nothing. */
   async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
-    const answer = await this.#post(payments, headers);
-    const whole = toEnding(undefined, answer?.status, answer?.data);
+    const { status, data } = await this.#post(payments, headers);
+    const whole = toEnding(undefined, status, data);
     if (whole.outcome === 'refused') {
       // One by one, the payment that is to blame fails alone. The original's words mean that no array is taken.
       if (whole.reason === notAPayment) {
@@ -133,45 +179,89 @@ export class Provider {
       }
       return undefined;
     }
-    if (answer?.status !== 200) return attempts.map(() => (whole.down ? unknownAsDown : unknown));
-    return matchAnswers(attempts, answer.data);
+    if (status !== 200) return attempts.map(() => (whole.down ? unknownAsDown : unknown));
+    return matchAnswers(attempts, data);
   }
 
-  async #payEach(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[]> {
-    const endings = attempts.map(() => unasked);
-    const queue = attempts.entries();
+  /** One request each. What came of a group of them is stored before the next group is begun. */
+  async #payEach(attempts: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+    const endings = new Map<Attempt, Ending>();
+    const queue = [...attempts];
+    let goesOn = true;
+    while (queue.length > 0 && goesOn && asking.isHeld()) {
+      const isProtected = this.#keys;
+      const group = queue.splice(0, isProtected ? groupSize : concurrency);
+      const ended = isProtected
+        ? await this.#payProtected(group, headers, asking)
+        : await this.#payMarked(group, headers, asking);
+      group.forEach((attempt, index) => endings.set(attempt, ended[index]!));
+      goesOn = !ended.every(({ down }) => down);
+    }
+    // Without keys, nothing is asked for again in the same run: each unknown outcome costs somebody's time.
+    const rest = this.#keys ? unasked : unaskedForNow;
+    return attempts.map((attempt) => endings.get(attempt) ?? rest);
+  }
+
+  /** At a provider that honours keys. */
+  async #payProtected(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+    const endings = group.map(() => unasked);
+    const queue = group.entries();
     // After as many signs that it is down in a row as there are requests at a time, the others are not asked for.
     let downInARow = 0;
     const worker = async () => {
       for (const [index, attempt] of queue) {
-        const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
-        const ending = toEnding(attempt, answer?.status, answer?.data);
+        const ending = await this.#payOne(attempt, headers);
         endings[index] = ending;
         downInARow = ending.down ? downInARow + 1 : 0;
-        if (downInARow >= concurrency) return;
+        if (downInARow >= concurrency || !asking.isHeld()) return;
       }
     };
     await Promise.all(Array.from({ length: concurrency }, worker));
+    await asking.store(group, endings);
     return endings;
   }
 
-  /** Undefined without an answer. */
-  async #post(body: unknown, headers: PaymentHeaders) {
+  /**
+   * At a provider that ignores keys: a second request would charge again. So each payment is marked before its request,
+   * and an outcome that stays unknown is final.
+   */
+  async #payMarked(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+    const marked = await asking.mark(group);
+    const answers = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
+    // What charged nothing for certain may be asked for again.
+    const free = marked.filter((_attempt, index) => answers[index]?.outcome === 'unasked');
+    if (free.length > 0) await asking.unmark(free);
+    await asking.store(marked, answers);
+    const endings = new Map(marked.map((attempt, index) => [attempt, answers[index]!]));
+    return group.map((attempt) => endings.get(attempt) ?? somebodyElses);
+  }
+
+  async #payOne(attempt: Attempt, headers: PaymentHeaders): Promise<Ending> {
+    const isProtected = this.#keys;
+    const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
+    const ending = toEnding(attempt, answer.status, answer.data);
+    if (isProtected || ending.outcome !== 'unknown') return ending;
+    return answer.isNeverCharged ? unaskedForNow : unsettled;
+  }
+
+  async #post(body: unknown, headers: PaymentHeaders): Promise<Answer> {
     const requestId = headers['X-Request-Id'];
     try {
       const answer = await this.#step('post', () => {
         annotate({ 'payloop.payments': Array.isArray(body) ? body.length : 1 });
         return this.#http.post(this.#url, body, { headers: { ...headers, ...traceHeaders() } });
       });
-      const { status } = answer;
-      if (![200, 400, 402, 422].includes(status)) {
+      const { status, data } = answer;
+      if ([200, 400, 402, 422].includes(status)) {
+        this.#keys = answer.headers[honoursKeys.toLowerCase()] === 'true';
+      } else {
         this.#log.warn({ requestId, status }, reasonUnusable(status));
       }
-      return answer;
+      return { status, data, isNeverCharged: [401, 403, 429].includes(status) };
     } catch (error) {
       const { message, code } = reduceError(error);
       this.#log.warn({ requestId, code }, `the provider did not answer: ${message}`);
-      return undefined;
+      return { isNeverCharged: unsent.has(`${code}`) };
     }
   }
 

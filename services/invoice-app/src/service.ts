@@ -16,6 +16,7 @@ import { addGuard } from './guard.ts';
 import {
   countRefused,
   countUnpaid,
+  countUnsettled,
   listInvoices,
   migrations,
   resetInvoices,
@@ -74,6 +75,11 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
     'refused_invoices',
     'Invoices that the provider refused, until somebody changes them.',
     () => countRefused(database),
+  );
+  metrics.measure(
+    'unsettled_invoices',
+    'Invoices whose outcome at a provider without keys is unknown, until somebody settles them.',
+    () => countUnsettled(database),
   );
   metrics.measure('oldest_lease_age_seconds', 'How long ago the oldest lease was given or renewed.', () =>
     readOldestLease(database),

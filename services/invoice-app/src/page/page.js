@@ -84,7 +84,7 @@ function drawStatus({ running }) {
   const detail = [
     declined > 0 && `${formatCount(declined)} declined.`,
     refused > 0 && `${formatCount(refused)} refused: change their value or currency, then pay again.`,
-    unknown > 0 && `${formatCount(unknown)} with an unknown outcome: they will be asked about again.`,
+    unknown > 0 && `${formatCount(unknown)} with an unknown outcome: see the list for what follows.`,
     busy && 'A run is under way and pays whatever is unpaid.',
     !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
   ]

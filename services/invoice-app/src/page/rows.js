@@ -233,7 +233,7 @@ function explain({ state, at, reason }) {
   const when = at === null ? '' : formatTime(new Date(at));
   if (state === 'declined' || state === 'refused')
     return reason ? `${when} · ${reason}` : `${when} · no reason given`;
-  if (state === 'unknown') return 'will be asked again';
+  if (state === 'unknown') return reason ? `${when} · ${reason}` : 'will be asked again';
   return when;
 }
 
