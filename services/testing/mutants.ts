@@ -212,6 +212,76 @@ export const mutants: Mutant[] = [
     tests: [`${app}/original.test.ts`],
   },
   {
+    name: 'half of a character is taken for a key',
+    changes: [[`${provider}/payment.ts`, String.raw`/^[^\0\ud800-\udfff]*$/u`, String.raw`/^[^\0]*$/`]],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'bytes that are no UTF-8 are replaced',
+    changes: [[`${provider}/payment.ts`, 'fatal: true', 'fatal: false']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'known and not found is charged',
+    changes: [
+      [`${provider}/ledger.ts`, 'stored === undefined && isKnown.has(charge.key)', 'isKnown.size < 0'],
+    ],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'a prototype’s fields are the payment’s',
+    changes: [[`${provider}/payment.ts`, 'Object.create(null)', '{}']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'a number that a double cannot hold is charged as another',
+    changes: [
+      [
+        `${provider}/payment.ts`,
+        'isNumber && !isExact(value, source) ? NaN : value',
+        'isNumber && isExact(0, source) ? value : value',
+      ],
+    ],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'what rounds to 0 is charged',
+    changes: [[`${provider}/payment.ts`, 'if (minor === 0n) throw', 'if (minor === null) throw']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'a currency is another one in another case',
+    changes: [['services/kit/src/money.ts', '? text.toUpperCase() : text', '? text : text']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'no length: an id may be as long as a body',
+    changes: [[`${provider}/payment.ts`, ".max(idLength, tooLong('payment id', idLength))", '']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'no bounds: an invoice may have an amount that is charged as another',
+    changes: [
+      [
+        `${app}/invoices.ts`,
+        'CHECK (amount BETWEEN -999999999999999 AND 999999999999999)',
+        'CHECK (amount IS NOT NULL)',
+      ],
+    ],
+    tests: [`${app}/service.test.ts`],
+  },
+  {
+    name: 'a number that Postgres holds is read as another',
+    changes: [
+      [
+        'services/kit/src/database.ts',
+        'if (Number.isSafeInteger(value)) return value;',
+        'if (!Number.isNaN(value)) return value;',
+      ],
+    ],
+    tests: ['services/kit/src/database.test.ts'],
+  },
+  {
     name: 'no token is asked for',
     changes: [[`${provider}/service.ts`, 'app.use(requireToken(rules, log));', '']],
     tests: [auth],

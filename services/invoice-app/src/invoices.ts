@@ -167,6 +167,21 @@ export const migrations: Migration[] = [
         END
       $$`,
   },
+  {
+    name: '6-bounds',
+    // Fifteen digits are what a double keeps for certain, with or without a point among them. A row that is there and
+    // breaks one of these keeps this version from getting ready, and its log names the constraint: the version before
+    // goes on, and somebody has to decide about the row.
+    sql: `
+      ALTER TABLE invoices
+        ADD CONSTRAINT id_has_15_digits CHECK (id <= 999999999999999),
+        ADD CONSTRAINT amount_has_15_digits CHECK (amount BETWEEN -999999999999999 AND 999999999999999),
+        ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
+        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]');
+      ALTER TABLE customers
+        ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
+        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]')`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */

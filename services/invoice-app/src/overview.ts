@@ -71,8 +71,8 @@ interface Part {
   currency: string;
   state: State;
   count: number;
-  /** In minor units. */
-  amount: number;
+  /** In minor units; a sum may be more than a double holds. */
+  amount: bigint;
 }
 
 /** A batch as it was when its invoices were added up. */
@@ -133,21 +133,21 @@ export class Overview {
   /** @throws {DatabaseUnavailable} */
   async read(): Promise<Totals> {
     await this.#look();
-    const byCurrency = new Map<string, Map<State, { count: number; amount: number }>>();
+    const byCurrency = new Map<string, Map<State, { count: number; amount: bigint }>>();
     let running = false;
     for (const { version, parts } of this.#counted.values()) {
       running ||= isPaying(version);
       for (const { currency, state, count, amount } of parts) {
         const sums = byCurrency.get(currency) ?? new Map();
-        const sum = sums.get(state) ?? { count: 0, amount: 0 };
+        const sum = sums.get(state) ?? { count: 0, amount: 0n };
         sums.set(state, { count: sum.count + count, amount: sum.amount + amount });
         byCurrency.set(currency, sums);
       }
     }
     const sums = [...byCurrency].map(([currency, given]): CurrencySums => {
       const sumOf = (...among: State[]): Sum => {
-        const parts = among.map((state) => given.get(state) ?? { count: 0, amount: 0 });
-        const amount = parts.reduce((total, part) => total + part.amount, 0);
+        const parts = among.map((state) => given.get(state) ?? { count: 0, amount: 0n });
+        const amount = parts.reduce((total, part) => total + part.amount, 0n);
         return {
           count: parts.reduce((total, part) => total + part.count, 0),
           amount: toDecimal(amount, currency),
@@ -237,16 +237,17 @@ export class Overview {
   async #addUp(among: number[], into: Map<number, Part[]>): Promise<void> {
     for (const first of among) into.set(first, []);
     // LATERAL, as the planner would rather read the whole table than look a thousand ids up.
-    const { rows } = await this.#database.query<Part & { first: number }>(
+    const { rows } = await this.#database.query<Omit<Part, 'amount'> & { first: number; amount: string }>(
       `SELECT first_id AS first, currency, state, count, amount
        FROM batches CROSS JOIN LATERAL (
-         SELECT currency, ${stateOf} AS state, count(*) AS count, sum(amount)::bigint AS amount
+         SELECT currency, ${stateOf} AS state, count(*) AS count, sum(amount) AS amount
          FROM invoices WHERE id BETWEEN first_id AND last_id GROUP BY 1, 2
        ) AS part
        WHERE first_id = ANY ($1::bigint[])`,
       [among],
     );
-    for (const { first, ...part } of rows) into.get(first)?.push(part);
+    for (const { first, amount, ...part } of rows)
+      into.get(first)?.push(Object.assign(part, { amount: BigInt(amount) }));
   }
 }
 
@@ -288,9 +289,9 @@ function toRow({
   };
 }
 
-function toDecimal(minor: number, currency: string): string {
+function toDecimal(minor: number | bigint, currency: string): string {
   const digits = minorUnitDigits(currency);
-  const text = `${Math.abs(minor)}`.padStart(digits + 1, '0');
+  const text = `${minor < 0 ? -minor : minor}`.padStart(digits + 1, '0');
   const whole = text.slice(0, text.length - digits);
   return `${minor < 0 ? '-' : ''}${whole}${digits > 0 ? `.${text.slice(-digits)}` : ''}`;
 }

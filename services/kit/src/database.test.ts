@@ -68,6 +68,18 @@ test('a wrong statement is not taken for a database that is away', async () => {
   await expect(database.query('SELECT nonsense')).rejects.not.toBeInstanceOf(DatabaseUnavailable);
 });
 
+test.each(['9007199254740993', '-9007199254740992', '9223372036854775807'])(
+  'a number that a double cannot hold is an error, and not another number: %s',
+  async (number) => {
+    const database = openDatabase();
+    await database.opened;
+    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is no number`);
+    expect((await database.query('SELECT 9007199254740991::bigint AS n')).rows).toEqual([
+      { n: 9007199254740991 },
+    ]);
+  },
+);
+
 test('sessions that the server ends are replaced by new ones', async () => {
   const { log: watched, warnings } = watchWarnings();
   const database = openDatabase({ log: watched });

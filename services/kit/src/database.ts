@@ -171,9 +171,15 @@ export class Database {
 // The query under way reports a broken connection; without a listener the event would end the process.
 function ignore(): void {}
 
-/** int8 as a number: no id or amount here comes near 2^53. */
 function getTypeParser(...args: Parameters<typeof pg.types.getTypeParser>) {
-  return args[0] === pg.types.builtins.INT8 ? Number : pg.types.getTypeParser(...args);
+  return args[0] === pg.types.builtins.INT8 ? parseInt8 : pg.types.getTypeParser(...args);
+}
+
+/** @throws {RangeError} where a double would hold another number */
+function parseInt8(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value)) return value;
+  throw new RangeError(`${text} is no number that can be computed with`);
 }
 
 /** Whether a statement was given up because another one held what it needed (SQLSTATE 55P03). */
@@ -192,6 +198,7 @@ async function translate<T>(result: Promise<T>): Promise<T> {
     return await result;
   } catch (error) {
     if (error instanceof pg.DatabaseError && !unavailable.test(error.code ?? '')) throw error;
+    if (error instanceof RangeError) throw error;
     throw new DatabaseUnavailable(error);
   }
 }
