@@ -36,7 +36,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no lease check: a batch is claimed whoever holds it',
-    changes: [[`${app}/batches.ts`, 'AND (holder IS NULL OR leased_until < now())', '']],
+    changes: [[`${app}/batches.ts`, 'AND (holder IS NULL OR NOT (${isLive}))', '']],
     tests: [`${app}/pay.test.ts`],
   },
   {
@@ -279,6 +279,50 @@ export const mutants: Mutant[] = [
         'if (!Number.isNaN(value)) return value;',
       ],
     ],
+    tests: ['services/kit/src/database.test.ts'],
+  },
+  {
+    name: 'no trigger: a paid invoice can be made unpaid',
+    changes: [
+      [
+        `${app}/invoices.ts`,
+        'WHEN (OLD.paid_at IS NOT NULL AND OLD.* IS DISTINCT FROM NEW.*)',
+        'WHEN (false)',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'an invoice can change while it may be charged',
+    changes: [
+      [`${app}/invoices.ts`, 'IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN', 'IF false THEN'],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'a lease lasts as long as the clock went back',
+    changes: [
+      [
+        `${app}/batches.ts`,
+        "leased_until BETWEEN now() AND now() + interval '${2 * leaseSeconds} s'",
+        'leased_until >= now()',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'a run waits for others without end',
+    changes: [[`${app}/pay.ts`, 'if (performance.now() - gotAt > patience) return;', '']],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'a database that can only be read is ready',
+    changes: [['services/kit/src/database.ts', `if (rows[0]?.setting !== 'off')`, 'if (rows.length === 0)']],
+    tests: ['services/kit/src/database.test.ts'],
+  },
+  {
+    name: 'a read-only database is a fault of the service',
+    changes: [['services/kit/src/database.ts', '|55P03|25006)', '|55P03)']],
     tests: ['services/kit/src/database.test.ts'],
   },
   {

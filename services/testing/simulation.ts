@@ -32,7 +32,15 @@ export const mishaps = [
 export type Mishap = (typeof mishaps)[number];
 
 /** What is asked for from outside, at moments of the scheduler's choice. */
-export const commands = ['pay 0', 'pay 1', 'recover 0', 'recover 1', 'leases run out', 'heartbeats'] as const;
+export const commands = [
+  'pay 0',
+  'pay 1',
+  'recover 0',
+  'recover 1',
+  'leases run out',
+  'heartbeats',
+  'clock goes back',
+] as const;
 export type Command = (typeof commands)[number];
 
 /** How the provider is asked: for arrays, for one payment at a time, or so by one that ignores keys. */
@@ -274,8 +282,14 @@ export class Simulation {
   /** Time passes: not by waiting for it. */
   async #expireLeases(): Promise<void> {
     await this.#ask(
-      `UPDATE batches SET leased_until = now() - interval '1 ms' WHERE leased_until IS NOT NULL`,
+      `UPDATE batches SET leased_until = now() - interval '1 ms' WHERE leased_until < now() + interval '1 min'`,
     );
+    this.#wake();
+  }
+
+  /** For Postgres, what it has written lies further in the future than it did. */
+  async #setClockBack(): Promise<void> {
+    await this.#ask(`UPDATE batches SET leased_until = leased_until + interval '1 h'`);
     this.#wake();
   }
 
@@ -336,6 +350,7 @@ export class Simulation {
 
   #obey(command: Command): void | Promise<void> {
     if (command === 'leases run out') return this.#move(this.#expireLeases());
+    if (command === 'clock goes back') return this.#move(this.#setClockBack());
     if (command === 'heartbeats') {
       this.#waiting.push(...this.#heartbeats.splice(0));
       return;

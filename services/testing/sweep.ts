@@ -201,7 +201,7 @@ export class Sweep {
         await app.query(held);
         return;
       case 'wait':
-        await app.query(`${held} + interval '1 h' WHERE first_id = 1`);
+        await app.query(`${held} + interval '14 s' WHERE first_id = 1`);
         break;
     }
     await this.#pay();

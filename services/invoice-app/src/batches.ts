@@ -23,6 +23,12 @@ export interface Attempt extends Invoice {
 export const leaseSeconds = 15;
 
 /**
+ * Whether a lease has not run out. One that ends further away than any can is of a time before Postgres' clock went
+ * back, and counts as run out. Twice the time, as statements that run at once have begun at different times.
+ */
+export const isLive = `leased_until BETWEEN now() AND now() + interval '${2 * leaseSeconds} s'`;
+
+/**
  * For leases that are renewed or given back: when Postgres dies and forgets that, the lease before it runs out and
  * recovery looks again, so nobody waits until it is on disk. A claim is waited for: were it forgotten, recovery
  * would not know that something may have been charged.
@@ -48,7 +54,7 @@ export async function findUnpaid(database: Database): Promise<number[]> {
 /** The batches whose lease ran out: their holder died, or left invoices whose outcome is unknown. */
 export async function findExpired(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
-    'SELECT first_id AS first FROM batches WHERE leased_until < now() ORDER BY first_id',
+    `SELECT first_id AS first FROM batches WHERE leased_until IS NOT NULL AND NOT (${isLive}) ORDER BY first_id`,
   );
   return rows.map(({ first }) => first);
 }
@@ -59,7 +65,7 @@ export async function claim(database: Database, holder: string, among: number[])
     `UPDATE batches SET holder = $1, claimed_at = now(), leased_until = now() + make_interval(secs => $2)
      WHERE first_id = (
        SELECT first_id FROM batches
-       WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
+       WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR NOT (${isLive}))
        ORDER BY first_id LIMIT 1 FOR UPDATE SKIP LOCKED
      )
      RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned,
@@ -106,7 +112,7 @@ export async function readAttempts(database: Database, { first, last }: Batch): 
 /** How many seconds ago the lease was given or renewed that is left longest, held or not; 0 without any. */
 export async function readOldestLease(database: Database): Promise<number> {
   const { rows } = await database.query<{ age: number }>(
-    `SELECT coalesce($1 + extract(epoch FROM now() - min(leased_until)), 0)::float AS age FROM batches
+    `SELECT greatest(coalesce($1 + extract(epoch FROM now() - min(leased_until)), 0), 0)::float AS age FROM batches
      WHERE leased_until IS NOT NULL`,
     [leaseSeconds],
   );

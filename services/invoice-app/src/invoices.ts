@@ -182,6 +182,42 @@ export const migrations: Migration[] = [
         ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
         ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]')`,
   },
+  {
+    name: '7-final',
+    sql: `
+      CREATE FUNCTION keep_paid_invoices() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          IF TG_OP = 'TRUNCATE' AND current_setting('payloop.reset', true) = 'on' THEN
+            RETURN NULL;
+          END IF;
+          RAISE EXCEPTION 'a paid invoice is final';
+        END
+      $$;
+      CREATE TRIGGER keep_paid_from_updates BEFORE UPDATE ON invoices FOR EACH ROW
+        WHEN (OLD.paid_at IS NOT NULL AND OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION keep_paid_invoices();
+      CREATE TRIGGER keep_paid_from_deletes BEFORE DELETE ON invoices FOR EACH ROW
+        WHEN (OLD.paid_at IS NOT NULL) EXECUTE FUNCTION keep_paid_invoices();
+      CREATE TRIGGER keep_paid_from_truncates BEFORE TRUNCATE ON invoices
+        FOR EACH STATEMENT EXECUTE FUNCTION keep_paid_invoices();
+
+      -- What may be charged at the moment must be what is charged. A refused invoice is not being asked for.
+      CREATE FUNCTION keep_open_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE
+          lease timestamptz;
+        BEGIN
+          -- With a lock: nobody claims the batch until this change is there to be read.
+          SELECT leased_until INTO lease FROM batches WHERE NEW.id BETWEEN first_id AND last_id FOR SHARE;
+          IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN
+            RAISE EXCEPTION 'invoice % may be charged at the moment, and cannot change until that is known', NEW.id;
+          END IF;
+          RETURN NEW;
+        END
+      $$;
+      CREATE TRIGGER keep_open_attempts BEFORE UPDATE OF amount, currency ON invoices FOR EACH ROW
+        WHEN (OLD.refused_at IS NULL AND OLD.paid_at IS NULL
+          AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
+        EXECUTE FUNCTION keep_open_attempts()`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */

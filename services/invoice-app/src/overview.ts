@@ -1,6 +1,7 @@
 import type { Database } from '@payloop/kit/database.ts';
 import { minorUnitDigits } from '@payloop/kit/money.ts';
 import { z } from 'zod';
+import { isLive } from './batches.ts';
 
 /**
  * The state of an invoice on the page. Refused: nobody asks for it until it is changed. Paying: its batch is leased to
@@ -83,7 +84,7 @@ interface Counted {
 }
 
 /** A batch without a lease is nobody's; one whose lease ran out, or that was given back with it, is left open. */
-const isLeased = 'holder IS NOT NULL AND leased_until >= now()';
+const isLeased = `holder IS NOT NULL AND ${isLive}`;
 
 /** Why nobody asks again for an invoice that was asked for at a provider without keys. */
 const unsettledReason = 'the provider ignores keys: look it up there';

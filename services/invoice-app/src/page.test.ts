@@ -229,7 +229,7 @@ describe('GET /progress', () => {
     // One of three declined, the others unknown: the batch stays leased until they are asked for again.
     await using database = await connect(app);
     await database.query(`
-      UPDATE batches SET holder = 'x', claimed_at = now() - interval '1 s', leased_until = now() + interval '1 h';
+      UPDATE batches SET holder = 'x', claimed_at = now() - interval '1 s', leased_until = now() + interval '10 s';
       UPDATE invoices SET declined_at = now() - interval '2 s' WHERE id = 1;
       UPDATE invoices SET declined_at = now() WHERE id = 2`);
     const { rows } = await rowsOf(app);

@@ -1,10 +1,15 @@
 import type { IncomingMessage } from 'node:http';
 import { json } from 'node:stream/consumers';
+import { Database } from '@payloop/kit/database.ts';
+import { createLog } from '@payloop/kit/log.ts';
 import type { Step } from '@payloop/kit/step.ts';
 import { describe, expect, test } from 'vitest';
 import { brokenRules } from '../../testing/rules.ts';
 import { ask, listen, post, type RunningService } from '../../testing/service.ts';
 import { connect, startApp, startProvider } from '../../testing/services.ts';
+import { migrations } from './invoices.ts';
+import { Payments } from './pay.ts';
+import { Provider } from './provider.ts';
 
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 const countUnpaid = async ({ url }: RunningService) =>
@@ -189,7 +194,7 @@ test(
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using database = await connect(app);
-    await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`);
+    await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '10 s'`);
     await new Promise((resolve) => setTimeout(resolve, 3_500));
     // Its holder has time left.
     expect(await countUnpaid(app)).toBe(3);
@@ -506,4 +511,102 @@ describe('an answer that does not prove a decline keeps the key', () => {
     expect((await ask(`${app.url}/rows?show=declined`)).body).toMatchObject({ rows: [{ id: 'I2' }] });
     expect(await countUnpaid(app)).toBe(1);
   });
+});
+
+test.each([
+  ['made unpaid', 'UPDATE invoices SET paid_at = NULL'],
+  ['paid at another time', `UPDATE invoices SET paid_at = now() + interval '1 s'`],
+  ['changed', 'UPDATE invoices SET amount = 1'],
+  ['given another key', 'UPDATE invoices SET attempt_key = uuidv7()'],
+  ['deleted', 'DELETE FROM invoices'],
+  ['truncated', 'TRUNCATE invoices'],
+])('a paid invoice cannot be %s, by invoice-app’s own role neither', async (_name, statement) => {
+  await using provider = await startProvider();
+  await using app = await startApp(provider);
+  await pay(app);
+  await using database = await connect(app);
+  await expect(database.query(statement)).rejects.toThrow('a paid invoice is final');
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(await countUnpaid(app)).toBe(0);
+  await using ledger = await connect(provider);
+  expect((await ledger.query('SELECT FROM payments')).rows).toHaveLength(3);
+});
+
+test.each([
+  ['amount', 'amount = 7'],
+  ['currency', `currency = 'USD'`],
+])('the %s of an invoice cannot change while it may be charged', async (_name, change) => {
+  const recording = gate('record');
+  await using provider = await startProvider();
+  await using app = await startApp(provider, {}, { step: recording.step });
+  await using database = await connect(app);
+  const paying = pay(app);
+  await recording.reached;
+  await expect(database.query(`UPDATE invoices SET ${change} WHERE id = 1`)).rejects.toThrow(
+    'invoice 1 may be charged at the moment',
+  );
+  recording.open();
+  expect((await paying).status).toBe(200);
+  await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 1, 'EUR')`);
+  await database.query(`UPDATE invoices SET ${change} WHERE id = 4`);
+  await pay(app);
+  await using ledger = await connect(provider);
+  expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+});
+
+describe('a lease from before Postgres’ clock went back', () => {
+  const hold = `UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`;
+
+  test('keeps no pay waiting', async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await database.query(hold);
+    expect(await pay(app)).toEqual({ status: 200, body: {} });
+    expect(await countUnpaid(app)).toBe(0);
+  });
+
+  test.each(['holder', 'nobody'])('is taken over by recovery, held by a %s', async (who) => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await database.query(who === 'holder' ? hold : hold.replace(`'dead'`, 'NULL'));
+    await expect.poll(() => countUnpaid(app), { timeout: 10_000 }).toBe(0);
+  });
+
+  test('keeps no reset waiting, and is not shown as a run', async () => {
+    await using provider = await startProvider();
+    // No recovery, which would take it over.
+    const step: Step = (name, work) => (name === 'find expired' ? Promise.resolve([] as never) : work());
+    await using app = await startApp(provider, {}, { step });
+    await using database = await connect(app);
+    await database.query(hold);
+    expect((await ask(`${app.url}/rows`)).body).toMatchObject({ rows: [{ state: 'unknown' }, {}, {}] });
+    expect(await post(`${app.url}/reset`)).toEqual({ status: 200, body: {} });
+  });
+});
+
+test('a pay waits for a batch that another one holds only so long, and says what is left', async () => {
+  await using provider = await startProvider();
+  await using app = await startApp(provider, { SEED_INVOICES: '4' });
+  await using held = await connect(app);
+  await held.query(batchesOfTwo);
+  await held.query(
+    `UPDATE batches SET holder = 'busy', leased_until = now() + interval '14 s' WHERE first_id = 3`,
+  );
+  const log = createLog('test', 'silent');
+  const database = new Database({ url: app.databaseUrl, migrations, log, service: 'test' });
+  await database.opened;
+  const payments = new Payments({
+    database,
+    provider: new Provider({ url: `${provider.url}/payments/pay`, log }),
+    holder: 'patient',
+    step: (_name, work) => work(),
+    log,
+    patience: 300,
+  });
+  const start = performance.now();
+  expect(await payments.pay('test')).toEqual({ paid: 2, declined: 0, refused: 0, unknown: 0, left: 2 });
+  expect(performance.now() - start).toBeGreaterThan(300);
+  await database.close();
 });

@@ -45,6 +45,8 @@ export interface PaymentsOptions {
   countClaim?: (found: BatchState) => void;
   /** How long to wait before an unknown outcome is asked for again. */
   backoff?: IBackoffFactory<unknown>;
+  /** How long to wait for batches that others hold, in milliseconds; longer than most runs take. */
+  patience?: number;
 }
 
 /** How a batch is found by who claims it; abandoned: its holder did not give it back. */
@@ -69,6 +71,7 @@ const retries = 3;
 const claimDelay = 50;
 /** How often to look for leases that ran out, in milliseconds. */
 const recoveryInterval = 2_000;
+const defaultPatience = 60_000;
 
 const defaultBackoff = () =>
   new ExponentialBackoff({ initialDelay: 100, maxDelay: 2_000, generator: fullJitterGenerator });
@@ -202,7 +205,8 @@ export class Payments {
   }
 
   async #claimAndPay(run: Run): Promise<void> {
-    const { database, holder } = this.#options;
+    const { database, holder, patience = defaultPatience } = this.#options;
+    let gotAt = performance.now();
     while (run.remaining.size > 0 && !run.givenUp && !this.#stopping.signal.aborted) {
       const among = [...run.remaining];
       const claimedAt = performance.now();
@@ -211,6 +215,7 @@ export class Payments {
       const batch = await this.#step('claim', () => batches.claim(database, name, among));
       if (batch === undefined) {
         // All that is left is being paid by somebody else: what they leave is then for this run.
+        if (performance.now() - gotAt > patience) return;
         await this.#step('wait', () => sleep(claimDelay));
       } else if (!run.remaining.delete(batch.first)) {
         // Another worker of this run has been through it since `among` was made.
@@ -218,6 +223,7 @@ export class Payments {
       } else {
         this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
         await span('batch', () => this.#payBatch(batch, run, claimedAt));
+        gotAt = performance.now();
       }
     }
   }

@@ -218,6 +218,27 @@ describe('the database refuses what the code could not keep apart', () => {
   });
 });
 
+test('a database that can only be read: both services are not ready, and pay is 503', async () => {
+  await using own = await startProvider();
+  await using keeping = await startApp(own);
+  for (const service of [own, keeping]) {
+    await using database = await connect(service);
+    const name = new URL(service.databaseUrl).pathname.slice(1);
+    await database.query(`ALTER DATABASE ${name} SET default_transaction_read_only = on`);
+    await database.query(
+      'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+    );
+  }
+  const unready = { status: 503, body: { error: 'the database is read-only' } };
+  await expect.poll(() => ask(`${own.url}/readyz`)).toEqual(unready);
+  await expect.poll(() => ask(`${keeping.url}/readyz`)).toEqual(unready);
+  const unavailable = { status: 503, body: { error: 'database unavailable' } };
+  expect(await post(`${keeping.url}/invoices/pay`)).toEqual(unavailable);
+  expect(await post(`${own.url}/payments/pay`, '{"id":"I1","value":5,"currency":"EUR"}')).toEqual(
+    unavailable,
+  );
+});
+
 describe('/reset', () => {
   test('makes both services anew', async () => {
     await post(`${app.url}/invoices/pay`);

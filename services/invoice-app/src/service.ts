@@ -11,7 +11,7 @@ import type { Handler, Request, Response } from 'express';
 import { z } from 'zod';
 import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
-import { readOldestLease } from './batches.ts';
+import { isLive, readOldestLease } from './batches.ts';
 import { addGuard } from './guard.ts';
 import {
   countRefused,
@@ -153,9 +153,7 @@ async function resetIfIdle(database: Database, provider: Provider, count: number
     return await database.transaction(async (query) => {
       // Until this commits nobody can claim a batch.
       await query('LOCK TABLE batches');
-      const { rows } = await query(
-        'SELECT FROM batches WHERE holder IS NOT NULL AND leased_until >= now() LIMIT 1',
-      );
+      const { rows } = await query(`SELECT FROM batches WHERE holder IS NOT NULL AND ${isLive} LIMIT 1`);
       if (rows.length > 0) return false;
       await provider.reset();
       await resetInvoices(query, count);

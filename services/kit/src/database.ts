@@ -7,8 +7,8 @@ import { HttpError } from './http-error.ts';
 export class DatabaseUnavailable extends HttpError {
   override name = 'DatabaseUnavailable';
 
-  constructor(cause?: unknown) {
-    super(503, 'database unavailable');
+  constructor(cause?: unknown, message = 'database unavailable') {
+    super(503, message);
     this.cause = cause;
   }
 }
@@ -95,9 +95,12 @@ export class Database {
     return { total, max: options.max, idle, waiting };
   }
 
-  /** Resolves when Postgres answers and the schema is up to date. @throws {DatabaseUnavailable} */
+  /** Resolves when Postgres answers, can be written to and has the schema. @throws {DatabaseUnavailable} */
   async check(): Promise<void> {
-    await this.query('SELECT 1');
+    const { rows } = await this.query<{ setting: string }>(
+      `SELECT current_setting('transaction_read_only') AS setting`,
+    );
+    if (rows[0]?.setting !== 'off') throw new DatabaseUnavailable(undefined, 'the database is read-only');
   }
 
   async close(): Promise<void> {
@@ -189,8 +192,9 @@ export function isLockTimeout(error: unknown): boolean {
 }
 
 // SQLSTATE classes of a server that is away or not ready: connection, authorization, no such database,
-// resources, operator intervention (a shutdown), and a lock that another one holds for too long, https://www.postgresql.org/docs/18/errcodes-appendix.html
-const unavailable = /^(08|28|3D|53|57|55P03)/;
+// resources, operator intervention (a shutdown), a lock that another one holds for too long, and a server that takes
+// reads only, as a standby does after a failover: https://www.postgresql.org/docs/18/errcodes-appendix.html
+const unavailable = /^(08|28|3D|53|57|55P03|25006)/;
 
 /** Turns what pg throws when Postgres is away into DatabaseUnavailable; a wrong statement stays what it is. */
 async function translate<T>(result: Promise<T>): Promise<T> {
