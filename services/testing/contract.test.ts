@@ -204,7 +204,7 @@ describe('invoice-app', () => {
     const said = 'the payment provider gave no definite answer';
     const self = { service: 'invoice-app', source: 'the code under test', instance: 'test', provider: null };
     const rows: Row[] = [
-      [post('/invoices/pay'), 502, { error: said, paid: 0, declined: 0, unknown: 3 }],
+      [post('/invoices/pay'), 502, { error: said, paid: 0, declined: 0, refused: 0, unknown: 3 }],
       [post('/rest/v1/invoices/pay'), 200, false],
       [post('/reset'), 502],
       [get('/version'), 200, self],
@@ -275,7 +275,6 @@ describe('payment-provider', () => {
     [pay({ ...payment, value: 1.005, currency: 'JPY' }), 200, { id: 'I1' }],
     [pay('{"id":"I1","value":3.4028234e38,"currency":"EUR"}'), 200, { id: 'I1' }],
     [pay('{"id":"I1","value":3.4028235677973362e38,"currency":"EUR"}'), 200, { id: 'I1' }],
-    [pay('{"id":"I1","value":7.1e-46,"currency":"EUR"}'), 200, { id: 'I1' }],
   ];
   const refused: Row[] = [
     [pay(), 400, wrong, asJson],
@@ -300,7 +299,10 @@ describe('payment-provider', () => {
       400,
       missing('payment value'),
     ]),
-    [pay('{"id":"I1","value":7e-46,"currency":"EUR"}'), 400, missing('payment value')],
+    [pay('{"id":"I1","value":7.1e-46,"currency":"EUR"}'), 400, missing('payment value')],
+    [pay({ ...payment, value: 0.00004 }), 400, missing('payment value')],
+    [pay({ ...payment, id: 'x'.repeat(256) }), 400, error('a payment id must have at most 255 characters')],
+    [pay('{"id":"I\\ud800","value":1,"currency":"EUR"}'), 400, wrong],
     ...[
       { id: 'I1', value: 1 },
       { ...payment, currency: '' },
@@ -346,13 +348,13 @@ describe('payment-provider', () => {
       200,
       [
         { status: 200, id: 'I2', repeated: true },
-        { status: 409, ...error('the first request with this idempotency key is still at work') },
+        { status: 409, id: 'I2', ...error('the first request with this idempotency key is still at work') },
         { status: 400, ...missing('payment id') },
         { status: 400, ...wrong },
-        { status: 400, ...missing('idempotency key') },
-        { status: 400, ...keyRule },
-        { status: 400, ...missing('payment value') },
-        { status: 422, ...mismatch },
+        { status: 400, id: 'I5', ...missing('idempotency key') },
+        { status: 400, id: 'I6', ...keyRule },
+        { status: 400, id: 'I7', ...missing('payment value') },
+        { status: 422, id: 'I1', ...mismatch },
       ],
     ],
     [pay([{ ...payment, idempotencyKey: null, IDEMPOTENCYKEY: 'b' }]), 200, [{ status: 200, id: 'I1' }]],
@@ -393,8 +395,8 @@ describe('payment-provider', () => {
       [pay(payment, keyed('a')), 402, declined],
       [pay(payment, keyed('a')), 402, declined, { 'Idempotency-Hit': 'true' }],
       [payAntaeus(antaeus), 200, { result: false }],
-      [pay([element('I1')]), 200, [{ status: 402, ...declined }]],
-      [pay([element('I1')]), 200, [{ status: 402, ...declined, repeated: true }]],
+      [pay([element('I1')]), 200, [{ status: 402, id: 'I1', ...declined }]],
+      [pay([element('I1')]), 200, [{ status: 402, id: 'I1', ...declined, repeated: true }]],
       [post('/reset'), 404, error('not found')],
     ];
     expect(await differences(await describeService(declining), rows)).toEqual([]);

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { commands, mishaps, type Plan, type Simulation } from './simulation.ts';
+import { commands, forms, mishaps, type Plan, type Simulation } from './simulation.ts';
 
 export interface ModelOptions {
   runs: number;
@@ -13,7 +13,7 @@ export interface ModelOptions {
 const plans: fc.Arbitrary<Plan> = fc.record({
   // Of no meaning, but never twice: a provider's n-th decision on an id is always the same.
   firstId: fc.noShrink(fc.integer({ min: 1, max: 2 ** 46 })),
-  arrays: fc.boolean(),
+  form: fc.constantFrom(...forms),
   commands: fc
     .array(fc.constantFrom(...commands), { maxLength: 5 })
     .map((others) => (['pay 0'] as Plan['commands']).concat(others)),

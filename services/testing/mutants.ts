@@ -36,7 +36,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no lease check: a batch is claimed whoever holds it',
-    changes: [[`${app}/batches.ts`, 'AND (holder IS NULL OR leased_until < now())', '']],
+    changes: [[`${app}/batches.ts`, 'AND (holder IS NULL OR NOT (${isLive}))', '']],
     tests: [`${app}/pay.test.ts`],
   },
   {
@@ -62,8 +62,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/batches.ts`,
-        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL',
-        'WHERE invoices.id = answers.id',
+        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL\n         AND',
+        'WHERE invoices.id = answers.id\n         AND',
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
@@ -73,8 +73,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/batches.ts`,
-        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL',
-        'WHERE invoices.id = answers.id AND paid_at IS NULL',
+        'WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL\n         AND',
+        'WHERE invoices.id = answers.id AND paid_at IS NULL\n         AND',
       ],
     ],
     tests: [model],
@@ -99,11 +99,231 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/pay.ts`,
-        'batches.release(database, batch, unknown.length > 0)',
-        'batches.release(database, batch, false)',
+        'batches.release(this.#options.database, batch, isUnknown)',
+        'batches.release(this.#options.database, batch, false)',
       ],
     ],
     tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'no refusals: an invoice that the provider refuses counts as unknown, and so as the provider down',
+    changes: [[`${app}/provider.ts`, `return status === 400 || status === 422 ?`, 'return status === 0 ?']],
+    tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'refused invoices are asked for again before somebody has changed them',
+    changes: [
+      [
+        `${app}/batches.ts`,
+        'paid_at IS NULL AND refused_at IS NULL AND asked_at',
+        'paid_at IS NULL AND asked_at',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no reopening: a refused invoice stays refused when somebody changes it',
+    changes: [[`${app}/invoices.ts`, 'NEW.refused_at := NULL;', '']],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'any unusable answer is a provider that is down',
+    changes: [
+      [
+        `${app}/provider.ts`,
+        'return status >= 500 || [401, 403, 429].includes(status);',
+        'return status > 0;',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no proof: a 402 without a reason is a decline',
+    changes: [
+      [
+        `${app}/provider.ts`,
+        `if (typeof error !== 'string') return unknown;`,
+        `if (typeof error !== 'string') return status === 402 ? { outcome: 'declined' } : unknown;`,
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'outcomes are matched by their place',
+    changes: [
+      [
+        `${app}/provider.ts`,
+        'return attempts.map((attempt) => {\n    const answer = byId.get(nameOf(attempt));',
+        'return attempts.map((attempt, at) => {\n    const answer = (answers as ({ status?: unknown } | null)[])[at] ?? undefined;',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no count: an array of fewer outcomes is taken',
+    changes: [[`${app}/provider.ts`, ' || answers.length !== attempts.length', '']],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'a batch is paid twice in a run whose workers are slow to claim',
+    changes: [
+      [`${app}/pay.ts`, '!run.remaining.delete(batch.first)', 'run.remaining.delete(batch.first) && false'],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'no marks: a provider that ignores keys is asked again by whoever comes next',
+    changes: [[`${app}/batches.ts`, 'refused_at IS NULL AND asked_at IS NULL', 'refused_at IS NULL']],
+    tests: [`${app}/original.test.ts`, model],
+  },
+  {
+    name: 'keys are taken for honoured where nobody says so',
+    changes: [
+      [`${app}/provider.ts`, `this.#keys = answer.headers[honoursKeys.toLowerCase()] === 'true';`, ''],
+      [`${app}/provider.ts`, 'keys = false', 'keys = true'],
+    ],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'what is unknown at a provider without keys is not listed',
+    changes: [[`${app}/pay.ts`, 'if (isListed || batch.abandoned) {', 'if (isListed) {']],
+    tests: [`${app}/original.test.ts`, model],
+  },
+  {
+    name: 'no heartbeat: a lease runs out under a holder that is at work',
+    changes: [[`${app}/pay.ts`, 'lease.keep();', '']],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'a holder goes on asking when its lease is lost',
+    changes: [
+      [`${app}/lease.ts`, 'return !this.#isLost && ', 'return '],
+      [
+        `${app}/batches.ts`,
+        'WHERE first_id = $3 AND holder = $4\n       RETURNING',
+        'WHERE first_id = $3 OR holder = $4\n       RETURNING',
+      ],
+    ],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'answers are stored only once a whole batch has been asked for',
+    changes: [[`${app}/provider.ts`, 'const groupSize = 100;', 'const groupSize = 1_000;']],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'half of a character is taken for a key',
+    changes: [[`${provider}/payment.ts`, String.raw`/^[^\0\ud800-\udfff]*$/u`, String.raw`/^[^\0]*$/`]],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'bytes that are no UTF-8 are replaced',
+    changes: [[`${provider}/payment.ts`, 'fatal: true', 'fatal: false']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'known and not found is charged',
+    changes: [
+      [`${provider}/ledger.ts`, 'stored === undefined && isKnown.has(charge.key)', 'isKnown.size < 0'],
+    ],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'a prototype’s fields are the payment’s',
+    changes: [[`${provider}/payment.ts`, 'Object.create(null)', '{}']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'a number that a double cannot hold is charged as another',
+    changes: [
+      [
+        `${provider}/payment.ts`,
+        'isNumber && !isExact(value, source) ? NaN : value',
+        'isNumber && isExact(0, source) ? value : value',
+      ],
+    ],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'what rounds to 0 is charged',
+    changes: [[`${provider}/payment.ts`, 'if (minor === 0n) throw', 'if (minor === null) throw']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'a currency is another one in another case',
+    changes: [['services/kit/src/money.ts', '? text.toUpperCase() : text', '? text : text']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'no length: an id may be as long as a body',
+    changes: [[`${provider}/payment.ts`, ".max(idLength, tooLong('payment id', idLength))", '']],
+    tests: [`${provider}/edges.test.ts`],
+  },
+  {
+    name: 'no bounds: an invoice may have an amount that is charged as another',
+    changes: [
+      [
+        `${app}/invoices.ts`,
+        'CHECK (amount BETWEEN -999999999999999 AND 999999999999999)',
+        'CHECK (amount IS NOT NULL)',
+      ],
+    ],
+    tests: [`${app}/service.test.ts`],
+  },
+  {
+    name: 'a number that Postgres holds is read as another',
+    changes: [
+      [
+        'services/kit/src/database.ts',
+        'if (Number.isSafeInteger(value)) return value;',
+        'if (!Number.isNaN(value)) return value;',
+      ],
+    ],
+    tests: ['services/kit/src/database.test.ts'],
+  },
+  {
+    name: 'no trigger: a paid invoice can be made unpaid',
+    changes: [
+      [
+        `${app}/invoices.ts`,
+        'WHEN (OLD.paid_at IS NOT NULL AND OLD.* IS DISTINCT FROM NEW.*)',
+        'WHEN (false)',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'an invoice can change while it may be charged',
+    changes: [
+      [`${app}/invoices.ts`, 'IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN', 'IF false THEN'],
+    ],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'a lease lasts as long as the clock went back',
+    changes: [
+      [
+        `${app}/batches.ts`,
+        "leased_until BETWEEN now() AND now() + interval '${2 * leaseSeconds} s'",
+        'leased_until >= now()',
+      ],
+    ],
+    tests: [`${app}/pay.test.ts`, model],
+  },
+  {
+    name: 'a run waits for others without end',
+    changes: [[`${app}/pay.ts`, 'if (performance.now() - gotAt > patience) return;', '']],
+    tests: [`${app}/pay.test.ts`],
+  },
+  {
+    name: 'a database that can only be read is ready',
+    changes: [['services/kit/src/database.ts', `if (rows[0]?.setting !== 'off')`, 'if (rows.length === 0)']],
+    tests: ['services/kit/src/database.test.ts'],
+  },
+  {
+    name: 'a read-only database is a fault of the service',
+    changes: [['services/kit/src/database.ts', '|55P03|25006)', '|55P03)']],
+    tests: ['services/kit/src/database.test.ts'],
   },
   {
     name: 'no token is asked for',

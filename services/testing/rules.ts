@@ -19,7 +19,7 @@ const ledger = `
   FROM payments`;
 
 /**
- * Each row is a broken rule. $1 is the ledger; $2 and $3 are the snapshot, or null. The numbers are those of
+ * Each row is a broken rule. $1 is the ledger; $2 and $3 are the snapshot, or null; $4 is whether keys are honoured. The numbers are those of
  * the rules in README.md, under Payments.
  */
 const rules = `
@@ -29,14 +29,17 @@ const rules = `
   ), charges AS (
     SELECT * FROM ledger WHERE outcome = 'charged'
   ), invoices AS (
-    SELECT 'I' || id AS invoice, amount, currency, paid_at, attempt_key AS key FROM invoices
+    SELECT 'I' || id AS invoice, amount, currency, paid_at, asked_at, unknown_at, attempt_key AS key FROM invoices
   ), events AS (
+    -- A refusal charged nothing and left its attempt open: the ledger knows nothing of it.
     SELECT 'I' || invoice_id AS invoice, idempotency_key AS key, kind, amount, currency FROM payment_events
+    WHERE kind IN ('charged', 'declined')
   ), sums AS (
     SELECT currency, sum(invoiced) AS invoiced, sum(told) AS told, sum(charged) AS charged FROM (
       SELECT currency, amount AS invoiced, 0 AS told, 0 AS charged FROM invoices WHERE paid_at IS NOT NULL
       UNION ALL SELECT currency, 0, amount, 0 FROM events WHERE kind = 'charged'
       UNION ALL SELECT currency, 0, 0, amount FROM charges
+        WHERE invoice NOT IN (SELECT invoice FROM invoices WHERE unknown_at IS NOT NULL)
     ) AS amounts GROUP BY currency
   )
   SELECT 1 AS rule, format('%s was charged %s times', invoice, count(*)) AS line
@@ -50,7 +53,13 @@ const rules = `
 
   UNION ALL
   SELECT 3, format('%s was charged and is not paid', c.invoice)
-  FROM charges AS c LEFT JOIN invoices AS i USING (invoice) WHERE paid_at IS NULL
+  FROM charges AS c LEFT JOIN invoices AS i USING (invoice) WHERE paid_at IS NULL AND unknown_at IS NULL
+  UNION ALL
+  SELECT 3, format('%s was asked for without a key, and its unknown outcome is not listed', invoice)
+  FROM invoices WHERE asked_at IS NOT NULL AND unknown_at IS NULL
+  UNION ALL
+  SELECT 3, format('%s has an unknown outcome although keys are honoured', invoice)
+  FROM invoices WHERE asked_at IS NOT NULL AND $4::boolean
 
   UNION ALL
   SELECT 4, format('%s is %s, and its history tells of %s charges', i.invoice,
@@ -78,7 +87,7 @@ const rules = `
   SELECT 6, format('attempt %s: history %s, ledger %s', coalesce(e.key, l.key),
     coalesce(e.kind || ' ' || e.invoice, 'nothing'), coalesce(l.outcome || ' ' || l.invoice, 'nothing'))
   FROM events AS e FULL JOIN ledger AS l ON e.key = l.key
-  WHERE (e.invoice, e.kind, e.amount::numeric, e.currency)
+  WHERE $4 AND (e.invoice, e.kind, e.amount::numeric, e.currency)
     IS DISTINCT FROM (l.invoice, l.outcome, l.amount, l.currency)
 
   UNION ALL
@@ -90,16 +99,24 @@ const rules = `
 /**
  * Checks the seven rules, once nothing is under way and recovery has found nothing left.
  * @param before a snapshot: what was paid and told then must be so still
+ * @param keys whether the provider honours them: without, an unknown outcome is listed and nobody asks again
  * @returns one line for each broken rule, such as `rule 1: I5 was charged 2 times`
  */
-export async function brokenRules({ app, provider }: Sessions, before?: Snapshot): Promise<string[]> {
+export async function brokenRules(
+  { app, provider }: Sessions,
+  before?: Snapshot,
+  keys = true,
+): Promise<string[]> {
   const charges = await provider.query<{ ledger: unknown }>(ledger);
   const { rows } = await app.query<{ rule: number; line: string }>({
     name: 'rules',
     text: rules,
-    values: [charges.rows[0]?.ledger, before?.paid ?? [], before?.events ?? []].map((value) =>
-      JSON.stringify(value),
-    ),
+    values: [
+      ...[charges.rows[0]?.ledger, before?.paid ?? [], before?.events ?? []].map((value) =>
+        JSON.stringify(value),
+      ),
+      keys,
+    ],
   });
   return rows.map(({ rule, line }) => `rule ${rule}: ${line}`);
 }

@@ -5,7 +5,7 @@ import { everyKill, forms, Sweep, type Form } from './sweep.ts';
 async function sweep(postgresUrl: string, form: Form): Promise<{ kills: number; broken: number }> {
   const processes = await Sweep.start(postgresUrl, form);
   const count = { kills: 0, broken: 0 };
-  for (const kill of everyKill()) {
+  for (const kill of everyKill(form)) {
     const line = `${form}, ${kill.service}, ${kill.when} '${kill.name}' ${kill.nth}`;
     if (!line.includes(process.env.ONLY ?? '')) continue;
     const wrong = await processes.kill(kill);

@@ -32,14 +32,25 @@ export const mishaps = [
 export type Mishap = (typeof mishaps)[number];
 
 /** What is asked for from outside, at moments of the scheduler's choice. */
-export const commands = ['pay 0', 'pay 1', 'recover 0', 'recover 1', 'leases run out'] as const;
+export const commands = [
+  'pay 0',
+  'pay 1',
+  'recover 0',
+  'recover 1',
+  'leases run out',
+  'heartbeats',
+  'clock goes back',
+] as const;
 export type Command = (typeof commands)[number];
+
+/** How the provider is asked: for arrays, for one payment at a time, or so by one that ignores keys. */
+export const forms = ['array', 'single', 'keyless'] as const;
+export type Form = (typeof forms)[number];
 
 export interface Plan {
   /** The ids of the invoices follow on this one: which of them are declined, and when, comes from their ids. */
   firstId: number;
-  /** Whether the provider is asked for arrays, or for one payment at a time. */
-  arrays: boolean;
+  form: Form;
   commands: Command[];
   /** What happens to the n-th step that the scheduler lets through. */
   mishaps: { at: number; what: Mishap }[];
@@ -49,6 +60,8 @@ export interface Plan {
 
 const invoices = 6;
 const perBatch = 2;
+/** The place of the invoice that the provider refuses: it has the amount 0. */
+const refused = 3;
 /** The provider declines this share of the charges. */
 const failureRate = '0.15';
 /** More steps than any run takes; one that takes more goes round in circles. */
@@ -117,6 +130,7 @@ export class Simulation {
   #waiting: Held[] = [];
   #scheduled = new Set<Held>();
   #patient: Held[] = [];
+  #heartbeats: Held[] = [];
   #moving = 0;
   #came = 0;
   #let = 0;
@@ -199,6 +213,7 @@ export class Simulation {
     this.#let = 0;
     this.#posts = 0;
     this.#starts.clear();
+    this.#heartbeats = [];
     for (const provider of this.#providers) {
       // These have outlived earlier runs, of which nothing may show.
       Object.assign(provider, this.#createReplica('provider', provider.slot));
@@ -218,12 +233,13 @@ export class Simulation {
     await this.#expireLeases();
     this.#recover(this.#apps[0]!);
     await this.#untilQuiet();
-    this.#wrong.push(...(await brokenRules(this.#sessions, before)).map((line) => `after recovery, ${line}`));
+    const broken = () => brokenRules(this.#sessions, before, plan.form !== 'keyless');
+    this.#wrong.push(...(await broken()).map((line) => `after recovery, ${line}`));
     for (let pays = 0; (await this.#countUnpaid()) > 0 && pays < mostPays; pays += 1) {
       this.#pay(this.#apps[pays % 2]!);
       await this.#untilQuiet();
     }
-    this.#wrong.push(...(await brokenRules(this.#sessions, before)));
+    this.#wrong.push(...(await broken()));
     const unpaid = await this.#countUnpaid();
     if (unpaid > 0) this.#wrong.push(`${unpaid} invoices are still unpaid`);
     for (const app of this.#apps) app.dead = true;
@@ -239,7 +255,7 @@ export class Simulation {
       DELETE FROM payment_events; DELETE FROM invoices;
       INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING;
       INSERT INTO invoices (id, customer_id, amount, currency)
-        SELECT ${firstId} + n, 1, 100 + n, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3] FROM generate_series(0, ${invoices - 1}) AS n;
+        SELECT ${firstId} + n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3] FROM generate_series(0, ${invoices - 1}) AS n;
       DELETE FROM batches;
       INSERT INTO batches (first_id, last_id)
         SELECT first, first + ${Math.min(perBatch, batchSize) - 1}
@@ -247,7 +263,10 @@ export class Simulation {
   }
 
   async #countUnpaid(): Promise<number> {
-    const { rows } = await this.#ask('SELECT FROM invoices WHERE paid_at IS NULL');
+    // Neither refused nor unsettled, which wait for a person.
+    const { rows } = await this.#ask(
+      'SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL',
+    );
     return rows.length;
   }
 
@@ -263,8 +282,14 @@ export class Simulation {
   /** Time passes: not by waiting for it. */
   async #expireLeases(): Promise<void> {
     await this.#ask(
-      `UPDATE batches SET leased_until = now() - interval '1 ms' WHERE leased_until IS NOT NULL`,
+      `UPDATE batches SET leased_until = now() - interval '1 ms' WHERE leased_until < now() + interval '1 min'`,
     );
+    this.#wake();
+  }
+
+  /** For Postgres, what it has written lies further in the future than it did. */
+  async #setClockBack(): Promise<void> {
+    await this.#ask(`UPDATE batches SET leased_until = leased_until + interval '1 h'`);
     this.#wake();
   }
 
@@ -281,7 +306,8 @@ export class Simulation {
     const provider = new Provider({
       url: 'http://provider/payments/pay',
       log: this.#log,
-      arrays: this.#plan.arrays,
+      arrays: this.#plan.form === 'array',
+      keys: this.#plan.form !== 'keyless',
       step,
       adapter: this.#send,
     });
@@ -324,6 +350,11 @@ export class Simulation {
 
   #obey(command: Command): void | Promise<void> {
     if (command === 'leases run out') return this.#move(this.#expireLeases());
+    if (command === 'clock goes back') return this.#move(this.#setClockBack());
+    if (command === 'heartbeats') {
+      this.#waiting.push(...this.#heartbeats.splice(0));
+      return;
+    }
     const [what, slot] = command.split(' ');
     const app = this.#apps[Number(slot)]!;
     if (app.dead) return;
@@ -342,12 +373,14 @@ export class Simulation {
     app.payments.recoverOnce().catch(() => {});
   }
 
-  /** Whoever is told that nothing is unknown finds each invoice paid or declined. */
+  /** A caller who is told that nothing is unknown or left finds each invoice paid, declined or refused. */
   async #checkAnswer(app: App, tally: Tally): Promise<void> {
-    if (app.dead || tally.unknown > 0) return;
+    if (app.dead || tally.unknown > 0 || tally.left !== undefined) return;
     const { rows } = await this.#ask(
       `SELECT FROM invoices WHERE paid_at IS NULL
-       AND NOT EXISTS (SELECT FROM payment_events WHERE invoice_id = invoices.id AND kind = 'declined')`,
+       AND NOT EXISTS (
+         SELECT FROM payment_events WHERE invoice_id = invoices.id AND kind IN ('declined', 'refused')
+       )`,
     );
     if (rows.length > 0) this.#wrong.push(`pay was answered as done, with ${rows.length} invoices left`);
   }
@@ -366,12 +399,13 @@ export class Simulation {
   #kill(replica: Replica): void {
     if (replica.dead) return;
     replica.dead = true;
-    for (const held of [...this.#waiting, ...this.#scheduled, ...this.#patient]) {
+    for (const held of [...this.#waiting, ...this.#scheduled, ...this.#patient, ...this.#heartbeats]) {
       if (held.owner === replica) held.stop(crashed());
     }
     const remains = (held: Held) => held.owner !== replica;
     this.#waiting = this.#waiting.filter(remains);
     this.#patient = this.#patient.filter(remains);
+    this.#heartbeats = this.#heartbeats.filter(remains);
     const provider = this.#providers.find((each) => each === replica);
     if (provider === undefined) return;
     for (const request of this.#underWay) {
@@ -400,7 +434,7 @@ export class Simulation {
         this.#crash(replica);
         throw crashed();
       }
-      if (name === 'wait') return undefined as Awaited<ReturnType<typeof work>>;
+      if (name === 'wait' || name === 'heartbeat') return undefined as Awaited<ReturnType<typeof work>>;
       try {
         if (mishap === 'lost') throw new DatabaseUnavailable(new Error('lost'));
         if (name === 'post') return await this.#post(replica, label, mishap, work);
@@ -487,7 +521,12 @@ export class Simulation {
     const provider = turns.find(({ dead }) => !dead) ?? turns[0]!;
     request.provider = provider;
     const url = `http://127.0.0.1:${provider.running.port}/payments/pay`;
-    return this.#http({ ...config, url, timeout: 0 });
+    const isKeyless = this.#plan.form === 'keyless';
+    if (isKeyless) config.headers.delete('Idempotency-Key');
+    return this.#http({ ...config, url, timeout: 0 }).then((answer) => {
+      if (isKeyless) delete answer.headers['accept-idempotency-key'];
+      return answer;
+    });
   };
 
   // ---- order
@@ -509,6 +548,7 @@ export class Simulation {
       const held = { owner, label, name, go, stop };
       // Nothing has changed for those that wait for a lease until one is given back, or runs out.
       if (name === 'wait') this.#patient.push(held);
+      else if (name === 'heartbeat') this.#heartbeats.push(held);
       else this.#waiting.push(held);
     });
   }

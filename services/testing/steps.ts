@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 
 /** The files that a payment goes through, each with its service. A file that joins the path is added here. */
 const path = {
-  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'provider.ts'],
+  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'lease.ts', 'provider.ts'],
   'payment-provider': ['service.ts', 'cashier.ts', 'ledger.ts'],
 };
 
@@ -21,6 +21,7 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   [/^(reset|sleep\(resetWait|database\.transaction|query\(|provider\.reset|resetInvoices)/, 'a reset'],
   [/^(this\.#http\.post\(this\.#path\('\/reset'\)|deletePayments\()/, 'a reset'],
   [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
+  [/^asking\.(mark|unmark|store)\(/, 'steps of pay.ts'],
   [/^payAll\(/, 'what the steps of pay.ts come to'],
   [/^span\('batch'/, 'a span around steps of its own'],
   [/^forAll\(/, 'says whose trace the steps in it are part of'],

@@ -9,8 +9,11 @@ import { Client } from 'pg';
 import { createDatabase, type TestDatabase } from './database.ts';
 import { brokenRules, takeSnapshot, type Snapshot } from './rules.ts';
 import { post, untilReady } from './service.ts';
+import type { Form } from './simulation.ts';
 import { findSteps, type NamedStep, type ServiceName } from './steps.ts';
 import type { Order } from './victim.ts';
+
+export { forms, type Form } from './simulation.ts';
 
 /** A place at which a process is killed. */
 export interface Kill extends NamedStep {
@@ -19,19 +22,29 @@ export interface Kill extends NamedStep {
   nth: number;
 }
 
-/** How invoice-app asks the provider: for many payments at once, or for each. */
-export const forms = ['array', 'single'] as const;
-export type Form = (typeof forms)[number];
-
 /** More batches than a run has workers, so that some are left when it gives up. */
 const invoices = 16;
 const perBatch = 2;
+/** The invoice that the provider refuses: it has the amount 0. */
+const refused = 2;
 /** How long anything of a case may take, in milliseconds. */
 const patience = 20_000;
 
-/** Every place: before and after each step that the sources name, the first time it comes and the second. */
-export function everyKill(): Kill[] {
-  return findSteps().flatMap((step) =>
+/** Steps towards a provider that ignores keys, and those towards one that does not: nothing is asked for again. */
+const keyless: readonly string[] = ['mark', 'unmark', 'list unknown'];
+const keyed: readonly string[] = ['renew', 'look up', 'heartbeat', 'keep'];
+
+/** The form that a step needs, or that does for those that come in array and single form only. */
+export function onlyForm(name: string): Form | undefined {
+  if (keyless.includes(name)) return 'keyless';
+  return keyed.includes(name) ? 'array' : undefined;
+}
+
+/** Every place: before and after each step of a form that the sources name, the first time it comes and the second. */
+export function everyKill(form: Form): Kill[] {
+  const others = form === 'keyless' ? keyed : keyless;
+  const steps = findSteps().filter(({ name }) => !others.includes(name));
+  return steps.flatMap((step) =>
     [1, 2].flatMap((nth) => (['before', 'after'] as const).map((when) => Object.assign({ when, nth }, step))),
   );
 }
@@ -40,9 +53,14 @@ export function everyKill(): Kill[] {
 function failuresTowards(name: string): Order[] {
   switch (name) {
     case 'renew':
+    case 'keep':
+    case 'heartbeat':
+    case 'list unknown':
     case 'look up':
       // Charged, and told that it failed: the same keys come again.
       return [{ step: 'store', when: 'after', what: 'fail', count: invoices / perBatch }];
+    case 'unmark':
+      return [{ step: 'charge', when: 'before', what: 'reject', count: 2 }];
     case 'count left':
       return [{ step: 'charge', when: 'before', what: 'fail', count: Infinity }];
     default:
@@ -127,7 +145,7 @@ export class Sweep {
   async #kill({ service, name, when, nth }: Kill): Promise<string[]> {
     await this.#makeData();
     // A provider that takes one payment at a time has to be found out first.
-    if (this.#form === 'single') {
+    if (this.#form !== 'array') {
       await this.#pay();
       await this.#makeData();
     }
@@ -163,7 +181,7 @@ export class Sweep {
     let broken: string[];
     const end = performance.now() + 1_000;
     do {
-      broken = await brokenRules(this.#sessions, before);
+      broken = await brokenRules(this.#sessions, before, this.#form !== 'keyless');
     } while (
       broken.length > 0 &&
       broken.every((line) => line.startsWith('rule 7')) &&
@@ -183,12 +201,13 @@ export class Sweep {
         await app.query(held);
         return;
       case 'wait':
-        await app.query(`${held} + interval '1 h' WHERE first_id = 1`);
+        await app.query(`${held} + interval '14 s' WHERE first_id = 1`);
         break;
     }
     await this.#pay();
+    if (name === 'refuse' && nth === 2) await app.query(`UPDATE invoices SET refused_at = NULL`);
     // A run has one of these steps.
-    if ((name === 'find unpaid' || name === 'count left') && nth === 2) await this.#pay();
+    if (['find unpaid', 'count left', 'count stuck', 'refuse'].includes(name) && nth === 2) await this.#pay();
   }
 
   /** Lets the time of leases pass that no process holds any more, until recovery has left none. */
@@ -212,7 +231,8 @@ export class Sweep {
   }
 
   async #countUnpaid(): Promise<number> {
-    return (await this.#sessions.app.query('SELECT FROM invoices WHERE paid_at IS NULL')).rows.length;
+    const unpaid = 'SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL';
+    return (await this.#sessions.app.query(unpaid)).rows.length;
   }
 
   async #makeData(): Promise<void> {
@@ -220,7 +240,7 @@ export class Sweep {
     await this.#sessions.app.query(`
       DELETE FROM payment_events; DELETE FROM invoices; DELETE FROM batches;
       INSERT INTO invoices (id, customer_id, amount, currency)
-        SELECT n, 1, 100 + n, 'EUR' FROM generate_series(1, ${invoices}) AS n;
+        SELECT n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, 'EUR' FROM generate_series(1, ${invoices}) AS n;
       INSERT INTO batches (first_id, last_id)
         SELECT n, n + ${perBatch - 1} FROM generate_series(1, ${invoices}, ${perBatch}) AS n`);
   }
@@ -264,16 +284,20 @@ export class Sweep {
       const broken = () => request.socket.resetAndDestroy();
       const forward = async () => {
         const body = await buffer(request);
-        if (this.#form === 'single' && body[0] === '['.charCodeAt(0)) {
+        const keys = { 'accept-idempotency-key': `${this.#form !== 'keyless'}` };
+        if (this.#form !== 'array' && body[0] === '['.charCodeAt(0)) {
           // What the original says to what is not one payment.
           const error = 'failed to process payment request parameters';
-          response.writeHead(400, { 'Content-Type': 'application/json' }).end(JSON.stringify({ error }));
+          response
+            .writeHead(400, { 'Content-Type': 'application/json', ...keys })
+            .end(JSON.stringify({ error }));
           return;
         }
         const { method, url, headers } = request;
+        if (this.#form === 'keyless') delete headers['idempotency-key'];
         const { port } = this.#running['payment-provider'];
         const sent = send({ host: '127.0.0.1', port, method, path: url, headers, agent: false }, (answer) => {
-          response.writeHead(answer.statusCode ?? 500, answer.headers);
+          response.writeHead(answer.statusCode ?? 500, { ...answer.headers, ...keys });
           answer.on('error', broken).pipe(response);
         });
         sent.on('error', broken).end(body);

@@ -1,4 +1,5 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { HttpError } from '@payloop/kit/http-error.ts';
 import type { Service } from '@payloop/kit/run.ts';
 import type { Step } from '@payloop/kit/step.ts';
 
@@ -6,14 +7,15 @@ import type { Step } from '@payloop/kit/step.ts';
 export interface Order {
   step: string;
   when: 'before' | 'after';
-  /** `kill` ends the process there, once; `fail` makes the step fail, so often as `count` says. */
-  what: 'kill' | 'fail';
+  /** `kill` ends the process there, once; `fail` makes the step fail, as often as `count` says; `reject` with 429. */
+  what: 'kill' | 'fail' | 'reject';
   /** Which time the step comes it is killed, or how often it fails. */
   count: number;
 }
 
-/** How long recovery pauses here, in milliseconds: the sweep waits for it often. */
+/** How long recovery and heartbeats pause here, in milliseconds: the sweep waits for them often. */
 const pause = 25;
+const pauses = new Set(['pause', 'heartbeat']);
 
 // A service as a process of its own, that dies where it is told to: `node victim.ts invoice-app`.
 let orders: Order[] = [];
@@ -29,6 +31,7 @@ function carryOut(name: string, when: Order['when']): Promise<void> | undefined 
   if (order === undefined) return undefined;
   order.count -= 1;
   if (order.what === 'fail') return Promise.reject(new Error(`failed on purpose ${when} '${name}'`));
+  if (order.what === 'reject') return Promise.reject(new HttpError(429, 'too many, on purpose'));
   if (order.count > 0) return undefined;
   process.kill(process.pid, 'SIGKILL');
   return new Promise(() => {});
@@ -36,7 +39,7 @@ function carryOut(name: string, when: Order['when']): Promise<void> | undefined 
 
 const step: Step = async (name, work) => {
   await carryOut(name, 'before');
-  const result = await (name === 'pause' ? sleep<never>(pause) : work());
+  const result = await (pauses.has(name) ? sleep<never>(pause) : work());
   await carryOut(name, 'after');
   return result;
 };

@@ -151,7 +151,7 @@ describe('what goes wrong', () => {
       '#notice',
       '3 invoices stay unpaid. Whether those it was asked for are charged is unknown',
     );
-    await shows(page, '#detail', '3 with an unknown outcome: they will be asked about again.');
+    await shows(page, '#detail', '3 with an unknown outcome: see the list for what follows.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
     await using back = await startProvider({ DATABASE_URL: ledger.url, PORT: port });
     expect(back.url).toBe(provider.url);

@@ -4,7 +4,7 @@ import { errorBody } from '@payloop/kit/http-error.ts';
 import { databaseErrors, error, json, type Body } from '@payloop/kit/openapi.ts';
 import { z } from 'zod';
 import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
-import { tallyBody } from './pay.ts';
+import { tallyBody, type Tally } from './pay.ts';
 import { appVersion } from './provider.ts';
 
 /** The most that may be asked for at a time. */
@@ -24,6 +24,14 @@ export const invoiceQuery = z.object({
 /** What a run is answered with that left invoices unpaid for another reason than a decline. */
 const unreliable = () => z.object({ ...errorBody().shape, ...tallyBody().shape }).meta({ id: 'Unreliable' });
 export type Unreliable = z.infer<ReturnType<typeof unreliable>>;
+
+/** Why a run did not end with every invoice paid or declined; undefined where it did. */
+export function describeShortfall({ refused, unknown, left = 0 }: Tally): string | undefined {
+  if (unknown > 0) return 'the payment provider gave no definite answer';
+  if (left > 0) return 'the payment provider was not asked for every invoice';
+  if (refused > 0) return 'the payment provider refused invoices: change their value or currency';
+  return undefined;
+}
 
 /** Of what is posted without anything to say. */
 export const neverRead: Body = {

@@ -10,6 +10,8 @@ export interface Batch {
   holder: string;
   /** Whether its holder before did not give it back: it died, or was too slow. */
   abandoned: boolean;
+  /** Whether its last holder, dead or not, left invoices whose outcome is unknown. */
+  leftOpen: boolean;
 }
 
 /** An invoice to pay, under the key of its open attempt. */
@@ -17,11 +19,14 @@ export interface Attempt extends Invoice {
   key: string;
 }
 
+/** How long a batch is its holder's after a claim or a renewal, in seconds. */
+export const leaseSeconds = 15;
+
 /**
- * How long a batch is its holder's, in seconds: longer than asking the provider once takes, but for the worst of
- * cases. Then two ask, under the same keys.
+ * Whether a lease has not run out. One that ends further away than any can is of a time before Postgres' clock went
+ * back, and counts as run out. Twice the time, as statements that run at once have begun at different times.
  */
-const leaseSeconds = 15;
+export const isLive = `leased_until BETWEEN now() AND now() + interval '${2 * leaseSeconds} s'`;
 
 /**
  * For leases that are renewed or given back: when Postgres dies and forgets that, the lease before it runs out and
@@ -30,11 +35,17 @@ const leaseSeconds = 15;
  */
 const unsynced = `WITH unsynced AS (SELECT set_config('synchronous_commit', 'off', true))`;
 
-/** The batches that hold unpaid invoices, by the first id in them. */
+/**
+ * What makes an invoice one to ask for. A refused one waits until somebody has changed it; one that was asked for at a
+ * provider without keys, until its answer is stored or somebody settles it.
+ */
+const payable = 'paid_at IS NULL AND refused_at IS NULL AND asked_at IS NULL';
+
+/** The batches that hold invoices to ask for, by the first id in them. */
 export async function findUnpaid(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
     `SELECT first_id AS first FROM batches
-     WHERE EXISTS (SELECT FROM invoices WHERE paid_at IS NULL AND id BETWEEN first_id AND last_id)
+     WHERE EXISTS (SELECT FROM invoices WHERE ${payable} AND id BETWEEN first_id AND last_id)
      ORDER BY first_id`,
   );
   return rows.map(({ first }) => first);
@@ -43,7 +54,7 @@ export async function findUnpaid(database: Database): Promise<number[]> {
 /** The batches whose lease ran out: their holder died, or left invoices whose outcome is unknown. */
 export async function findExpired(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
-    'SELECT first_id AS first FROM batches WHERE leased_until < now() ORDER BY first_id',
+    `SELECT first_id AS first FROM batches WHERE leased_until IS NOT NULL AND NOT (${isLive}) ORDER BY first_id`,
   );
   return rows.map(({ first }) => first);
 }
@@ -54,10 +65,11 @@ export async function claim(database: Database, holder: string, among: number[])
     `UPDATE batches SET holder = $1, claimed_at = now(), leased_until = now() + make_interval(secs => $2)
      WHERE first_id = (
        SELECT first_id FROM batches
-       WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR leased_until < now())
+       WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR NOT (${isLive}))
        ORDER BY first_id LIMIT 1 FOR UPDATE SKIP LOCKED
      )
-     RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned`,
+     RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned,
+       old.leased_until IS NOT NULL AS "leftOpen"`,
     [holder, leaseSeconds, among],
   );
   return rows[0];
@@ -91,7 +103,7 @@ export async function release(database: Database, batch: Batch, unknown: boolean
 export async function readAttempts(database: Database, { first, last }: Batch): Promise<Attempt[]> {
   const { rows } = await database.query<Attempt>(
     `SELECT id, amount, currency, attempt_key AS key FROM invoices
-     WHERE paid_at IS NULL AND id BETWEEN $1 AND $2 ORDER BY id`,
+     WHERE ${payable} AND id BETWEEN $1 AND $2 ORDER BY id`,
     [first, last],
   );
   return rows;
@@ -100,26 +112,26 @@ export async function readAttempts(database: Database, { first, last }: Batch): 
 /** How many seconds ago the lease was given or renewed that is left longest, held or not; 0 without any. */
 export async function readOldestLease(database: Database): Promise<number> {
   const { rows } = await database.query<{ age: number }>(
-    `SELECT coalesce($1 + extract(epoch FROM now() - min(leased_until)), 0)::float AS age FROM batches
+    `SELECT greatest(coalesce($1 + extract(epoch FROM now() - min(leased_until)), 0), 0)::float AS age FROM batches
      WHERE leased_until IS NOT NULL`,
     [leaseSeconds],
   );
   return rows[0]?.age ?? 0;
 }
 
-/** How many invoices of these batches are unpaid. */
-export async function countUnpaid(database: Database, among: number[]): Promise<number> {
+/** How many invoices of these batches are still to be asked for. */
+export async function countPayable(database: Database, among: number[]): Promise<number> {
   const { rows } = await database.query<{ unpaid: number }>(
     `SELECT count(*) AS unpaid FROM batches JOIN invoices ON id BETWEEN first_id AND last_id
-     WHERE first_id = ANY ($1::bigint[]) AND paid_at IS NULL`,
+     WHERE first_id = ANY ($1::bigint[]) AND ${payable}`,
     [among],
   );
   return rows[0]?.unpaid ?? 0;
 }
 
 /**
- * Stores what the provider definitely answered, invoice and history in one transaction. Only the open attempt of
- * an unpaid invoice can end, so that an answer that arrives twice, or at two replicas, counts once.
+ * Stores charges and declines, invoice and history in one transaction. Only the open attempt of an unpaid invoice can
+ * end, so that an answer that arrives twice, or at two replicas, counts once.
  * @param attempts in the order of their ids
  */
 export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
@@ -138,13 +150,15 @@ export async function record(database: Database, attempts: Attempt[], endings: E
          paid_at = CASE WHEN reason IS NULL THEN now() END,
          declined_at = CASE WHEN reason IS NOT NULL THEN now() END,
          decline_reason = nullif(reason, ''),
+         asked_at = NULL, unknown_at = NULL,
          attempt_key = CASE WHEN reason IS NULL THEN key ELSE uuidv7() END
        FROM answers
        WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL
          AND invoices.id BETWEEN $4 AND $5
-       RETURNING invoices.id, key, CASE WHEN reason IS NULL THEN 'charged' ELSE 'declined' END, amount, currency
+       RETURNING invoices.id, key, CASE WHEN reason IS NULL THEN 'charged' ELSE 'declined' END, amount, currency,
+         decline_reason
      )
-     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM ended`,
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason) SELECT * FROM ended`,
     [
       definite.map(({ id }) => id),
       definite.map(({ key }) => key),
@@ -152,5 +166,76 @@ export async function record(database: Database, attempts: Attempt[], endings: E
       definite[0]?.id,
       definite.at(-1)?.id,
     ],
+  );
+}
+
+/** Stores refusals, invoice and history in one transaction. The attempt stays open under its key. */
+export async function refuse(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
+  const refused = attempts
+    .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
+    .filter(({ outcome }) => outcome === 'refused');
+  await database.query(
+    `WITH answers AS (
+       SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, reason)
+     ), refused AS (
+       UPDATE invoices SET refused_at = now(), refusal_reason = nullif(reason, ''), asked_at = NULL, unknown_at = NULL
+       FROM answers
+       WHERE invoices.id = answers.id AND attempt_key = key AND paid_at IS NULL AND refused_at IS NULL
+       RETURNING invoices.id, key, 'refused', amount, currency, refusal_reason
+     )
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason) SELECT * FROM refused`,
+    [refused.map(({ id }) => id), refused.map(({ key }) => key), refused.map(({ reason }) => reason ?? '')],
+  );
+}
+
+/**
+ * Marks attempts before they are asked for at a provider that ignores keys, so that nobody else ever asks for them too,
+ * and renews the lease.
+ * @returns those that may be asked for: nobody has marked or ended them; undefined where the lease is somebody else's
+ */
+export async function mark(
+  database: Database,
+  batch: Batch,
+  attempts: Attempt[],
+): Promise<Attempt[] | undefined> {
+  const { rows } = await database.query<{ held: boolean; marked: string[] }>(
+    `WITH held AS (
+       UPDATE batches SET leased_until = now() + make_interval(secs => $5) WHERE first_id = $3 AND holder = $4
+       RETURNING first_id
+     ), marked AS (
+       UPDATE invoices SET asked_at = now() FROM held, unnest($1::bigint[], $2::uuid[]) AS attempt (id, key)
+       WHERE invoices.id = attempt.id AND attempt_key = key AND ${payable}
+       RETURNING key
+     )
+     SELECT EXISTS (SELECT FROM held) AS held, ARRAY(SELECT key::text FROM marked) AS marked`,
+    [attempts.map(({ id }) => id), attempts.map(({ key }) => key), batch.first, batch.holder, leaseSeconds],
+  );
+  const marked = new Set(rows[0]?.marked);
+  return rows[0]?.held ? attempts.filter(({ key }) => marked.has(key)) : undefined;
+}
+
+/** Takes the marks of attempts back for which nothing can have been charged: they may be asked for again. */
+export async function unmark(database: Database, attempts: Attempt[]): Promise<void> {
+  await database.query(
+    `UPDATE invoices SET asked_at = NULL, unknown_at = NULL
+     FROM unnest($1::bigint[], $2::uuid[]) AS attempt (id, key)
+     WHERE invoices.id = attempt.id AND attempt_key = key AND paid_at IS NULL`,
+    [attempts.map(({ id }) => id), attempts.map(({ key }) => key)],
+  );
+}
+
+/**
+ * Lists what was asked for at a provider without keys and has no outcome, in the history and on the page: somebody has
+ * to look each up at the provider.
+ */
+export async function listUnknown(database: Database, { first, last }: Batch): Promise<void> {
+  await database.query(
+    `WITH listed AS (
+       UPDATE invoices SET unknown_at = now()
+       WHERE asked_at IS NOT NULL AND unknown_at IS NULL AND paid_at IS NULL AND id BETWEEN $1 AND $2
+       RETURNING id, attempt_key, 'unknown', amount, currency
+     )
+     INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency) SELECT * FROM listed`,
+    [first, last],
   );
 }

@@ -117,6 +117,107 @@ export const migrations: Migration[] = [
       -- What was declined in a batch since then has ended; what was before is tried again.
       ALTER TABLE batches ADD COLUMN claimed_at timestamptz`,
   },
+  {
+    name: '4-refusals',
+    sql: `
+      -- Set when the provider refused the invoice as it is. The key stays: an earlier request with it may have charged.
+      ALTER TABLE invoices ADD COLUMN refused_at timestamptz, ADD COLUMN refusal_reason text;
+      CREATE INDEX invoices_refused ON invoices (id) WHERE refused_at IS NOT NULL;
+      ALTER TABLE payment_events ADD COLUMN reason text,
+        DROP CONSTRAINT payment_events_kind_check,
+        ADD CONSTRAINT payment_events_kind_check CHECK (kind IN ('charged', 'declined', 'refused'));
+      -- A refused invoice is asked for again once somebody has changed it.
+      CREATE FUNCTION reopen_invoice() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          NEW.refused_at := NULL;
+          NEW.refusal_reason := NULL;
+          RETURN NEW;
+        END
+      $$;
+      CREATE TRIGGER reopen_invoice BEFORE UPDATE OF amount, currency ON invoices FOR EACH ROW
+        WHEN (OLD.refused_at IS NOT NULL
+          AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
+        EXECUTE FUNCTION reopen_invoice()`,
+  },
+  {
+    name: '5-unsettled',
+    sql: `
+      -- For providers that ignore keys. Asked: set before the request, and from then on nobody else asks. Unknown: its
+      -- holder has gone, or has no answer; it is listed for a person.
+      ALTER TABLE invoices ADD COLUMN asked_at timestamptz, ADD COLUMN unknown_at timestamptz;
+      CREATE INDEX invoices_asked ON invoices (id) WHERE asked_at IS NOT NULL;
+      ALTER TABLE payment_events
+        DROP CONSTRAINT payment_events_kind_check,
+        ADD CONSTRAINT payment_events_kind_check CHECK (kind IN ('charged', 'declined', 'refused', 'unknown'));
+      -- For that person: whether the provider charged it.
+      CREATE FUNCTION settle_invoice(invoice bigint, was_charged boolean) RETURNS void LANGUAGE plpgsql AS $$
+        BEGIN
+          WITH settled AS (
+            UPDATE invoices SET asked_at = NULL, unknown_at = NULL, paid_at = CASE WHEN was_charged THEN now() END
+            WHERE id = invoice AND unknown_at IS NOT NULL AND paid_at IS NULL
+            RETURNING id, attempt_key, amount, currency
+          ), told AS (
+            INSERT INTO payment_events (invoice_id, idempotency_key, kind, amount, currency, reason)
+            SELECT id, attempt_key, 'charged', amount, currency, 'settled by ' || current_user FROM settled
+            WHERE was_charged
+          )
+          SELECT id INTO STRICT invoice FROM settled;
+        EXCEPTION WHEN no_data_found THEN
+          RAISE EXCEPTION 'invoice % has no unknown outcome to settle', invoice;
+        END
+      $$`,
+  },
+  {
+    name: '6-bounds',
+    // Fifteen digits are what a double keeps for certain, with or without a point among them. A row that is there and
+    // breaks one of these keeps this version from getting ready, and its log names the constraint: the version before
+    // goes on, and somebody has to decide about the row.
+    sql: `
+      ALTER TABLE invoices
+        ADD CONSTRAINT id_has_15_digits CHECK (id <= 999999999999999),
+        ADD CONSTRAINT amount_has_15_digits CHECK (amount BETWEEN -999999999999999 AND 999999999999999),
+        ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
+        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]');
+      ALTER TABLE customers
+        ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
+        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]')`,
+  },
+  {
+    name: '7-final',
+    sql: `
+      CREATE FUNCTION keep_paid_invoices() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+          IF TG_OP = 'TRUNCATE' AND current_setting('payloop.reset', true) = 'on' THEN
+            RETURN NULL;
+          END IF;
+          RAISE EXCEPTION 'a paid invoice is final';
+        END
+      $$;
+      CREATE TRIGGER keep_paid_from_updates BEFORE UPDATE ON invoices FOR EACH ROW
+        WHEN (OLD.paid_at IS NOT NULL AND OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION keep_paid_invoices();
+      CREATE TRIGGER keep_paid_from_deletes BEFORE DELETE ON invoices FOR EACH ROW
+        WHEN (OLD.paid_at IS NOT NULL) EXECUTE FUNCTION keep_paid_invoices();
+      CREATE TRIGGER keep_paid_from_truncates BEFORE TRUNCATE ON invoices
+        FOR EACH STATEMENT EXECUTE FUNCTION keep_paid_invoices();
+
+      -- What may be charged at the moment must be what is charged. A refused invoice is not being asked for.
+      CREATE FUNCTION keep_open_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE
+          lease timestamptz;
+        BEGIN
+          -- With a lock: nobody claims the batch until this change is there to be read.
+          SELECT leased_until INTO lease FROM batches WHERE NEW.id BETWEEN first_id AND last_id FOR SHARE;
+          IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN
+            RAISE EXCEPTION 'invoice % may be charged at the moment, and cannot change until that is known', NEW.id;
+          END IF;
+          RETURN NEW;
+        END
+      $$;
+      CREATE TRIGGER keep_open_attempts BEFORE UPDATE OF amount, currency ON invoices FOR EACH ROW
+        WHEN (OLD.refused_at IS NULL AND OLD.paid_at IS NULL
+          AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
+        EXECUTE FUNCTION keep_open_attempts()`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */
@@ -170,6 +271,32 @@ export async function countUnpaid(database: Database): Promise<number> {
     'SELECT count(*) AS unpaid FROM invoices WHERE paid_at IS NULL',
   );
   return rows[0]?.unpaid ?? 0;
+}
+
+/** How many invoices the provider refused, and nobody has changed since. */
+export async function countRefused(database: Database): Promise<number> {
+  const { rows } = await database.query<{ refused: number }>(
+    'SELECT count(*) AS refused FROM invoices WHERE refused_at IS NOT NULL AND paid_at IS NULL',
+  );
+  return rows[0]?.refused ?? 0;
+}
+
+/** How many invoices have an unknown outcome at a provider without keys, until somebody settles them. */
+export async function countUnsettled(database: Database): Promise<number> {
+  const { rows } = await database.query<{ unsettled: number }>(
+    'SELECT count(*) AS unsettled FROM invoices WHERE asked_at IS NOT NULL AND paid_at IS NULL',
+  );
+  return rows[0]?.unsettled ?? 0;
+}
+
+/** How many invoices wait for a person: they are refused, or unsettled. */
+export async function countStuck(database: Database): Promise<{ refused: number; unsettled: number }> {
+  const { rows } = await database.query<{ refused: number; unsettled: number }>(
+    `SELECT
+       (SELECT count(*) FROM invoices WHERE refused_at IS NOT NULL AND paid_at IS NULL) AS refused,
+       (SELECT count(*) FROM invoices WHERE asked_at IS NOT NULL AND paid_at IS NULL) AS unsettled`,
+  );
+  return rows[0]!;
 }
 
 /** Whether any invoice is unpaid. */

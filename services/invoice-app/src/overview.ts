@@ -1,16 +1,17 @@
 import type { Database } from '@payloop/kit/database.ts';
 import { minorUnitDigits } from '@payloop/kit/money.ts';
 import { z } from 'zod';
+import { isLive } from './batches.ts';
 
 /**
- * What an invoice is seen as. Paying: its batch is leased to somebody. Unknown: its attempt may have been charged,
- * and recovery asks again.
+ * The state of an invoice on the page. Refused: nobody asks for it until it is changed. Paying: its batch is leased to
+ * somebody. Unknown: its attempt may have been charged, and recovery asks again.
  */
-export const states = ['paid', 'declined', 'paying', 'unknown', 'unpaid'] as const;
+export const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'] as const;
 export type State = (typeof states)[number];
 
 /** What a list can be narrowed to; `unpaid` is all that is not paid. */
-export const filters = ['all', 'unpaid', 'declined', 'paid'] as const;
+export const filters = ['all', 'unpaid', 'declined', 'refused', 'paid'] as const;
 export type Filter = (typeof filters)[number];
 
 const decimal = () =>
@@ -26,6 +27,7 @@ const currencySums = () =>
     paid: currencySum(),
     open: currencySum().meta({ description: 'All that is not paid.' }),
     declined: currencySum(),
+    refused: currencySum(),
     paying: currencySum(),
     unknown: currencySum(),
     unpaid: currencySum(),
@@ -49,8 +51,14 @@ const row = () =>
       amount: decimal(),
       currency: z.string(),
       state: z.enum(states),
-      at: z.string().nullable().meta({ description: 'When it was paid, or declined; null otherwise.' }),
-      reason: z.string().nullable().meta({ description: 'Why it was declined, as the provider said it.' }),
+      at: z.string().nullable().meta({
+        description:
+          'When it was paid, declined or refused, or last asked for in vain where keys are ignored.',
+      }),
+      reason: z
+        .string()
+        .nullable()
+        .meta({ description: 'Why it was declined or refused, as the provider said it.' }),
     })
     .meta({ id: 'Row' });
 export type Row = z.infer<ReturnType<typeof row>>;
@@ -64,8 +72,8 @@ interface Part {
   currency: string;
   state: State;
   count: number;
-  /** In minor units. */
-  amount: number;
+  /** In minor units; a sum may be more than a double holds. */
+  amount: bigint;
 }
 
 /** A batch as it was when its invoices were added up. */
@@ -76,12 +84,17 @@ interface Counted {
 }
 
 /** A batch without a lease is nobody's; one whose lease ran out, or that was given back with it, is left open. */
-const isLeased = 'holder IS NOT NULL AND leased_until >= now()';
+const isLeased = `holder IS NOT NULL AND ${isLive}`;
+
+/** Why nobody asks again for an invoice that was asked for at a provider without keys. */
+const unsettledReason = 'the provider ignores keys: look it up there';
 
 /** The state of an invoice, joined with its batch. */
 const stateOf = `CASE
   WHEN paid_at IS NOT NULL THEN 'paid'
-  WHEN declined_at IS NOT NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
+  WHEN refused_at IS NOT NULL THEN 'refused'
+  WHEN asked_at IS NOT NULL AND NOT coalesce(${isLeased}, false) THEN 'unknown'
+  WHEN declined_at IS NOT NULL AND asked_at IS NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
   WHEN leased_until IS NULL THEN 'unpaid'
   WHEN ${isLeased} THEN 'paying'
   ELSE 'unknown' END`;
@@ -90,6 +103,7 @@ const filterOf: Record<Filter, string> = {
   all: 'true',
   unpaid: `state <> 'paid'`,
   declined: `state = 'declined'`,
+  refused: `state = 'refused'`,
   paid: `state = 'paid'`,
 };
 
@@ -120,35 +134,29 @@ export class Overview {
   /** @throws {DatabaseUnavailable} */
   async read(): Promise<Totals> {
     await this.#look();
-    const byCurrency = new Map<string, Map<State, { count: number; amount: number }>>();
+    const byCurrency = new Map<string, Map<State, { count: number; amount: bigint }>>();
     let running = false;
     for (const { version, parts } of this.#counted.values()) {
       running ||= isPaying(version);
       for (const { currency, state, count, amount } of parts) {
         const sums = byCurrency.get(currency) ?? new Map();
-        const sum = sums.get(state) ?? { count: 0, amount: 0 };
+        const sum = sums.get(state) ?? { count: 0, amount: 0n };
         sums.set(state, { count: sum.count + count, amount: sum.amount + amount });
         byCurrency.set(currency, sums);
       }
     }
     const sums = [...byCurrency].map(([currency, given]): CurrencySums => {
       const sumOf = (...among: State[]): Sum => {
-        const parts = among.map((state) => given.get(state) ?? { count: 0, amount: 0 });
-        const amount = parts.reduce((total, part) => total + part.amount, 0);
+        const parts = among.map((state) => given.get(state) ?? { count: 0, amount: 0n });
+        const amount = parts.reduce((total, part) => total + part.amount, 0n);
         return {
           count: parts.reduce((total, part) => total + part.count, 0),
           amount: toDecimal(amount, currency),
         };
       };
       const open = sumOf(...states.filter((state) => state !== 'paid'));
-      const [paid, declined, paying, unknown, unpaid] = states.map((state) => sumOf(state)) as [
-        Sum,
-        Sum,
-        Sum,
-        Sum,
-        Sum,
-      ];
-      return { currency, paid, open, declined, paying, unknown, unpaid };
+      const each = Object.fromEntries(states.map((state) => [state, sumOf(state)])) as Record<State, Sum>;
+      return Object.assign({ currency, open }, each);
     });
     return { running, sums: sums.toSorted((a, b) => (a.currency < b.currency ? -1 : 1)) };
   }
@@ -176,7 +184,9 @@ export class Overview {
     >(
       // OFFSET 0 keeps the planner from making one join of it, for which it would read the whole table.
       `SELECT row.* FROM batches CROSS JOIN LATERAL (
-         SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, declined_at) AS at, decline_reason AS reason
+         SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, refused_at, asked_at, declined_at) AS at,
+           CASE WHEN asked_at IS NOT NULL THEN '${unsettledReason}'
+             WHEN refused_at IS NOT NULL THEN refusal_reason ELSE decline_reason END AS reason
          FROM invoices WHERE id BETWEEN first_id AND last_id OFFSET 0
        ) AS row
        WHERE first_id = ANY ($1::bigint[]) AND ${filterOf[filter]} ORDER BY id OFFSET $2 LIMIT $3`,
@@ -228,16 +238,17 @@ export class Overview {
   async #addUp(among: number[], into: Map<number, Part[]>): Promise<void> {
     for (const first of among) into.set(first, []);
     // LATERAL, as the planner would rather read the whole table than look a thousand ids up.
-    const { rows } = await this.#database.query<Part & { first: number }>(
+    const { rows } = await this.#database.query<Omit<Part, 'amount'> & { first: number; amount: string }>(
       `SELECT first_id AS first, currency, state, count, amount
        FROM batches CROSS JOIN LATERAL (
-         SELECT currency, ${stateOf} AS state, count(*) AS count, sum(amount)::bigint AS amount
+         SELECT currency, ${stateOf} AS state, count(*) AS count, sum(amount) AS amount
          FROM invoices WHERE id BETWEEN first_id AND last_id GROUP BY 1, 2
        ) AS part
        WHERE first_id = ANY ($1::bigint[])`,
       [among],
     );
-    for (const { first, ...part } of rows) into.get(first)?.push(part);
+    for (const { first, amount, ...part } of rows)
+      into.get(first)?.push(Object.assign(part, { amount: BigInt(amount) }));
   }
 }
 
@@ -267,7 +278,8 @@ function toRow({
   reason: string | null;
 }): Row {
   // A decline of an earlier attempt says nothing of the one under way.
-  const isOver = state === 'paid' || state === 'declined';
+  const isUnsettled = state === 'unknown' && rest.reason === unsettledReason;
+  const isOver = state === 'paid' || state === 'declined' || state === 'refused' || isUnsettled;
   return {
     id: `I${id}`,
     amount: toDecimal(amount, currency),
@@ -278,9 +290,9 @@ function toRow({
   };
 }
 
-function toDecimal(minor: number, currency: string): string {
+function toDecimal(minor: number | bigint, currency: string): string {
   const digits = minorUnitDigits(currency);
-  const text = `${Math.abs(minor)}`.padStart(digits + 1, '0');
+  const text = `${minor < 0 ? -minor : minor}`.padStart(digits + 1, '0');
   const whole = text.slice(0, text.length - digits);
   return `${minor < 0 ? '-' : ''}${whole}${digits > 0 ? `.${text.slice(-digits)}` : ''}`;
 }

@@ -21,7 +21,15 @@ const rowsOf = async ({ url }: RunningService, query = '') => (await ask(`${url}
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 
 const none = { count: 0, amount: '0.00' };
-const nothing = { paid: none, open: none, declined: none, paying: none, unknown: none, unpaid: none };
+const nothing = {
+  paid: none,
+  open: none,
+  declined: none,
+  refused: none,
+  paying: none,
+  unknown: none,
+  unpaid: none,
+};
 const seededSums = [
   ['DKK', '66.13'],
   ['EUR', '12.15'],
@@ -124,7 +132,7 @@ describe('GET /rows', () => {
   });
 
   test.each([
-    ['show=some', 'show must be one of all, unpaid, declined, paid, not "some"'],
+    ['show=some', 'show must be one of all, unpaid, declined, refused, paid, not "some"'],
     ['limit=1001', 'limit must be a whole number from 1 to 1000, not "1001"'],
     ['from=-1', 'from must be a whole number from 0 to 9007199254740991, not "-1"'],
   ])('refuses ?%s', async (query, error) => {
@@ -221,7 +229,7 @@ describe('GET /progress', () => {
     // One of three declined, the others unknown: the batch stays leased until they are asked for again.
     await using database = await connect(app);
     await database.query(`
-      UPDATE batches SET holder = 'x', claimed_at = now() - interval '1 s', leased_until = now() + interval '1 h';
+      UPDATE batches SET holder = 'x', claimed_at = now() - interval '1 s', leased_until = now() + interval '10 s';
       UPDATE invoices SET declined_at = now() - interval '2 s' WHERE id = 1;
       UPDATE invoices SET declined_at = now() WHERE id = 2`);
     const { rows } = await rowsOf(app);

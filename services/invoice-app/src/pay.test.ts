@@ -1,10 +1,15 @@
 import type { IncomingMessage } from 'node:http';
 import { json } from 'node:stream/consumers';
+import { Database } from '@payloop/kit/database.ts';
+import { createLog } from '@payloop/kit/log.ts';
 import type { Step } from '@payloop/kit/step.ts';
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { brokenRules } from '../../testing/rules.ts';
 import { ask, listen, post, type RunningService } from '../../testing/service.ts';
 import { connect, startApp, startProvider } from '../../testing/services.ts';
+import { migrations } from './invoices.ts';
+import { Payments } from './pay.ts';
+import { Provider } from './provider.ts';
 
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 const countUnpaid = async ({ url }: RunningService) =>
@@ -48,7 +53,7 @@ async function startServer(answer: (body: any, request: IncomingMessage) => [num
 test('a reason that Postgres cannot store ends the attempt all the same', async () => {
   await using provider = await startServer((body) => [
     200,
-    body.map(() => ({ status: 402, error: `no\0 ${'x'.repeat(500)}` })),
+    body.map(({ id }: { id: string }) => ({ status: 402, id, error: `no\0 ${'x'.repeat(500)}` })),
   ]);
   await using app = await startApp(provider);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
@@ -87,7 +92,10 @@ test('an unknown outcome is asked for again under the same key, in the same run 
     return broken ? [500, {}] : [200, body.map(({ id }: { id: string }) => ({ status: 200, id }))];
   });
   await using app = await startApp(provider);
-  expect(await pay(app)).toMatchObject({ status: 502, body: { paid: 0, declined: 0, unknown: 3 } });
+  expect(await pay(app)).toMatchObject({
+    status: 502,
+    body: { paid: 0, declined: 0, refused: 0, unknown: 3 },
+  });
   expect(keys.length).toBeGreaterThan(1);
   broken = false;
   expect(await pay(app)).toEqual({ status: 200, body: {} });
@@ -98,13 +106,34 @@ test('a decline ends its attempt: within the run it is not asked for again, the 
   const keys: string[] = [];
   await using provider = await startServer((body) => {
     keys.push(body[0].idempotencyKey);
-    return [200, body.map(() => ({ status: 402, error: 'payment declined' }))];
+    return [200, body.map(({ id }: { id: string }) => ({ status: 402, id, error: 'payment declined' }))];
   });
   await using app = await startApp(provider);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   expect(keys).toHaveLength(2);
   expect(new Set(keys).size).toBe(2);
+});
+
+test('a worker that is slow to claim does not pay a batch again that another one is done with', async () => {
+  await using provider = await startServer((body) => [
+    200,
+    body.map(({ id }: { id: string }) => ({ status: 402, id, error: 'no' })),
+  ]);
+  const released = Promise.withResolvers<void>();
+  let claims = 0;
+  const step: Step = async (name, work) => {
+    // All but the first have made up their minds, and are slow.
+    if (name === 'claim' && claims++ > 0) await released.promise;
+    const result = await work();
+    if (name === 'release') released.resolve();
+    return result;
+  };
+  await using app = await startApp(provider, { SEED_INVOICES: '4' }, { step });
+  await using database = await connect(app);
+  await database.query(batchesOfTwo);
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(provider.asked).toHaveLength(2);
 });
 
 test('a key is stored before the first request with it', async () => {
@@ -165,7 +194,7 @@ test(
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using database = await connect(app);
-    await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`);
+    await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '10 s'`);
     await new Promise((resolve) => setTimeout(resolve, 3_500));
     // Its holder has time left.
     expect(await countUnpaid(app)).toBe(3);
@@ -304,4 +333,280 @@ test('a reset waits for the run that is under way', async () => {
   expect(await paying).toEqual({ status: 200, body: {} });
   expect(await resetting).toEqual({ status: 200, body: {} });
   expect(await countUnpaid(app)).toBe(3);
+});
+
+/** What an original provider says to an invoice of amount 0. */
+const noValue = 'could not retrieve payment value';
+
+describe('an invoice that the provider refuses', () => {
+  test('does not stop the others, and is asked for again only once it was changed', async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider, { SEED_INVOICES: '24' });
+    await using database = await connect(app);
+    // One in each batch, and in more batches than a run has workers.
+    await database.query(`${batchesOfTwo}; UPDATE invoices SET amount = 0 WHERE id % 2 = 1 AND id < 20`);
+    const error = 'the payment provider refused invoices: change their value or currency';
+    const told = { declined: 0, refused: 10, unknown: 0 };
+    expect(await pay(app)).toEqual({ status: 502, body: { error, paid: 14, ...told } });
+    expect(await pay(app)).toEqual({ status: 502, body: { error, paid: 0, ...told } });
+    const events = `SELECT kind, reason, count(*)::int FROM payment_events GROUP BY 1, 2 ORDER BY 1`;
+    expect((await database.query(events)).rows).toEqual([
+      { kind: 'charged', reason: null, count: 14 },
+      { kind: 'refused', reason: noValue, count: 10 },
+    ]);
+    const { rows } = await database.query('SELECT FROM batches WHERE leased_until IS NOT NULL');
+    expect(rows).toEqual([]);
+    // Some other change is none that the provider would see.
+    await database.query('UPDATE invoices SET customer_id = 2 WHERE id = 1');
+    expect((await pay(app)).body).toMatchObject({ paid: 0, refused: 10 });
+    await database.query('UPDATE invoices SET amount = 5 WHERE id = 1');
+    expect((await pay(app)).body).toMatchObject({ paid: 1, refused: 9 });
+    await using ledger = await connect(provider);
+    expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+  });
+
+  test('keeps its key, so that a charge under it that nobody knows of is not made twice', async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await using ledger = await connect(provider);
+    // Charged with another amount, and the answer never came.
+    const { rows } = await database.query('SELECT attempt_key AS key FROM invoices WHERE id = 1');
+    await ledger.query(
+      `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
+       VALUES ('I1', 1, 'EUR', 'charged', $1)`,
+      [rows[0].key],
+    );
+    expect((await pay(app)).body).toMatchObject({ paid: 2, refused: 1 });
+    await database.query('UPDATE invoices SET amount = 7 WHERE id = 1');
+    expect((await pay(app)).body).toMatchObject({ paid: 0, refused: 1 });
+    const charges = await ledger.query(`SELECT FROM payments WHERE payment_id = 'I1'`);
+    expect(charges.rows).toHaveLength(1);
+  });
+
+  test.each([400, 422])('one by one: %i with a reason', async (status) => {
+    await using original = await startServer((body) => {
+      if (Array.isArray(body)) return [400, { error: 'failed to process payment request parameters' }];
+      return body.id === 'I2' ? [status, { error: 'not like this' }] : [200, { id: body.id }];
+    });
+    await using app = await startApp(original);
+    expect((await pay(app)).body).toMatchObject({ paid: 2, refused: 1, unknown: 0 });
+    expect((await ask(`${app.url}/rows?show=refused`)).body).toMatchObject({
+      total: 1,
+      rows: [{ id: 'I2', state: 'refused', reason: 'not like this' }],
+    });
+    const metrics = await (await fetch(app.metricsUrl)).text();
+    expect(metrics).toContain('payments_total{outcome="refused"} 1\n');
+    expect(metrics).toContain('refused_invoices 1\n');
+    const { length } = original.asked;
+    await pay(app);
+    expect(original.asked).toHaveLength(length);
+  });
+
+  test('makes an array fail as a whole: the others are then paid one by one, and later as arrays again', async () => {
+    await using strict = await startServer((body) => {
+      const bodies = Array.isArray(body) ? body : [body];
+      if (bodies.some(({ id }) => id === 'I2')) return [422, { error: 'I2 is wrong' }];
+      if (!Array.isArray(body)) return [200, { id: body.id }];
+      return [200, bodies.map(({ id }) => ({ status: 200, id }))];
+    });
+    await using app = await startApp(strict);
+    expect((await pay(app)).body).toMatchObject({ paid: 2, refused: 1, unknown: 0 });
+    await using database = await connect(app);
+    await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 5, 'EUR')`);
+    await pay(app);
+    expect(strict.asked.at(-1)).toMatchObject([{ id: 'I4' }]);
+  });
+});
+
+describe('a provider is down only where its answer speaks of itself', () => {
+  // More batches than a run has workers, each asked for as long as the first six are not taken for a sign.
+  const start = async (answer: (body: any) => [number, unknown]) => {
+    const server = await startServer(answer);
+    const app = await startApp(server, { SEED_INVOICES: '16' });
+    const database = await connect(app);
+    await database.query(batchesOfTwo);
+    const end = async () => {
+      await database[Symbol.asyncDispose]();
+      await app[Symbol.asyncDispose]();
+      await server[Symbol.asyncDispose]();
+    };
+    return { server, app, [Symbol.asyncDispose]: end };
+  };
+
+  test.each([500, 503, 401, 403, 429])(
+    '%i: the other batches are left, and not called unknown',
+    async (status) => {
+      await using world = await start(() => [status, { error: 'not now' }]);
+      const { body } = await pay(world.app);
+      expect(body).toMatchObject({ paid: 0, refused: 0, unknown: 12, left: 4 });
+    },
+  );
+
+  test.each<[string, (body: { id: string }[]) => [number, unknown]]>([
+    ['keys that are at work', (body) => [200, body.map(({ id }) => ({ status: 409, id, error: 'at work' }))]],
+    ['404', () => [404, { error: 'not found' }]],
+    ['outcomes of nothing', () => [200, []]],
+  ])('%s: every batch is asked for', { timeout: 20_000 }, async (_name, answer) => {
+    await using world = await start(answer);
+    expect((await pay(world.app)).body).toMatchObject({ paid: 0, refused: 0, unknown: 16 });
+    expect((await pay(world.app)).body).not.toHaveProperty('left');
+  });
+});
+
+describe('an answer that does not prove a decline keeps the key', () => {
+  const readKeys = async (app: RunningService) => {
+    await using database = await connect(app);
+    return (await database.query('SELECT id, attempt_key FROM invoices ORDER BY id')).rows;
+  };
+
+  test.each<[string, (body: { id: string; idempotencyKey: string }[]) => unknown]>([
+    ['without a reason', (body) => body.map(({ id }) => ({ status: 402, id }))],
+    ['with a reason that is no text', (body) => body.map(({ id }) => ({ status: 402, id, error: 5 }))],
+    ['without an id', (body) => body.map(() => ({ status: 402, error: 'no' }))],
+    ['of another payment', (body) => body.map(() => ({ status: 402, id: 'I9', error: 'no' }))],
+    ['fewer than asked for', (body) => body.slice(1).map(({ id }) => ({ status: 402, id, error: 'no' }))],
+    [
+      'more than asked for',
+      (body) => [...body, body[0]!].map(({ id }) => ({ status: 402, id, error: 'no' })),
+    ],
+    ['twice the same', (body) => body.map(() => ({ status: 402, id: 'I1', error: 'no' }))],
+    ['null', (body) => body.map(() => null)],
+  ])('outcomes %s', async (_name, answer) => {
+    await using provider = await startServer((body) => [200, answer(body)]);
+    await using app = await startApp(provider);
+    const keys = await readKeys(app);
+    expect((await pay(app)).body).toMatchObject({ declined: 0, unknown: 3 });
+    expect(await readKeys(app)).toEqual(keys);
+  });
+
+  test.each([
+    ['a page of something in between', '<html>quota</html>'],
+    ['JSON without a reason', '{"quota":1}'],
+    ['nothing', ''],
+    ['a text', '"payment declined"'],
+  ])('402 with %s', async (_name, text) => {
+    await using between = await listen(async (request, response) => {
+      const body = await json(request);
+      const refusal = '{"error":"failed to process payment request parameters"}';
+      response.writeHead(Array.isArray(body) ? 400 : 402).end(Array.isArray(body) ? refusal : text);
+    });
+    await using app = await startApp(between);
+    const keys = await readKeys(app);
+    expect((await pay(app)).body).toMatchObject({ declined: 0, refused: 0, unknown: 3 });
+    expect(await readKeys(app)).toEqual(keys);
+  });
+
+  test('outcomes in another order each end the attempt that they name', async () => {
+    await using provider = await startServer((body) => [
+      200,
+      body
+        .map(({ id }: { id: string }) =>
+          id === 'I2' ? { status: 402, id, error: 'no' } : { status: 200, id },
+        )
+        .toReversed(),
+    ]);
+    await using app = await startApp(provider);
+    expect(await pay(app)).toEqual({ status: 200, body: {} });
+    expect((await ask(`${app.url}/rows?show=declined`)).body).toMatchObject({ rows: [{ id: 'I2' }] });
+    expect(await countUnpaid(app)).toBe(1);
+  });
+});
+
+test.each([
+  ['made unpaid', 'UPDATE invoices SET paid_at = NULL'],
+  ['paid at another time', `UPDATE invoices SET paid_at = now() + interval '1 s'`],
+  ['changed', 'UPDATE invoices SET amount = 1'],
+  ['given another key', 'UPDATE invoices SET attempt_key = uuidv7()'],
+  ['deleted', 'DELETE FROM invoices'],
+  ['truncated', 'TRUNCATE invoices'],
+])('a paid invoice cannot be %s, by invoice-app’s own role neither', async (_name, statement) => {
+  await using provider = await startProvider();
+  await using app = await startApp(provider);
+  await pay(app);
+  await using database = await connect(app);
+  await expect(database.query(statement)).rejects.toThrow('a paid invoice is final');
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(await countUnpaid(app)).toBe(0);
+  await using ledger = await connect(provider);
+  expect((await ledger.query('SELECT FROM payments')).rows).toHaveLength(3);
+});
+
+test.each([
+  ['amount', 'amount = 7'],
+  ['currency', `currency = 'USD'`],
+])('the %s of an invoice cannot change while it may be charged', async (_name, change) => {
+  const recording = gate('record');
+  await using provider = await startProvider();
+  await using app = await startApp(provider, {}, { step: recording.step });
+  await using database = await connect(app);
+  const paying = pay(app);
+  await recording.reached;
+  await expect(database.query(`UPDATE invoices SET ${change} WHERE id = 1`)).rejects.toThrow(
+    'invoice 1 may be charged at the moment',
+  );
+  recording.open();
+  expect((await paying).status).toBe(200);
+  await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 1, 'EUR')`);
+  await database.query(`UPDATE invoices SET ${change} WHERE id = 4`);
+  await pay(app);
+  await using ledger = await connect(provider);
+  expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+});
+
+describe('a lease from before Postgres’ clock went back', () => {
+  const hold = `UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`;
+
+  test('keeps no pay waiting', async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await database.query(hold);
+    expect(await pay(app)).toEqual({ status: 200, body: {} });
+    expect(await countUnpaid(app)).toBe(0);
+  });
+
+  test.each(['holder', 'nobody'])('is taken over by recovery, held by a %s', async (who) => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await database.query(who === 'holder' ? hold : hold.replace(`'dead'`, 'NULL'));
+    await expect.poll(() => countUnpaid(app), { timeout: 10_000 }).toBe(0);
+  });
+
+  test('keeps no reset waiting, and is not shown as a run', async () => {
+    await using provider = await startProvider();
+    // No recovery, which would take it over.
+    const step: Step = (name, work) => (name === 'find expired' ? Promise.resolve([] as never) : work());
+    await using app = await startApp(provider, {}, { step });
+    await using database = await connect(app);
+    await database.query(hold);
+    expect((await ask(`${app.url}/rows`)).body).toMatchObject({ rows: [{ state: 'unknown' }, {}, {}] });
+    expect(await post(`${app.url}/reset`)).toEqual({ status: 200, body: {} });
+  });
+});
+
+test('a pay waits for a batch that another one holds only so long, and says what is left', async () => {
+  await using provider = await startProvider();
+  await using app = await startApp(provider, { SEED_INVOICES: '4' });
+  await using held = await connect(app);
+  await held.query(batchesOfTwo);
+  await held.query(
+    `UPDATE batches SET holder = 'busy', leased_until = now() + interval '14 s' WHERE first_id = 3`,
+  );
+  const log = createLog('test', 'silent');
+  const database = new Database({ url: app.databaseUrl, migrations, log, service: 'test' });
+  await database.opened;
+  const payments = new Payments({
+    database,
+    provider: new Provider({ url: `${provider.url}/payments/pay`, log }),
+    holder: 'patient',
+    step: (_name, work) => work(),
+    log,
+    patience: 300,
+  });
+  const start = performance.now();
+  expect(await payments.pay('test')).toEqual({ paid: 2, declined: 0, refused: 0, unknown: 0, left: 2 });
+  expect(performance.now() - start).toBeGreaterThan(300);
+  await database.close();
 });

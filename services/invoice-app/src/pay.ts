@@ -12,10 +12,24 @@ import {
 } from 'cockatiel';
 import { z } from 'zod';
 import * as batches from './batches.ts';
-import type { Outcome, Provider } from './provider.ts';
+import { countStuck } from './invoices.ts';
+import { Lease } from './lease.ts';
+import { everyOutcome, type Asking, type Ending, type Outcome, type Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
-export const tallyBody = () => z.object({ paid: z.int(), declined: z.int(), unknown: z.int() });
+export const tallyBody = () =>
+  z.object({
+    paid: z.int(),
+    declined: z.int(),
+    refused: z.int().meta({
+      description:
+        'All that are refused after the run, by this run or an earlier one: each waits to be changed.',
+    }),
+    unknown: z.int(),
+    left: z.int().optional().meta({
+      description: 'Those that this run did not get to ask for; absent where there are none.',
+    }),
+  });
 export type Tally = z.infer<ReturnType<typeof tallyBody>>;
 
 export interface PaymentsOptions {
@@ -31,6 +45,8 @@ export interface PaymentsOptions {
   countClaim?: (found: BatchState) => void;
   /** How long to wait before an unknown outcome is asked for again. */
   backoff?: IBackoffFactory<unknown>;
+  /** How long to wait for batches that others hold, in milliseconds; longer than most runs take. */
+  patience?: number;
 }
 
 /** How a batch is found by who claims it; abandoned: its holder did not give it back. */
@@ -43,7 +59,7 @@ interface Run {
   /** Batches that nobody in this run has claimed yet, by the first id in them. */
   remaining: Set<number>;
   tally: Tally;
-  /** Set once a whole batch got no definite answer: the provider is taken to be down. */
+  /** Set once a whole batch was answered as by a provider that is down: no other batch is begun. */
   givenUp: boolean;
 }
 
@@ -55,6 +71,7 @@ const retries = 3;
 const claimDelay = 50;
 /** How often to look for leases that ran out, in milliseconds. */
 const recoveryInterval = 2_000;
+const defaultPatience = 60_000;
 
 const defaultBackoff = () =>
   new ExponentialBackoff({ initialDelay: 100, maxDelay: 2_000, generator: fullJitterGenerator });
@@ -85,7 +102,8 @@ export class Payments {
   /**
    * Pays every unpaid invoice. Calls while a run is under way share the one that follows it, and most often find
    * nothing left to do.
-   * @returns how many were paid and declined, and for how many the outcome is unknown: those stay unpaid
+   * @returns how many were paid and declined; and how many stay unpaid as they are refused, their outcome is unknown,
+   * or the run did not get to them
    * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
    */
   pay(requestId: string): Promise<Tally> {
@@ -125,7 +143,7 @@ export class Payments {
   /** Takes over, once, every lease that ran out. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
-    if (expired.length === 0) return { paid: 0, declined: 0, unknown: 0 };
+    if (expired.length === 0) return { paid: 0, declined: 0, refused: 0, unknown: 0 };
     return span('recover', () => this.#work(expired, requestId));
   }
 
@@ -145,11 +163,15 @@ export class Payments {
 
   async #payUnpaid(requestId: string): Promise<Tally> {
     const unpaid = await this.#step('find unpaid', () => batches.findUnpaid(this.#options.database));
-    return this.#work(unpaid, requestId);
+    const tally = await this.#work(unpaid, requestId);
+    const stuck = await this.#step('count stuck', () => countStuck(this.#options.database));
+    tally.refused = stuck.refused;
+    tally.unknown += stuck.unsettled;
+    return tally;
   }
 
   async #work(among: number[], requestId: string): Promise<Tally> {
-    const tally = { paid: 0, declined: 0, unknown: 0 };
+    const tally: Tally = { paid: 0, declined: 0, refused: 0, unknown: 0 };
     const run: Run = { requestId, remaining: new Set(among), tally, givenUp: false };
     const ended = await Promise.allSettled(
       Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)),
@@ -158,13 +180,15 @@ export class Payments {
     if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
     if (run.remaining.size > 0) {
       const left = [...run.remaining];
-      tally.unknown += await this.#step('count left', () =>
-        batches.countUnpaid(this.#options.database, left),
+      const unasked = await this.#step('count left', () =>
+        batches.countPayable(this.#options.database, left),
       );
+      addLeft(tally, unasked);
     }
     annotate({
       'payloop.paid': tally.paid,
       'payloop.declined': tally.declined,
+      'payloop.refused': tally.refused,
       'payloop.unknown': tally.unknown,
     });
     return tally;
@@ -181,55 +205,120 @@ export class Payments {
   }
 
   async #claimAndPay(run: Run): Promise<void> {
-    const { database, holder } = this.#options;
+    const { database, holder, patience = defaultPatience } = this.#options;
+    let gotAt = performance.now();
     while (run.remaining.size > 0 && !run.givenUp && !this.#stopping.signal.aborted) {
       const among = [...run.remaining];
+      const claimedAt = performance.now();
       this.#claims += 1;
       const name = `${holder}/${this.#claims}`;
       const batch = await this.#step('claim', () => batches.claim(database, name, among));
       if (batch === undefined) {
         // All that is left is being paid by somebody else: what they leave is then for this run.
+        if (performance.now() - gotAt > patience) return;
         await this.#step('wait', () => sleep(claimDelay));
+      } else if (!run.remaining.delete(batch.first)) {
+        // Another worker of this run has been through it since `among` was made.
+        await this.#release(batch, batch.leftOpen);
       } else {
-        run.remaining.delete(batch.first);
         this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
-        await span('batch', () => this.#payBatch(batch, run));
+        await span('batch', () => this.#payBatch(batch, run, claimedAt));
+        gotAt = performance.now();
       }
     }
   }
 
-  async #payBatch(batch: batches.Batch, run: Run): Promise<void> {
+  async #payBatch(batch: batches.Batch, run: Run, claimedAt: number): Promise<void> {
     const { database } = this.#options;
     const attempts = await this.#step('read attempts', () => batches.readAttempts(database, batch));
-    let unknown = attempts;
-    let held = true;
-    await this.#retry.execute(async ({ attempt }) => {
-      if (attempt > 0) held = await this.#step('renew', () => batches.renew(database, batch));
-      if (!held) return [];
-      unknown = await this.#payAttempts(unknown, run);
-      return unknown;
-    });
-    if (!held) {
-      // Whoever holds it now asks under the same keys. This run looks again once they are done.
-      run.remaining.add(batch.first);
-      return;
+    const lease = new Lease(database, this.#step, batch, claimedAt);
+    lease.keep();
+    try {
+      const endings = await this.#payAttempts(attempts, batch, lease, run);
+      if (!lease.isHeld) {
+        // Whoever holds it now asks under the same keys. This run looks again once they are done.
+        run.remaining.add(batch.first);
+        return;
+      }
+      const count = (fits: (ending: Ending) => boolean) => [...endings.values()].filter(fits).length;
+      const unknown = count(({ outcome, isFinal }) => outcome === 'unknown' && !isFinal);
+      const unasked = count(({ outcome }) => outcome === 'unasked');
+      run.tally.unknown += unknown;
+      addLeft(run.tally, unasked);
+      const isListed = count(({ outcome, isFinal }) => outcome === 'unknown' && isFinal === true) > 0;
+      if (isListed || batch.abandoned) {
+        await this.#step('list unknown', () => batches.listUnknown(database, batch));
+      }
+      // What an earlier holder left, and this one did not get to ask for, stays recovery's.
+      const isUnknown = unknown > 0 || (batch.leftOpen && unasked > 0);
+      await this.#release(batch, isUnknown);
+    } finally {
+      lease.end();
     }
-    run.tally.unknown += unknown.length;
-    run.givenUp ||= attempts.length > 0 && unknown.length === attempts.length;
-    await this.#step('release', () => batches.release(database, batch, unknown.length > 0));
   }
 
-  /** Asks for each attempt once, stores what is definite, and returns what is not. */
-  async #payAttempts(attempts: batches.Attempt[], { requestId, tally }: Run): Promise<batches.Attempt[]> {
-    const { database, provider, count } = this.#options;
-    if (attempts.length === 0) return [];
-    const endings = await provider.pay(attempts, requestId);
-    await this.#step('record', () => batches.record(database, attempts, endings));
-    const outcomes = endings.map(({ outcome }) => outcome);
-    const numberOf = (outcome: Outcome) => outcomes.filter((given) => given === outcome).length;
-    for (const outcome of new Set(outcomes)) count?.(outcome, numberOf(outcome));
-    tally.paid += numberOf('charged');
-    tally.declined += numberOf('declined');
-    return attempts.filter((_attempt, index) => outcomes[index] === 'unknown');
+  async #release(batch: batches.Batch, isUnknown: boolean): Promise<void> {
+    await this.#step('release', () => batches.release(this.#options.database, batch, isUnknown));
   }
+
+  /** Asks for each attempt, and again where its outcome is unknown. @returns how each ended, or did not */
+  async #payAttempts(
+    attempts: batches.Attempt[],
+    batch: batches.Batch,
+    lease: Lease,
+    run: Run,
+  ): Promise<Map<batches.Attempt, Ending>> {
+    const endings = new Map<batches.Attempt, Ending>();
+    if (attempts.length === 0) return endings;
+    const asking = this.#createAsking(batch, lease, run);
+    let open = attempts;
+    await this.#retry.execute(async ({ attempt }) => {
+      if (attempt > 0) await this.#step('renew', () => lease.renew());
+      if (!lease.isHeld) return [];
+      const given = await this.#options.provider.pay(open, asking);
+      open.forEach((each, index) => {
+        const ending = given[index]!;
+        // Asked for before, and not this time: what is known of it is what was known before.
+        if (ending.outcome !== 'unasked' || !endings.has(each)) endings.set(each, ending);
+      });
+      run.givenUp ||=
+        open.length === attempts.length && attempt === retries && given.every(({ down }) => down);
+      run.givenUp ||= given.every(({ down, isFinal }) => down && isFinal);
+      open = open.filter((_each, index) => isOpen(given[index]!));
+      return open;
+    });
+    return endings;
+  }
+
+  #createAsking(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): Asking {
+    const { database, count } = this.#options;
+    const mark = async (attempts: batches.Attempt[]) => {
+      const marked = await this.#step('mark', () => batches.mark(database, batch, attempts));
+      if (marked === undefined) lease.lose();
+      return marked ?? [];
+    };
+    const unmark = (attempts: batches.Attempt[]) =>
+      this.#step('unmark', () => batches.unmark(database, attempts));
+    const store = async (attempts: batches.Attempt[], endings: Ending[]) => {
+      await this.#step('record', () => batches.record(database, attempts, endings));
+      const numberOf = (outcome: Outcome) => endings.filter((ending) => ending.outcome === outcome).length;
+      if (numberOf('refused') > 0) {
+        await this.#step('refuse', () => batches.refuse(database, attempts, endings));
+      }
+      for (const outcome of everyOutcome) if (numberOf(outcome) > 0) count?.(outcome, numberOf(outcome));
+      tally.paid += numberOf('charged');
+      tally.declined += numberOf('declined');
+      tally.refused += numberOf('refused');
+    };
+    return { requestId, isHeld: () => lease.isHeld, mark, unmark, store };
+  }
+}
+
+/** Whether it is asked for again in this run: by name, as what is neither must never end an attempt. */
+function isOpen({ outcome, isFinal }: Ending): boolean {
+  return !isFinal && !['charged', 'declined', 'refused'].includes(outcome);
+}
+
+function addLeft(tally: Tally, count: number): void {
+  if (count > 0) tally.left = (tally.left ?? 0) + count;
 }

@@ -12,18 +12,60 @@ import { z } from 'zod';
 import type { Attempt } from './batches.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
-/** What is known of an attempt after it was asked for. Unknown: it may or may not have been charged. */
-export const everyOutcome = ['charged', 'declined', 'unknown'] as const;
+/**
+ * What is known of an attempt after it was asked for. Refused: this request charged nothing, and the same one never
+ * will. Unknown: it may or may not have been charged.
+ */
+export const everyOutcome = ['charged', 'declined', 'refused', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
 /** How an attempt ended, as far as one answer tells. */
 export interface Ending {
-  outcome: Outcome;
-  /** Of a decline, in the provider's words; undefined where it gave none. */
-  reason?: string | undefined;
+  /** Unasked: no request was sent for it. */
+  outcome: Outcome | 'unasked';
+  /** Of a decline or a refusal, in the provider's words. */
+  reason?: string;
+  /** Whether the provider serves nobody at the moment: the answer says nothing of this payment. */
+  down?: boolean;
+  /** Whether it must not be asked for again in this run; an unknown outcome, never by itself. */
+  isFinal?: boolean;
 }
 const charged: Ending = { outcome: 'charged' };
 const unknown: Ending = { outcome: 'unknown' };
+const unknownAsDown: Ending = { outcome: 'unknown', down: true };
+const unasked: Ending = { outcome: 'unasked', down: true };
+const unaskedForNow: Ending = { outcome: 'unasked', down: true, isFinal: true };
+/** Marked or ended by another process since it was read. */
+const somebodyElses: Ending = { outcome: 'unasked', isFinal: true };
+/** Of a request that no key protects. */
+const unsettled: Ending = { outcome: 'unknown', down: true, isFinal: true };
+
+/** What a run of pay gives to who asks for its payments. */
+export interface Asking {
+  requestId: string;
+  /** Whether the batch is still this run's: without that nothing may be asked for. */
+  isHeld(): boolean;
+  /** Marks attempts before requests that no key protects. @returns those that may be asked for */
+  mark(attempts: Attempt[]): Promise<Attempt[]>;
+  /** Takes marks back where nothing was charged. */
+  unmark(attempts: Attempt[]): Promise<void>;
+  /** Stores what is definite. */
+  store(attempts: Attempt[], endings: Ending[]): Promise<void>;
+}
+
+/** An answer of the provider, as far as there is one. */
+interface Answer {
+  status?: number;
+  data?: unknown;
+  /** Whether this request has charged nothing for certain: it was never sent, or never looked at. */
+  isNeverCharged: boolean;
+}
+/** Errors of connections that were never made. */
+const unsent = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH']);
+
+/** The header with which a provider says, with `true`, that it honours keys. The original sends none, and ignores them. */
+const honoursKeys = 'Accept-Idempotency-Key';
+
 /** Of a reason no more is kept, in characters, and none that Postgres cannot store. */
 const longestReason = 200;
 
@@ -45,6 +87,8 @@ export interface ProviderOptions {
   log: Log;
   /** False where the provider is known to take one payment a request only. */
   arrays?: boolean;
+  /** Whether it is known to honour keys; otherwise its answers say so. */
+  keys?: boolean;
   step?: Step;
   /** What axios sends requests with. */
   adapter?: AxiosAdapter;
@@ -65,6 +109,8 @@ const connections = 64;
  * (`workers` in pay.ts) no more than there are connections, as one that waits for a connection runs out of time.
  */
 const concurrency = 10;
+/** Payments of one request each whose answers are stored together. */
+const groupSize = 100;
 
 /** The payment provider, reached over HTTP. */
 export class Provider {
@@ -74,13 +120,16 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
+  /** What the last answer said. Arrays need no word on it: a provider that takes them takes the keys in them. */
+  #keys: boolean;
 
-  constructor({ url, tokenFile, log, arrays = true, step = direct, adapter }: ProviderOptions) {
+  constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {
     this.#url = url;
     this.#tokenFile = tokenFile;
     this.#log = log;
     this.#step = step;
     this.#arrays = arrays;
+    this.#keys = keys;
     this.#http = axios.create({
       adapter: adapter ?? createUndiciAdapter({ connections }),
       timeout,
@@ -93,71 +142,126 @@ export class Provider {
   }
 
   /**
-   * Asks for each of these payments once, under its own key; never throws.
+   * Asks for each of these payments once, under its own key, and has what comes of them stored.
    * @param attempts at most 1,000, what the provider takes in one request
    * @returns how each ended, in their order
+   * @throws only what `asking` throws
    */
-  async pay(attempts: Attempt[], requestId: string): Promise<Ending[]> {
+  async pay(attempts: Attempt[], asking: Asking): Promise<Ending[]> {
+    const { requestId } = asking;
     let headers: PaymentHeaders;
     try {
       headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
     } catch (error) {
       this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
-      return attempts.map(() => unknown);
+      return attempts.map(() => unasked);
     }
     if (this.#arrays) {
       const endings = await this.#payArray(attempts, headers);
-      if (endings !== undefined) return endings;
-      this.#arrays = false;
-      this.#log.info('the provider takes one payment a request');
+      if (endings !== undefined) {
+        await asking.store(attempts, endings);
+        return endings;
+      }
     }
-    return this.#payEach(attempts, headers);
+    return this.#payEach(attempts, headers, asking);
   }
 
-  /** Undefined where the provider does not know arrays, and so has charged nothing. */
+  /** Undefined where the provider refused the array as a whole, and so has charged nothing. */
   async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
-    const answer = await this.#post(payments, headers);
-    if (answer?.status === 400 && answer.data?.error === notAPayment) return undefined;
-    const answers = answer?.status === 200 && Array.isArray(answer.data) ? answer.data : [];
-    return attempts.map((attempt, index) => toEnding(attempt, answers[index]?.status, answers[index]));
+    const { status, data } = await this.#post(payments, headers);
+    const whole = toEnding(undefined, status, data);
+    if (whole.outcome === 'refused') {
+      // One by one, the payment that is to blame fails alone. The original's words mean that no array is taken.
+      if (whole.reason === notAPayment) {
+        this.#arrays = false;
+        this.#log.info('the provider takes one payment a request');
+      }
+      return undefined;
+    }
+    if (status !== 200) return attempts.map(() => (whole.down ? unknownAsDown : unknown));
+    return matchAnswers(attempts, data);
   }
 
-  async #payEach(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[]> {
-    const endings = attempts.map(() => unknown);
-    const queue = attempts.entries();
-    // After as many unusable answers in a row as there are requests at a time, the others are not asked for.
-    let unknownInARow = 0;
+  /** One request each. What came of a group of them is stored before the next group is begun. */
+  async #payEach(attempts: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+    const endings = new Map<Attempt, Ending>();
+    const queue = [...attempts];
+    let goesOn = true;
+    while (queue.length > 0 && goesOn && asking.isHeld()) {
+      const isProtected = this.#keys;
+      const group = queue.splice(0, isProtected ? groupSize : concurrency);
+      const ended = isProtected
+        ? await this.#payProtected(group, headers, asking)
+        : await this.#payMarked(group, headers, asking);
+      group.forEach((attempt, index) => endings.set(attempt, ended[index]!));
+      goesOn = !ended.every(({ down }) => down);
+    }
+    // Without keys, nothing is asked for again in the same run: each unknown outcome costs somebody's time.
+    const rest = this.#keys ? unasked : unaskedForNow;
+    return attempts.map((attempt) => endings.get(attempt) ?? rest);
+  }
+
+  /** At a provider that honours keys. */
+  async #payProtected(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+    const endings = group.map(() => unasked);
+    const queue = group.entries();
+    // After as many signs that it is down in a row as there are requests at a time, the others are not asked for.
+    let downInARow = 0;
     const worker = async () => {
       for (const [index, attempt] of queue) {
-        const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
-        const ending = toEnding(attempt, answer?.status, answer?.data);
+        const ending = await this.#payOne(attempt, headers);
         endings[index] = ending;
-        unknownInARow = ending.outcome === 'unknown' ? unknownInARow + 1 : 0;
-        if (unknownInARow >= concurrency) return;
+        downInARow = ending.down ? downInARow + 1 : 0;
+        if (downInARow >= concurrency || !asking.isHeld()) return;
       }
     };
     await Promise.all(Array.from({ length: concurrency }, worker));
+    await asking.store(group, endings);
     return endings;
   }
 
-  /** Undefined without an answer. */
-  async #post(body: unknown, headers: PaymentHeaders) {
+  /**
+   * At a provider that ignores keys: a second request would charge again. So each payment is marked before its request,
+   * and an outcome that stays unknown is final.
+   */
+  async #payMarked(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+    const marked = await asking.mark(group);
+    const answers = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
+    // What charged nothing for certain may be asked for again.
+    const free = marked.filter((_attempt, index) => answers[index]?.outcome === 'unasked');
+    if (free.length > 0) await asking.unmark(free);
+    await asking.store(marked, answers);
+    const endings = new Map(marked.map((attempt, index) => [attempt, answers[index]!]));
+    return group.map((attempt) => endings.get(attempt) ?? somebodyElses);
+  }
+
+  async #payOne(attempt: Attempt, headers: PaymentHeaders): Promise<Ending> {
+    const isProtected = this.#keys;
+    const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
+    const ending = toEnding(attempt, answer.status, answer.data);
+    if (isProtected || ending.outcome !== 'unknown') return ending;
+    return answer.isNeverCharged ? unaskedForNow : unsettled;
+  }
+
+  async #post(body: unknown, headers: PaymentHeaders): Promise<Answer> {
     const requestId = headers['X-Request-Id'];
     try {
       const answer = await this.#step('post', () => {
         annotate({ 'payloop.payments': Array.isArray(body) ? body.length : 1 });
         return this.#http.post(this.#url, body, { headers: { ...headers, ...traceHeaders() } });
       });
-      const { status } = answer;
-      if (status !== 200 && status !== 402) {
+      const { status, data } = answer;
+      if ([200, 400, 402, 422].includes(status)) {
+        this.#keys = answer.headers[honoursKeys.toLowerCase()] === 'true';
+      } else {
         this.#log.warn({ requestId, status }, reasonUnusable(status));
       }
-      return answer;
+      return { status, data, isNeverCharged: [401, 403, 429].includes(status) };
     } catch (error) {
       const { message, code } = reduceError(error);
       this.#log.warn({ requestId, code }, `the provider did not answer: ${message}`);
-      return undefined;
+      return { isNeverCharged: unsent.has(`${code}`) };
     }
   }
 
@@ -202,19 +306,48 @@ function reasonUnusable(status: number): string {
   return isRefused ? 'the provider refused the token' : 'the provider gave no usable answer';
 }
 
-function toPayment({ id, amount, currency }: Attempt) {
-  return { id: `I${id}`, value: toMajorUnits(amount, currency), currency };
+function toPayment(attempt: Attempt) {
+  const { amount, currency } = attempt;
+  return { id: nameOf(attempt), value: toMajorUnits(amount, currency), currency };
 }
 
-/** Definite is only what the contract calls so: 200 with the payment's own id, and 402. */
-function toEnding(
-  { id }: Attempt,
-  status: unknown,
-  body: { id?: unknown; error?: unknown } | undefined,
-): Ending {
-  if (status === 200 && body?.id === `I${id}`) return charged;
-  if (status !== 402) return unknown;
-  const reason =
-    typeof body?.error === 'string' ? body.error.replaceAll('\0', '').slice(0, longestReason) : undefined;
-  return { outcome: 'declined', reason };
+/**
+ * What one answer says of a payment. Definite is only what the contract calls so: 200 with the payment's own id; and
+ * 402, 400 and 422 with a text that says why.
+ * @param attempt undefined for the answer to an array as a whole
+ */
+function toEnding(attempt: Attempt | undefined, status: unknown, body: unknown): Ending {
+  const { id, error } = (body ?? {}) as { id?: unknown; error?: unknown };
+  if (status === 200 && attempt !== undefined && id === nameOf(attempt)) return charged;
+  if (status === undefined || isDown(Number(status))) return unknownAsDown;
+  if (typeof error !== 'string') return unknown;
+  const reason = error.replaceAll('\0', '').slice(0, longestReason).toWellFormed();
+  if (status === 402) return { outcome: 'declined', reason };
+  return status === 400 || status === 422 ? { outcome: 'refused', reason } : unknown;
+}
+
+/** Statuses that speak of the provider, or of who asks, and never of a payment. */
+function isDown(status: number): boolean {
+  return status >= 500 || [401, 403, 429].includes(status);
+}
+
+/**
+ * Finds each payment's outcome by its id, never by its place: an answer in another order, or one with too few
+ * outcomes, must not end an attempt that it does not name.
+ */
+function matchAnswers(attempts: Attempt[], answers: unknown): Ending[] {
+  if (!Array.isArray(answers) || answers.length !== attempts.length) return attempts.map(() => unknown);
+  const byId = new Map<unknown, { status?: unknown } | undefined>();
+  for (const answer of answers as ({ id?: unknown; status?: unknown } | null)[]) {
+    // Two outcomes of one id contradict each other.
+    byId.set(answer?.id, byId.has(answer?.id) ? undefined : (answer ?? undefined));
+  }
+  return attempts.map((attempt) => {
+    const answer = byId.get(nameOf(attempt));
+    return answer === undefined ? unknown : toEnding(attempt, answer.status ?? NaN, answer);
+  });
+}
+
+function nameOf({ id }: Attempt): string {
+  return `I${id}`;
 }

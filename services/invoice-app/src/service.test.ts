@@ -1,6 +1,7 @@
 import type { RequestListener } from 'node:http';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
+import { EventStream } from '../../testing/events.ts';
 import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
 import { connect, startApp, startProvider } from '../../testing/services.ts';
 import * as invoiceApp from './service.ts';
@@ -137,7 +138,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     expect(await post(`${alone.url}/invoices/pay`)).toEqual({
       status: 502,
-      body: { error, paid: 0, declined: 0, unknown: 3 },
+      body: { error, paid: 0, declined: 0, refused: 0, unknown: 3 },
     });
     expect(await invoicesOf(alone)).toEqual(seeded);
   });
@@ -178,10 +179,64 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     await using unlucky = await startApp(server);
     expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({
       status: 502,
-      body: { error, paid: 0, declined: 0, unknown: 3 },
+      body: { error, paid: 0, declined: 0, refused: 0, unknown: 3 },
     });
     expect(await invoicesOf(unlucky)).toEqual(seeded);
   });
+});
+
+describe('the database refuses what the code could not keep apart', () => {
+  test.each([
+    ['an id that a double cannot hold', 'id = 9007199254740993', 'id_has_15_digits'],
+    ['an id of 16 digits', 'id = 1000000000000000', 'id_has_15_digits'],
+    ['an amount that a double cannot hold', 'amount = 7036874417766401', 'amount_has_15_digits'],
+    ['the same below 0', 'amount = -1000000000000000', 'amount_has_15_digits'],
+    ['a currency in lower case', `currency = 'jpy'`, 'currency_upper_case'],
+    ['no currency', `currency = ''`, 'currency_length'],
+    ['a long currency', `currency = repeat('x', 33)`, 'currency_length'],
+  ])('%s', async (_name, change, constraint) => {
+    await using database = await connect(app);
+    await expect(database.query(`UPDATE invoices SET ${change} WHERE id = 1`)).rejects.toThrow(constraint);
+  });
+
+  test('what it takes is listed, charged and added up to the last digit', async () => {
+    await using own = await startApp(provider, { SEED_INVOICES: '0' });
+    await using database = await connect(own);
+    await database.query(
+      `INSERT INTO invoices (id, customer_id, amount, currency)
+       SELECT 999999999999999 - n, 1, 999999999999999 - n, 'EUR' FROM generate_series(0, 11) AS n`,
+    );
+    expect(await post(`${own.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
+    expect(await invoicesOf(own, '?after=I999999999999998')).toEqual([
+      { InvoiceId: 'I999999999999999', Value: 9999999999999.99, Currency: 'EUR', IsPaid: true },
+    ]);
+    expect(await charges(provider)).toHaveLength(12);
+    expect((await charges(provider)).at(-1)).toBe('I999999999999999 999999999999999 EUR');
+    await using stream = await EventStream.open(`${own.url}/progress`);
+    // Twelve times 999999999999999, less 66.
+    expect((await stream.next())!.data.sums[0].paid).toEqual({ count: 12, amount: '119999999999999.22' });
+  });
+});
+
+test('a database that can only be read: both services are not ready, and pay is 503', async () => {
+  await using own = await startProvider();
+  await using keeping = await startApp(own);
+  for (const service of [own, keeping]) {
+    await using database = await connect(service);
+    const name = new URL(service.databaseUrl).pathname.slice(1);
+    await database.query(`ALTER DATABASE ${name} SET default_transaction_read_only = on`);
+    await database.query(
+      'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+    );
+  }
+  const unready = { status: 503, body: { error: 'the database is read-only' } };
+  await expect.poll(() => ask(`${own.url}/readyz`)).toEqual(unready);
+  await expect.poll(() => ask(`${keeping.url}/readyz`)).toEqual(unready);
+  const unavailable = { status: 503, body: { error: 'database unavailable' } };
+  expect(await post(`${keeping.url}/invoices/pay`)).toEqual(unavailable);
+  expect(await post(`${own.url}/payments/pay`, '{"id":"I1","value":5,"currency":"EUR"}')).toEqual(
+    unavailable,
+  );
 });
 
 describe('/reset', () => {

@@ -11,9 +11,11 @@ import type { Handler, Request, Response } from 'express';
 import { z } from 'zod';
 import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
-import { readOldestLease } from './batches.ts';
+import { isLive, readOldestLease } from './batches.ts';
 import {
+  countRefused,
   countUnpaid,
+  countUnsettled,
   hasUnpaid,
   listInvoices,
   migrations,
@@ -77,6 +79,16 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   const forPayments = database.partition(connections.payments);
   const metrics = new Metrics(database);
   metrics.measure('unpaid_invoices', 'Invoices that are not paid.', () => countUnpaid(database));
+  metrics.measure(
+    'refused_invoices',
+    'Invoices that the provider refused, until somebody changes them.',
+    () => countRefused(database),
+  );
+  metrics.measure(
+    'unsettled_invoices',
+    'Invoices whose outcome at a provider without keys is unknown, until somebody settles them.',
+    () => countUnsettled(database),
+  );
   metrics.measure('oldest_lease_age_seconds', 'How long ago the oldest lease was given or renewed.', () =>
     readOldestLease(database),
   );
@@ -130,9 +142,9 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     // The body is never read: clients send none, a form, or broken JSON.
     const pay: Handler = async (_request, response) => {
       const tally = await payAll(response);
-      const body: api.Unreliable = { error: 'the payment provider gave no definite answer', ...tally };
-      if (tally.unknown === 0) response.json({});
-      else response.status(502).json(body);
+      const shortfall = api.describeShortfall(tally);
+      if (shortfall === undefined) response.json({});
+      else response.status(502).json({ error: shortfall, ...tally } satisfies api.Unreliable);
     };
     route(app, '/invoices/pay', { post: pay }, api.describePay);
     addAntaeusRoutes(app, {
@@ -172,9 +184,7 @@ async function resetIfIdle(database: Database, provider: Provider, count: number
     return await database.transaction(async (query) => {
       // Until this commits nobody can claim a batch.
       await query('LOCK TABLE batches');
-      const { rows } = await query(
-        'SELECT FROM batches WHERE holder IS NOT NULL AND leased_until >= now() LIMIT 1',
-      );
+      const { rows } = await query(`SELECT FROM batches WHERE holder IS NOT NULL AND ${isLive} LIMIT 1`);
       if (rows.length > 0) return false;
       await provider.reset();
       await resetInvoices(query, count);

@@ -124,8 +124,8 @@ export class Database {
   }
 
   /**
-   * Resolves when Postgres answers and the schema is up to date: over a connection of its own, and one statement
-   * for all who ask at the same time.
+   * Resolves when Postgres answers, can be written to and has the schema: over a connection of its own, and one
+   * statement for all who ask at the same time.
    * @throws {DatabaseUnavailable}
    */
   async check(): Promise<void> {
@@ -135,7 +135,10 @@ export class Database {
   }
 
   async #checkOnce(): Promise<void> {
-    await this.#translate(this.#probe.query('SELECT 1'));
+    const { rows } = await this.#translate(
+      this.#probe.query<{ setting: string }>(`SELECT current_setting('transaction_read_only') AS setting`),
+    );
+    if (rows[0]?.setting !== 'off') throw new DatabaseUnavailable(undefined, 'the database is read-only');
   }
 
   async close(): Promise<void> {
@@ -212,6 +215,8 @@ export class Database {
       return await result;
     } catch (error) {
       if (this.#isBusy(error)) throw new DatabaseBusy(error);
+      // A number that JavaScript cannot hold, which no other try will change.
+      if (error instanceof RangeError) throw error;
       if (error instanceof pg.DatabaseError && !unavailable.test(error.code ?? '')) throw error;
       throw new DatabaseUnavailable(error);
     }
@@ -252,9 +257,15 @@ const noFreeConnection = 'timeout exceeded when trying to connect';
 // The query under way reports a broken connection; without a listener the event would end the process.
 function ignore(): void {}
 
-/** int8 as a number: no id or amount here comes near 2^53. */
 function getTypeParser(...args: Parameters<typeof pg.types.getTypeParser>) {
-  return args[0] === pg.types.builtins.INT8 ? Number : pg.types.getTypeParser(...args);
+  return args[0] === pg.types.builtins.INT8 ? parseInt8 : pg.types.getTypeParser(...args);
+}
+
+/** @throws {RangeError} where a double would hold another number */
+function parseInt8(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value)) return value;
+  throw new RangeError(`${text} is no number that can be computed with`);
 }
 
 /** Whether a statement was given up because another one held what it needed (SQLSTATE 55P03). */
@@ -264,5 +275,6 @@ export function isLockTimeout(error: unknown): boolean {
 }
 
 // SQLSTATE classes of a server that is away or not ready: connection, authorization, no such database,
-// resources, operator intervention (a shutdown), and a lock that another one holds for too long, https://www.postgresql.org/docs/18/errcodes-appendix.html
-const unavailable = /^(08|28|3D|53|57|55P03)/;
+// resources, operator intervention (a shutdown), a lock that another one holds for too long, and a server that takes
+// reads only, as a standby does after a failover: https://www.postgresql.org/docs/18/errcodes-appendix.html
+const unavailable = /^(08|28|3D|53|57|55P03|25006)/;

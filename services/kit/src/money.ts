@@ -8,6 +8,16 @@ const exceptions: ReadonlyMap<string, number> = new Map([
   ...digits(4, 'CLF UYW'),
 ]);
 
+/** Digits after the decimal point of the currency that has most. */
+const mostDigits = 4;
+/** Less than this is nothing in every currency, in major units. */
+export const leastAmount = 0.5 / 10 ** mostDigits;
+
+/** A currency in the one case that it is kept in: codes of three letters are upper case. */
+export function toCurrency(text: string): string {
+  return /^[a-z]{3}$/i.test(text) ? text.toUpperCase() : text;
+}
+
 function digits(count: number, currencies: string): [string, number][] {
   return currencies.split(' ').map((currency) => [currency, count]);
 }
@@ -27,13 +37,39 @@ export function toMinorUnits(value: number, currency: string): bigint {
   const product = value * 10 ** minorUnitDigits(currency);
   const nearest = Math.round(product);
   if (Math.abs(product) < 1e12 && Math.abs(product - nearest) < 1e-3) return BigInt(nearest);
-  const [mantissa = '', exponent = '0'] = Math.abs(value).toString().split('e');
+  return scale(value.toString(), minorUnitDigits(currency));
+}
+
+/** More digits, with a point among them, than every number of so many is kept by a double. */
+const manyDigits = /\d[\d.]{15}/;
+/** No amount of money is written longer; and what is costs time to compute with. */
+const longestNumber = 100;
+
+/** Whether a text may hold a number of which JSON.parse would keep another one. */
+export function mayBeInexact(text: string): boolean {
+  return manyDigits.test(text);
+}
+
+/**
+ * Whether a number read from JSON is the one that was written, to the last minor unit of any currency:
+ * 70368744177664.01 is not, as the nearest double reads 70368744177664.02.
+ * @param source as it was written
+ */
+export function isExact(value: number, source: string): boolean {
+  if (!manyDigits.test(source) || value === 0 || !Number.isFinite(value)) return true;
+  return source.length <= longestNumber && scale(source, mostDigits) === scale(value.toString(), mostDigits);
+}
+
+/** A decimal times ten to the power of `decimals`, rounded half up, away from zero below it. */
+function scale(decimal: string, decimals: number): bigint {
+  const [mantissa = '', exponent = '0'] = decimal.replace(/^-/, '').toLowerCase().split('e');
+  const isNegative = decimal.startsWith('-');
   const [whole = '', fraction = ''] = mantissa.split('.');
-  // The amount is `whole`+`fraction` times ten to the power of `shift`, in minor units.
-  const shift = Number(exponent) - fraction.length + minorUnitDigits(currency);
-  const scaled = BigInt(whole + fraction);
-  const minor = shift >= 0 ? scaled * 10n ** BigInt(shift) : divideHalfUp(scaled, 10n ** BigInt(-shift));
-  return value < 0 ? -minor : minor;
+  // The number is `whole`+`fraction` times ten to the power of `shift`.
+  const shift = Number(exponent) - fraction.length + decimals;
+  const unscaled = BigInt(whole + fraction);
+  const scaled = shift >= 0 ? unscaled * 10n ** BigInt(shift) : divideHalfUp(unscaled, 10n ** BigInt(-shift));
+  return isNegative ? -scaled : scaled;
 }
 
 function divideHalfUp(dividend: bigint, divisor: bigint): bigint {

@@ -120,6 +120,15 @@ export const describeReset = () => ({
   },
 });
 
+/** Of answers to payments. */
+export const describeKeys = (): Addition => ({
+  answerHeaders: z.object({
+    'Accept-Idempotency-Key': z.literal('true').optional().meta({
+      description: 'A request may be repeated under its key. Absent where it was not looked at.',
+    }),
+  }),
+});
+
 /** Of what is behind `requireToken`. */
 export const describeToken = (): Addition => ({
   security: { token: { type: 'http', scheme: 'bearer', description: 'A service account’s token.' } },

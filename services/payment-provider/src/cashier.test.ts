@@ -126,7 +126,7 @@ test.each([
   const other = { ...payment, ...difference };
   expect(await pay(service, other, 'a')).toEqual(answer(422, { error: mismatch }));
   const inArray = await pay(service, [{ ...other, idempotencyKey: 'a' }]);
-  expect(inArray.body).toEqual([{ status: 422, error: mismatch }]);
+  expect(inArray.body).toEqual([{ status: 422, id: other.id, error: mismatch }]);
   expect(await charged()).toEqual(['I1']);
 });
 
@@ -220,7 +220,7 @@ describe('an array of payments', () => {
     await pay(service, payment, 'key of I1');
     expect((await pay(service, [element('I1'), element('I2'), element('I3')])).body).toEqual([
       { status: 200, id: 'I1', repeated: true },
-      { status: 402, ...declined, repeated: true },
+      { status: 402, id: 'I2', ...declined, repeated: true },
       { status: 200, id: 'I3' },
     ]);
   });
@@ -242,13 +242,13 @@ describe('an array of payments', () => {
       200,
       [
         { status: 200, id: 'I1' },
-        { status: 400, error: wrong },
-        { status: 400, error: 'could not retrieve idempotency key' },
+        { status: 400, id: 'I2', error: wrong },
+        { status: 400, id: 'I3', error: 'could not retrieve idempotency key' },
         { status: 400, error: 'could not retrieve payment id' },
         { status: 400, error: wrong },
         { status: 400, error: wrong },
-        { status: 400, error: 'could not retrieve payment value' },
-        { status: 400, error: 'an idempotency key must have 1 to 255 characters' },
+        { status: 400, id: 'I6', error: 'could not retrieve payment value' },
+        { status: 400, id: 'I7', error: 'an idempotency key must have 1 to 255 characters' },
         { status: 200, id: 'I8' },
       ],
     ]);
@@ -261,8 +261,8 @@ describe('an array of payments', () => {
     expect(body[0]).toEqual({ status: 200, id: 'I1' });
     // At work, as its first is; the client asks again.
     expect(body.slice(1)).toEqual([
-      { status: 409, error: busy },
-      { status: 409, error: busy },
+      { status: 409, id: 'I1', error: busy },
+      { status: 409, id: 'I1', error: busy },
     ]);
     expect(await charged()).toEqual(['I1']);
   });
@@ -289,7 +289,7 @@ describe('an array of payments', () => {
     const both = [element('I1'), element('I2')];
     // What is not held is charged meanwhile.
     expect((await pay(service, both)).body).toEqual([
-      { status: 409, error: busy },
+      { status: 409, id: 'I1', error: busy },
       { status: 200, id: 'I2' },
     ]);
     await database.query('COMMIT');

@@ -8,6 +8,7 @@ import {
   parseAntaeusPayment,
   parseKeyedPayment,
   parsePayment,
+  readId,
   type Payment,
 } from './payment.ts';
 
@@ -25,11 +26,14 @@ export const outcomeBody = () => {
     .optional()
     .meta({ description: 'The key was answered before, with this.' });
   const { error } = errorBody().shape;
+  const id = z.string().meta({ description: 'The payment that it is of.' });
   return z
     .discriminatedUnion('status', [
-      z.object({ status: z.literal(200), id: z.string(), repeated }),
-      z.object({ status: z.literal(402), error, repeated }),
-      z.object({ status: z.literal([400, 409, 422]), error }),
+      z.object({ status: z.literal(200), id, repeated }),
+      z.object({ status: z.literal(402), id, error, repeated }),
+      z.object({ status: z.literal([409, 422]), id, error }),
+      // Without an id where the payment has none that can be read.
+      z.object({ status: z.literal(400), id: id.optional(), error }),
     ])
     .meta({ id: 'Outcome' });
 };
@@ -91,15 +95,16 @@ export class Cashier {
   }
 
   async #reply(payment: Payment): Promise<Reply> {
-    const { status, ...rest } = toOutcome(payment, await this.#charge(payment));
-    const { repeated: isRepeated, ...body } = { repeated: undefined, ...rest };
+    const outcome = toOutcome(payment, await this.#charge(payment));
+    const { status } = outcome;
+    const isRepeated = 'repeated' in outcome && outcome.repeated;
     return {
       status,
       headers: {
         ...(isRepeated && { 'Idempotency-Hit': 'true' }),
         ...(status === 409 && { 'Retry-After': `${retryAfter}` }),
       },
-      body,
+      body: outcome.status === 200 ? { id: outcome.id } : { error: outcome.error },
     };
   }
 
@@ -116,8 +121,9 @@ export class Cashier {
     try {
       payment = parseKeyedPayment(body);
     } catch (error) {
-      if (error instanceof HttpError) return { status: 400, error: error.message };
-      throw error;
+      if (!(error instanceof HttpError)) throw error;
+      const id = readId(body);
+      return { status: 400, ...(id !== undefined && { id }), error: error.message };
     }
     return toOutcome(payment, await this.#charge(payment));
   }
@@ -145,10 +151,10 @@ function toOutcome({ id }: Payment, answer: Answer): Outcome {
     case 'charged':
       return { status: 200, id, ...(answer.repeated && { repeated: true }) };
     case 'declined':
-      return { status: 402, error: 'payment declined', ...(answer.repeated && { repeated: true }) };
+      return { status: 402, id, error: 'payment declined', ...(answer.repeated && { repeated: true }) };
     case 'mismatch':
-      return { status: 422, error: 'this idempotency key was used for another payment' };
+      return { status: 422, id, error: 'this idempotency key was used for another payment' };
     case 'busy':
-      return { status: 409, error: 'the first request with this idempotency key is still at work' };
+      return { status: 409, id, error: 'the first request with this idempotency key is still at work' };
   }
 }

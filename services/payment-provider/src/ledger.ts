@@ -85,9 +85,13 @@ export class Ledger {
       return answers.flat();
     }
     const before = known.length > 0 ? await this.#step('look up', () => findByKey(query, known)) : new Map();
+    const isKnown = new Set(known);
     return charges.map((charge) => {
       if (charge.key === undefined) return { outcome: charge.outcome, repeated: false };
       const stored: Stored | undefined = before.get(charge.key);
+      if (stored === undefined && isKnown.has(charge.key)) {
+        throw new Error('a key is known, and what it was answered is not found');
+      }
       const original = stored ?? first.get(charge.key)!;
       if (!isSame(charge, original)) return { outcome: 'mismatch' };
       return { outcome: original.outcome, repeated: stored !== undefined || original !== charge };

@@ -1,5 +1,5 @@
 import { HttpError } from '@payloop/kit/http-error.ts';
-import { toMinorUnits } from '@payloop/kit/money.ts';
+import { isExact, leastAmount, mayBeInexact, toCurrency, toMinorUnits } from '@payloop/kit/money.ts';
 import { z } from 'zod';
 
 /** What a client asks to be charged. */
@@ -22,16 +22,18 @@ export const keyLength = 255;
 const keyRule = `an idempotency key must have 1 to ${keyLength} characters`;
 const couldNot = (field: string) => `could not retrieve ${field}`;
 
-/** Text that Postgres can store: any but U+0000. */
-const storable = /^[^\0]*$/;
+/** Text that Postgres stores as it is: without U+0000, and without half of a character. */
+const storable = /^[^\0\ud800-\udfff]*$/u;
+/** The most characters of an id, and of a currency. */
+const idLength = 255;
+const currencyLength = 32;
+const tooLong = (field: string, most: number) => `a ${field} must have at most ${most} characters`;
 /** A field that is missing is said by its name; of a wrong type is any other value. */
 const missing = (field: string) => ({
   error: ({ input }: { input?: unknown }) => (input === undefined ? couldNot(field) : wrongParameters),
 });
 /** The least number that is infinite as a float32, which is what the original reads. */
 const tooLarge = 2 ** 128 - 2 ** 103;
-/** The greatest number that is zero as a float32. */
-const asZero = 2 ** -150;
 
 /** An amount of money in major units: a number that a float32 can hold. */
 const amount = z
@@ -42,14 +44,23 @@ const amount = z
 /** The fields of a payment, by lower-cased name. */
 export const paymentFields = z.object(
   {
-    id: z.string(missing('payment id')).regex(storable, wrongParameters).min(1, couldNot('payment id')),
+    id: z
+      .string(missing('payment id'))
+      .regex(storable, wrongParameters)
+      .min(1, couldNot('payment id'))
+      .max(idLength, tooLong('payment id', idLength)),
     value: amount
-      .refine((value) => Math.fround(value) !== 0, couldNot('payment value'))
-      .meta({ description: 'In major units.', not: { minimum: -asZero, maximum: asZero } }),
+      .refine((value) => Math.abs(value) >= leastAmount, couldNot('payment value'))
+      .meta({
+        description: 'In major units. What rounds to 0 in its currency counts as missing.',
+        not: { exclusiveMinimum: -leastAmount, exclusiveMaximum: leastAmount },
+      }),
     currency: z
       .string(missing('payment currency'))
       .regex(storable, wrongParameters)
-      .min(1, couldNot('payment currency')),
+      .min(1, couldNot('payment currency'))
+      .max(currencyLength, tooLong('payment currency', currencyLength))
+      .meta({ description: 'A code of three letters may be in either case.' }),
   },
   wrongParameters,
 );
@@ -61,16 +72,30 @@ export const idempotencyKey = z
   .max(keyLength, keyRule)
   .regex(storable, keyRule);
 
+/** Throws where a byte is no UTF-8: a replacement would make two keys one. */
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
 /**
- * Reads a body as JSON, whatever its type says.
+ * Reads a body as JSON in UTF-8, whatever its type says.
  * @throws {HttpError} 400 where it is none
  */
 export function parseBody(body: Buffer | undefined): unknown {
   try {
-    return JSON.parse(body?.toString('utf8') ?? '');
+    const text = utf8.decode(body);
+    // The slow way only where a number is long.
+    return mayBeInexact(text) ? JSON.parse(text, dropInexact) : JSON.parse(text);
   } catch {
     throw new HttpError(400, wrongParameters);
   }
+}
+
+/** The fields whose numbers say how much, and whose. */
+const exactFields = new Set(['value', 'customer_id']);
+
+/** Makes a number that a double cannot hold one that is refused, in its payment alone. */
+function dropInexact(key: string, value: unknown, { source = '' }: { source?: string } = {}): unknown {
+  const isNumber = typeof value === 'number' && exactFields.has(key.toLowerCase());
+  return isNumber && !isExact(value, source) ? NaN : value;
 }
 
 /**
@@ -85,8 +110,11 @@ export function parsePayment(body: unknown): Payment {
 function readPayment(given: Record<string, unknown> | undefined): Payment {
   const result = paymentFields.safeParse(given);
   if (!result.success) throw new HttpError(400, firstError(result.error));
-  const { id, value, currency } = result.data;
-  return { id, amount: toMinorUnits(value, currency), currency };
+  const { id, value } = result.data;
+  const currency = toCurrency(result.data.currency);
+  const minor = toMinorUnits(value, currency);
+  if (minor === 0n) throw new HttpError(400, couldNot('payment value'));
+  return { id, amount: minor, currency };
 }
 
 /** A wrong type comes before what is missing, wherever it is. */
@@ -98,13 +126,17 @@ function firstError({ issues }: z.ZodError): string {
 /** ISO 4217's code for no currency. */
 const noCurrency = 'XXX';
 
-const text = z.string().regex(storable);
+const text = (most: number) => z.string().regex(storable).max(most);
+/** The id of a payment in the Antaeus form begins with a word. */
+const customerLength = idLength - 'customer '.length;
 
 /** The fields of the Antaeus form. Its original client sends `"currency":{}`, which says nothing of a currency. */
 export const antaeusFields = z.object({
-  currency: z.union([text.min(1), z.object({}).transform(() => noCurrency)]).default(noCurrency),
+  currency: z
+    .union([text(currencyLength).min(1), z.object({}).transform(() => noCurrency)])
+    .default(noCurrency),
   value: amount,
-  customer_id: z.union([z.number(), text]),
+  customer_id: z.union([z.number(), text(customerLength)]),
 });
 
 /**
@@ -114,8 +146,12 @@ export const antaeusFields = z.object({
 export function parseAntaeusPayment(body: unknown): Payment {
   const result = antaeusFields.safeParse(lowerCaseKeys(body));
   if (!result.success) throw new HttpError(400, wrongParameters);
-  const { currency, value, customer_id: customer } = result.data;
-  return { id: `customer ${customer}`, amount: toMinorUnits(value, currency), currency };
+  const { value, customer_id: customer } = result.data;
+  const currency = toCurrency(result.data.currency);
+  const minor = toMinorUnits(value, currency);
+  // 0 is taken, as the original does; an amount that becomes 0 is somebody's mistake.
+  if (minor === 0n && value !== 0) throw new HttpError(400, wrongParameters);
+  return { id: `customer ${customer}`, amount: minor, currency };
 }
 
 /**
@@ -129,13 +165,30 @@ export function parseKeyedPayment(body: unknown): Payment & { key: string } {
   return { ...payment, key: checkKey(given?.idempotencykey) };
 }
 
+/** The id of a payment that may be wrong otherwise; undefined where it has none. */
+export function readId(body: unknown): string | undefined {
+  const result = paymentFields.shape.id.safeParse(lowerCaseKeys(body)?.id);
+  return result.success ? result.data : undefined;
+}
+
 /**
  * Reads an `Idempotency-Key` header, bare or as the quoted string of
  * https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
  * @throws {HttpError} 400
  */
 export function parseKey(header: string | undefined): string | undefined {
-  return header === undefined ? undefined : checkKey(/^"(.*)"$/.exec(header)?.[1] ?? header);
+  if (header === undefined) return undefined;
+  const key = decodeHeader(header);
+  return checkKey(/^"(.*)"$/.exec(key)?.[1] ?? key);
+}
+
+/** The text of a header whose bytes are UTF-8: the same key as in a body. Node reads each byte as a character. */
+function decodeHeader(header: string): string {
+  try {
+    return utf8.decode(Buffer.from(header, 'latin1'));
+  } catch {
+    throw new HttpError(400, keyRule);
+  }
 }
 
 function checkKey(key: unknown): string {
@@ -147,8 +200,8 @@ function checkKey(key: unknown): string {
 function lowerCaseKeys(body: unknown): Record<string, unknown> | undefined {
   if (body === null) return {};
   if (typeof body !== 'object' || Array.isArray(body)) return undefined;
-  // A loop, as an array of payments has thousands of keys.
-  const lowered: Record<string, unknown> = {};
+  // A loop, as an array of payments has thousands of keys. Without a prototype: `__proto__` is a key like any other.
+  const lowered: Record<string, unknown> = Object.create(null);
   for (const [key, value] of Object.entries(body)) {
     if (value !== null) lowered[key.toLowerCase()] = value;
   }

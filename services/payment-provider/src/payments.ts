@@ -23,6 +23,16 @@ export const migrations: Migration[] = [
       ALTER TABLE payments ADD COLUMN idempotency_key text COLLATE "C";
       CREATE UNIQUE INDEX payments_idempotency_key ON payments (idempotency_key)`,
   },
+  {
+    name: '3-lengths',
+    // For new payments: those that are there were charged as they are, and never change.
+    sql: `
+      ALTER TABLE payments
+        ADD CONSTRAINT payment_id_length CHECK (char_length(payment_id) BETWEEN 1 AND 255) NOT VALID,
+        ADD CONSTRAINT key_length CHECK (char_length(idempotency_key) BETWEEN 1 AND 255) NOT VALID,
+        ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32) NOT VALID,
+        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]') NOT VALID`,
+  },
 ];
 
 /** What a client asks to be charged, and how that ends if it has not ended before. */

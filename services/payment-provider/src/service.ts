@@ -9,7 +9,14 @@ import type { Self, Version } from '@payloop/kit/run.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import express, { type Handler, type Request, type Response } from 'express';
-import { describePay, describePayAntaeus, describeReset, describeToken, describeVersion } from './api.ts';
+import {
+  describeKeys,
+  describePay,
+  describePayAntaeus,
+  describeReset,
+  describeToken,
+  describeVersion,
+} from './api.ts';
 import { authVariables, readTokenRules, requireToken } from './auth.ts';
 import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
@@ -62,8 +69,14 @@ export async function start({ env, source, instance, failed, step = direct }: Se
       app.use(requireToken(rules, log));
       describeAll(app, describeToken);
     }
+    describeAll(app, describeKeys);
     const take = (pay: Pay): Handler[] => [
       // Read whatever its type says: clients send none, or a wrong one.
+      (_request, response, next) => {
+        // The original ignores keys and says nothing: only who is told may ask again after an unknown outcome.
+        response.set('Accept-Idempotency-Key', 'true');
+        next();
+      },
       express.raw({ type: () => true, limit: '512kb' }),
       (request, response) =>
         answer(request, response, faults, (body, key) => step('charge', () => pay(body, key))),

@@ -8,6 +8,7 @@ const dayAndTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', tim
 export const stateNames = {
   paid: 'Paid',
   declined: 'Declined',
+  refused: 'Refused',
   paying: 'Being paid',
   unknown: 'Outcome unknown',
   unpaid: 'Unpaid',

@@ -7,7 +7,7 @@ import { follow } from './stream.js';
 const announceEvery = 8_000;
 
 /** @type {State[]} */
-const states = ['paid', 'declined', 'paying', 'unknown', 'unpaid'];
+const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'];
 
 /** @param {string} id */
 const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -48,7 +48,7 @@ function takeIn(told) {
   totals = told;
   away = undefined;
   // What is still to be asked about again is the reason that an error stays.
-  if (!told.running && countAll() === count('paid')) hideNotice();
+  if (!told.running && countAll() === count('paid') + count('refused')) hideNotice();
   draw();
   const anew = count('paid') < paidBefore || countAll() !== allBefore;
   if (isFirst) rows.show(filter, countOf(filter));
@@ -77,12 +77,14 @@ function drawConnection() {
 /** @param {Totals} now */
 function drawStatus({ running }) {
   const [all, paid, declined, unknown] = [countAll(), count('paid'), count('declined'), count('unknown')];
-  const unpaid = all - paid;
+  const refused = count('refused');
+  const unpaid = all - paid - refused;
   const busy = running || asking;
   const headline = describe(busy, all, paid);
   const detail = [
     declined > 0 && `${formatCount(declined)} declined.`,
-    unknown > 0 && `${formatCount(unknown)} with an unknown outcome: they will be asked about again.`,
+    refused > 0 && `${formatCount(refused)} refused: change their value or currency, then pay again.`,
+    unknown > 0 && `${formatCount(unknown)} with an unknown outcome: see the list for what follows.`,
     busy && 'A run is under way and pays whatever is unpaid.',
     !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
   ]
@@ -185,19 +187,26 @@ async function pay() {
 /**
  * What a refusal means, in a line and its consequence.
  * @param {number} status
- * @param {{ error?: string, paid?: number, declined?: number, unknown?: number }} answer
+ * @param {{ error?: string, paid?: number, declined?: number, refused?: number, unknown?: number, left?: number }} answer
  * @returns {[string, string]}
  */
-function explain(status, { error, paid = 0, declined = 0, unknown }) {
+function explain(status, { error, paid = 0, declined = 0, refused = 0, unknown, left = 0 }) {
   // A 502 without numbers is of a proxy in between.
   if (unknown === undefined) {
     return [`invoice-app could not pay: ${error ?? `it answered ${status}`}.`, 'Try again when it is back.'];
   }
-  const stay = `${formatInvoices(unknown)} ${unknown === 1 ? 'stays' : 'stay'} unpaid`;
-  return [
-    'The payment provider gave no definite answer.',
-    `${stay}. Whether those it was asked for are charged is unknown: they will be asked about again under the same keys, so that none is charged twice. This run paid ${formatCount(paid)}; ${formatCount(declined)} were declined.`,
+  const stay = (/** @type {number} */ number) =>
+    `${formatInvoices(number)} ${number === 1 ? 'stays' : 'stay'} unpaid`;
+  const consequence = [
+    unknown > 0 &&
+      `${stay(unknown)}. Whether those it was asked for are charged is unknown: they will be asked about again under the same keys, so that none is charged twice.`,
+    left > 0 && `${stay(left)}: the provider was not asked for them. Pay again.`,
+    refused > 0 &&
+      `${stay(refused)}: the provider refused them. Change their value or currency, then pay again.`,
+    `This run paid ${formatCount(paid)}; ${formatCount(declined)} were declined.`,
   ];
+  const what = error ?? 'the payment provider gave no definite answer';
+  return [`${what.charAt(0).toUpperCase()}${what.slice(1)}.`, consequence.filter(Boolean).join(' ')];
 }
 
 /** @param {string} what @param {string} then */

@@ -231,8 +231,9 @@ function fill(line, at, row) {
 /** @param {Row} row */
 function explain({ state, at, reason }) {
   const when = at === null ? '' : formatTime(new Date(at));
-  if (state === 'declined') return reason ? `${when} · ${reason}` : `${when} · no reason given`;
-  if (state === 'unknown') return 'will be asked again';
+  if (state === 'declined' || state === 'refused')
+    return reason ? `${when} · ${reason}` : `${when} · no reason given`;
+  if (state === 'unknown') return reason ? `${when} · ${reason}` : 'will be asked again';
   return when;
 }
 

@@ -1,0 +1,199 @@
+// Payments at a provider that refuses arrays, ignores keys and is slow, as the original is.
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { startOriginal, type Original } from '../../testing/original.ts';
+import { ask, post, untilReady, type RunningService } from '../../testing/service.ts';
+import { connect, startApp, startProvider } from '../../testing/services.ts';
+
+let original: Original;
+beforeEach(async () => {
+  original = await startOriginal();
+});
+afterEach(() => original[Symbol.asyncDispose]());
+
+const pay = ({ url }: { url: string }) => post(`${url}/invoices/pay`);
+const twice = () => [...original.charges].filter(([, count]) => count > 1);
+async function until(condition: () => Promise<boolean> | boolean): Promise<void> {
+  while (!(await condition())) await sleep(20);
+}
+
+/** Runs in the database of a service, past its API. */
+async function query({ databaseUrl }: Pick<RunningService, 'databaseUrl'>, text: string): Promise<any[]> {
+  await using database = await connect({ databaseUrl });
+  return (await database.query(text)).rows;
+}
+/** Each invoice has ended, or is listed for a person. */
+const open = `SELECT id FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL`;
+
+test(
+  'a thousand invoices at 250 ms each are charged once while nothing fails, however long that takes',
+  { timeout: 120_000 },
+  async () => {
+    await using app = await startApp(original, { SEED_INVOICES: '1000' });
+    // It looks for leases that ran out all the while.
+    await using other = await startApp(original, { DATABASE_URL: app.databaseUrl }, { instance: 'other' });
+    const start = performance.now();
+    expect(await Promise.all([pay(app), pay(other)])).toEqual([
+      { status: 200, body: {} },
+      { status: 200, body: {} },
+    ]);
+    // Longer than a lease.
+    expect(performance.now() - start).toBeGreaterThan(15_000);
+    expect(original.charges.size).toBe(1000);
+    expect(twice()).toEqual([]);
+    expect(await query(app, `SELECT kind, count(*)::int FROM payment_events GROUP BY 1`)).toEqual([
+      { kind: 'charged', count: 1000 },
+    ]);
+  },
+);
+
+test('answers are stored as they come, and the lease is renewed meanwhile', { timeout: 60_000 }, async () => {
+  await using app = await startApp(original, { SEED_INVOICES: '300' });
+  const paying = pay(app);
+  await until(() => original.charges.size > 50);
+  const [{ paid, lease }] = await query(
+    app,
+    `SELECT (SELECT count(*)::int FROM invoices WHERE paid_at IS NOT NULL) AS paid, leased_until AS lease FROM batches`,
+  );
+  expect(paid).toBeGreaterThan(30);
+  await sleep(5_500);
+  const [later] = await query(app, 'SELECT leased_until AS lease FROM batches');
+  expect(later.lease - lease).toBeGreaterThan(4_000);
+  expect((await paying).status).toBe(200);
+});
+
+test('a holder that loses its lease asks for nothing more', { timeout: 60_000 }, async () => {
+  await using app = await startApp(original, { SEED_INVOICES: '300' });
+  const paying = pay(app);
+  await until(() => original.charges.size > 20);
+  // Longer than a run takes.
+  await query(app, `UPDATE batches SET holder = 'somebody else', leased_until = now() + interval '14 s'`);
+  await until(() => original.underWay() === 0);
+  const { size } = original.charges;
+  await sleep(2_000);
+  expect(original.charges.size).toBe(size);
+  expect(size).toBeLessThan(60);
+  await query(app, 'UPDATE batches SET leased_until = now()');
+  expect((await paying).status).toBe(200);
+  expect(original.charges.size).toBe(300);
+  expect(twice()).toEqual([]);
+});
+
+test(
+  'after kill -9 nothing is charged twice by itself, and what is unknown is listed',
+  { timeout: 120_000 },
+  async () => {
+    await using survivor = await startApp(original, { SEED_INVOICES: '200' }, { instance: 'survivor' });
+    const child = fork(join(import.meta.dirname, '../../testing/victim.ts'), ['invoice-app'], {
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+      serialization: 'advanced',
+      execArgv: [],
+      env: {
+        PATH: process.env.PATH,
+        HOST: '127.0.0.1',
+        PORT: '0',
+        METRICS_PORT: '0',
+        LOG_LEVEL: 'silent',
+        INSTANCE: 'victim',
+        DATABASE_URL: survivor.databaseUrl,
+        PAYMENT_PROVIDER_URL: `${original.url}/payments/pay`,
+      },
+    });
+    const [{ port }] = (await once(child, 'message')) as [{ port: number }];
+    const victim = `http://127.0.0.1:${port}`;
+    await untilReady(victim);
+    pay({ url: victim }).catch(() => {});
+    await until(() => original.charges.size > 60 && original.underWay() > 5);
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+    // The time of its lease passes, and nobody calls pay.
+    await query(survivor, 'UPDATE batches SET leased_until = now()');
+    await until(async () => (await query(survivor, open)).length === 0);
+    await until(
+      async () => (await query(survivor, 'SELECT FROM batches WHERE holder IS NOT NULL')).length === 0,
+    );
+    expect(twice()).toEqual([]);
+    const unknown = await query(survivor, 'SELECT id FROM invoices WHERE unknown_at IS NOT NULL ORDER BY id');
+    // What was under way, and nothing that was not.
+    expect(unknown.length).toBeGreaterThan(0);
+    expect(unknown.length).toBeLessThanOrEqual(10);
+    const events = `SELECT invoice_id AS id FROM payment_events WHERE kind = 'unknown' ORDER BY 1`;
+    expect(await query(survivor, events)).toEqual(unknown);
+    const told = await pay(survivor);
+    expect(told).toMatchObject({ status: 502, body: { paid: 0, unknown: unknown.length } });
+    expect(twice()).toEqual([]);
+    const { body } = (await ask(`${survivor.url}/rows?limit=200`)) as { body: any };
+    const shown = body.rows.filter(({ state }: { state: string }) => state === 'unknown');
+    expect(shown.map(({ id }: { id: string }) => id)).toEqual(unknown.map(({ id }) => `I${id}`));
+    expect(shown[0].reason).toBe('the provider ignores keys: look it up there');
+    const metrics = await (await fetch(survivor.metricsUrl)).text();
+    expect(metrics).toContain(`unsettled_invoices ${unknown.length}\n`);
+
+    // A person looks the first up, and settles it; another was not charged, as far as is known there.
+    const [first, second] = unknown;
+    await query(survivor, `SELECT settle_invoice(${first.id}, true)`);
+    original.charges.delete(`I${second.id}`);
+    await query(survivor, `SELECT settle_invoice(${second.id}, false)`);
+    await expect(query(survivor, `SELECT settle_invoice(${first.id}, true)`)).rejects.toThrow(
+      `invoice ${first.id} has no unknown outcome to settle`,
+    );
+    expect((await pay(survivor)).body).toMatchObject({ paid: 1, unknown: unknown.length - 2 });
+    expect(twice()).toEqual([]);
+  },
+);
+
+test('a connection that breaks off is listed and not asked for again; the others are paid', async () => {
+  original.delay = 5;
+  original.fault = (id) => (id === 'I7' ? 'break off' : undefined);
+  await using app = await startApp(original, { SEED_INVOICES: '30' });
+  const told = { status: 502, body: { declined: 0, refused: 0, unknown: 1 } };
+  expect(await pay(app)).toMatchObject({ ...told, body: { ...told.body, paid: 29 } });
+  expect(await pay(app)).toMatchObject({ ...told, body: { ...told.body, paid: 0 } });
+  expect(original.charges.get('I7')).toBe(1);
+});
+
+test('429 charged nothing: it is asked for again later, and nobody is needed', async () => {
+  original.delay = 5;
+  original.fault = () => 'reject';
+  await using app = await startApp(original, { SEED_INVOICES: '30' });
+  expect((await pay(app)).body).toMatchObject({ paid: 0, unknown: 0, left: 30 });
+  original.fault = undefined;
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(twice()).toEqual([]);
+});
+
+test('a provider that is not there charged nothing either', async () => {
+  original.delay = 5;
+  await using app = await startApp(original);
+  // It learns that this provider takes no arrays.
+  await pay(app);
+  await query(app, `INSERT INTO invoices (id, customer_id, amount, currency) VALUES (31, 1, 5, 'EUR')`);
+  await original[Symbol.asyncDispose]();
+  expect((await pay(app)).body).toMatchObject({ unknown: 0, left: 1 });
+  expect(await query(app, open)).toHaveLength(1);
+  original = await startOriginal();
+});
+
+test('declines and refusals end as at any provider, with a new key for the first only', async () => {
+  original.delay = 5;
+  const declined = new Set(['I3']);
+  original.fault = (id) => (declined.has(id) ? 'decline' : undefined);
+  await using app = await startApp(original, { SEED_INVOICES: '30' });
+  await query(app, 'UPDATE invoices SET amount = 0 WHERE id = 5');
+  expect((await pay(app)).body).toMatchObject({ paid: 28, declined: 1, refused: 1, unknown: 0 });
+  declined.clear();
+  expect((await pay(app)).body).toMatchObject({ paid: 1, declined: 0, refused: 1, unknown: 0 });
+  expect(original.charges.size).toBe(29);
+  expect(twice()).toEqual([]);
+});
+
+test('our provider says that it honours keys', async () => {
+  await using provider = await startProvider();
+  for (const path of ['/payments/pay', '/rest/v1/payments']) {
+    const response = await fetch(provider.url + path, { method: 'POST', body: '{}' });
+    expect(response.headers.get('Accept-Idempotency-Key')).toBe('true');
+  }
+});
