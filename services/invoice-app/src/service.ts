@@ -104,7 +104,7 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   };
   const running = await startServer(options, (app) => {
     addGuard(app);
-    addPage(app, overview, progress);
+    addPage(app, overview, progress, config.ALLOW_RESET);
     const version: Handler = async (_request, response) => {
       const self: AppVersion = { service, source, instance, provider: await provider.version() };
       response.json(self);
