@@ -64,7 +64,7 @@ async function main(): Promise<void> {
   };
   await take('light', { colorScheme: 'light', viewport: { width: 1200, height: 860 } }, async (page) => {
     await page.locator('#pay').click();
-    await until(page, `document.querySelector('progress').value > 5000`);
+    await until(page, `Number(document.getElementById('progress').ariaValueNow) > 5000`);
     // To the end of a batch that is done, behind which one is being paid.
     await page.evaluate(`(async () => {
       for (let at = 1000; at < 20000; at += 1000) {

@@ -23,9 +23,18 @@ const types: Record<string, string> = {
 
 const fileName = /^[\w-]+\.\w+$/;
 
-/** Adds the page, and what it reads. */
-export function addPage(app: Express, overview: Overview, progress: Progress): void {
-  const sendPage: Handler = (request, response) => sendFile('index.html', request, response);
+/** What the page's own document says of the server, replaced where it allows a reset. */
+const resetRefused = 'data-reset="refused"';
+
+/**
+ * Adds the page, and what it reads.
+ * @param allowReset whether the page offers to reset the invoices
+ */
+export function addPage(app: Express, overview: Overview, progress: Progress, allowReset: boolean): void {
+  const sendPage: Handler = (request, response) =>
+    sendFile('index.html', request, response, (html) =>
+      allowReset ? html.replace(resetRefused, 'data-reset="allowed"') : html,
+    );
   route(app, '/', { get: sendPage }, () => ({
     get: { summary: 'The page', answers: describeFile({ 'text/html': z.string() }) },
   }));
@@ -88,12 +97,18 @@ const rowsQuery = z.object({
 });
 
 /** Read anew each time, so that a save of the page needs no process: the browser is told whether it has it already. */
-async function sendFile(name: string, request: Request, response: Response): Promise<void> {
+async function sendFile(
+  name: string,
+  request: Request,
+  response: Response,
+  change = (text: string) => text,
+): Promise<void> {
   const type = types[extname(name)];
   if (type === undefined || !fileName.test(name)) throw new HttpError(404, 'not found');
-  const content = await readFile(join(folder, name)).catch(() => {
+  const text = await readFile(join(folder, name), 'utf8').catch(() => {
     throw new HttpError(404, 'not found');
   });
+  const content = change(text);
   const tag = `"${createHash('sha256').update(content).digest('base64url').slice(0, 22)}"`;
   response.set({ 'Content-Type': type, 'Cache-Control': 'no-cache', ETag: tag });
   if (request.fresh) response.status(304).end();

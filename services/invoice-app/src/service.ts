@@ -120,7 +120,7 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     log,
   };
   const running = await startServer(options, (app) => {
-    addPage(app, overview, progress);
+    addPage(app, overview, progress, config.ALLOW_RESET);
     const version: Handler = async (_request, response) => {
       const self: AppVersion = {
         service,

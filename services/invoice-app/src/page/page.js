@@ -12,7 +12,8 @@ const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'];
 /** @param {string} id */
 const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 const button = element('pay');
-const progress = /** @type {HTMLProgressElement} */ (element('progress'));
+const resetButton = element('reset');
+const progress = element('progress');
 const rows = new Rows();
 
 /** What was told last. @type {Totals | undefined} */
@@ -21,6 +22,8 @@ let totals;
 let away;
 /** Whether this page waits for the answer to its own request to pay. */
 let asking = false;
+/** Whether this page waits for the answer to its own request to reset. */
+let resetting = false;
 /** @type {Filter} */
 let filter = 'all';
 let announcedAt = -Infinity;
@@ -75,28 +78,35 @@ function drawConnection() {
 }
 
 /** @param {Totals} now */
-function drawStatus({ running }) {
+function drawStatus({ running, sums }) {
   const [all, paid, declined, unknown] = [countAll(), count('paid'), count('declined'), count('unknown')];
   const refused = count('refused');
   const unpaid = all - paid - refused;
   const busy = running || asking;
+  // Recovery asks by itself about what is unknown: nobody pays anew.
+  const recovers = running && !asking && unknown > 0;
   const headline = describe(busy, all, paid);
   const detail = [
+    unpaid > 0 && `To pay: ${listSums(sums)}.`,
     declined > 0 && `${formatCount(declined)} declined.`,
     refused > 0 && `${formatCount(refused)} refused: change their value or currency, then pay again.`,
     unknown > 0 && `${formatCount(unknown)} with an unknown outcome: see the list for what follows.`,
-    busy && 'A run is under way and pays whatever is unpaid.',
+    busy && !recovers && 'A run is under way and pays every unpaid invoice.',
+    recovers && 'invoice-app is asking the provider about them again.',
     !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
   ]
     .filter(Boolean)
     .join(' ');
   setText(element('headline'), headline);
   setText(element('detail'), detail || '\u00a0');
-  setText(button, busy ? 'Paying…' : unpaid > 0 ? `Pay ${formatInvoices(unpaid)}` : 'Nothing to pay');
+  const idle = unpaid > 0 ? `Pay ${formatInvoices(unpaid)}` : 'Nothing to pay';
+  setText(button, recovers ? 'Asking again…' : busy ? 'Paying…' : idle);
   button.setAttribute('aria-disabled', `${busy || unpaid === 0 || away !== undefined}`);
-  progress.max = Math.max(1, all);
-  progress.value = paid;
-  progress.dataset.running = `${busy}`;
+  setText(resetButton, resetting ? 'Resetting…' : 'Reset');
+  resetButton.setAttribute('aria-disabled', `${busy || resetting || away !== undefined}`);
+  progress.ariaValueMax = `${Math.max(1, all)}`;
+  progress.ariaValueNow = `${paid}`;
+  setShares(progress, all, paid, declined + refused);
   announce(busy, `${headline} ${detail}`);
 }
 
@@ -106,6 +116,33 @@ function describe(busy, all, paid) {
   if (!busy && paid === all)
     return all === 1 ? 'The invoice is paid.' : `All ${formatInvoices(all)} are paid.`;
   return `${formatCount(paid)} of ${formatInvoices(all)} paid${busy ? '…' : '.'}`;
+}
+
+/** The sums that a run would pay, in each currency that has some: all that is unpaid, but what is refused. @param {CurrencySums[]} sums */
+function listSums(sums) {
+  const unpaid = sums.filter(({ open, refused }) => open.count > refused.count);
+  return unpaid
+    .map(({ currency, open, refused }) => formatAmount(subtract(open.amount, refused.amount), currency))
+    .join(', ');
+}
+
+/** The difference of two decimals with as many digits each. @param {string} from @param {string} amount */
+function subtract(from, amount) {
+  const digits = from.split('.')[1]?.length ?? 0;
+  const minor = `${BigInt(from.replace('.', '')) - BigInt(amount.replace('.', ''))}`.padStart(
+    digits + 1,
+    '0',
+  );
+  return digits > 0 ? `${minor.slice(0, -digits)}.${minor.slice(-digits)}` : minor;
+}
+
+/**
+ * Sets how much of a bar is paid, and how much declined or refused.
+ * @param {HTMLElement} bar @param {number} all @param {number} paid @param {number} declined
+ */
+function setShares(bar, all, paid, declined) {
+  bar.style.setProperty('--paid-share', `${all > 0 ? paid / all : 0}`);
+  bar.style.setProperty('--declined-share', `${all > 0 ? declined / all : 0}`);
 }
 
 /** For screen readers: a run's start and end at once, and what lies between now and then. @param {boolean} busy @param {string} text */
@@ -155,15 +192,14 @@ function createSum() {
 
 /** @param {HTMLElement} item @param {CurrencySums} sums */
 function fillSum(item, sums) {
-  const { currency, paid, open, declined } = sums;
+  const { currency, paid, open, declined, refused } = sums;
   const all = paid.count + open.count;
   setText(item.querySelector('.currency'), currency);
   setText(item.querySelector('.paid strong'), formatAmount(paid.amount, currency));
   setText(item.querySelector('.paid span'), `${formatCount(paid.count)} paid`);
   setText(item.querySelector('.open strong'), formatAmount(open.amount, currency));
-  setText(item.querySelector('.open span'), `${formatCount(open.count)} open`);
-  item.style.setProperty('--paid-share', `${all > 0 ? paid.count / all : 0}`);
-  item.style.setProperty('--declined-share', `${all > 0 ? declined.count / all : 0}`);
+  setText(item.querySelector('.open span'), `${formatCount(open.count)} unpaid`);
+  setShares(item, all, paid.count, declined.count + refused.count);
 }
 
 async function pay() {
@@ -181,6 +217,27 @@ async function pay() {
     );
   }
   asking = false;
+  draw();
+}
+
+async function reset() {
+  if (resetButton.getAttribute('aria-disabled') === 'true') return;
+  hideNotice();
+  resetting = true;
+  draw();
+  try {
+    const response = await fetch('/reset', { method: 'POST' });
+    if (!response.ok) {
+      const { error } = await response.json().catch(() => ({}));
+      showNotice('The invoices were not reset.', `${error ?? `invoice-app answered ${response.status}`}.`);
+    }
+  } catch {
+    showNotice(
+      'The connection broke off before there was an answer.',
+      'Whether they were reset, the list shows.',
+    );
+  }
+  resetting = false;
   draw();
 }
 
@@ -237,6 +294,7 @@ function setText(target, text) {
 }
 
 button.addEventListener('click', () => void pay());
+resetButton.addEventListener('click', () => void reset());
 element('filters').addEventListener('change', (event) => {
   filter = /** @type {Filter} */ (/** @type {HTMLInputElement} */ (event.target).value);
   rows.show(filter, countOf(filter));

@@ -231,6 +231,8 @@ function fill(line, at, row) {
 /** @param {Row} row */
 function explain({ state, at, reason }) {
   const when = at === null ? '' : formatTime(new Date(at));
+  // The provider's usual words say no more than the state does.
+  if (state === 'declined' && reason === 'payment declined') return when;
   if (state === 'declined' || state === 'refused')
     return reason ? `${when} · ${reason}` : `${when} · no reason given`;
   if (state === 'unknown') return reason ? `${when} · ${reason}` : 'will be asked again';
