@@ -97,7 +97,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   const body = '{"id":"I1","value":1,"currency":"EUR"}';
   const slow = connect(port, '127.0.0.1');
   slow.write(
-    `POST /payments/pay HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 10)}`,
+    `POST /payments/pay HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 10)}`,
   );
   await new Promise((wait) => setTimeout(wait, 50));
   child.kill('SIGTERM');
