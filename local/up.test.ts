@@ -229,10 +229,12 @@ test(
     await up.line(green);
     await fetch(url);
     await fetch(`${url}/invoices`);
-    await fs.writeFile(service(), `${good}// saved\n`);
-    await up.line(greenAgain);
     await delay(500);
     expect(up.rest()).toEqual([]);
+    await fs.writeFile(service(), `${good}// saved\n`);
+    await expect.poll(() => up!.rest(), { timeout: 15_000 }).not.toEqual([]);
+    await delay(1_000);
+    expect(up.rest()).toEqual([expect.stringMatching(greenAgain)]);
 
     // A mistake: said by the service and by the test, long before the test would give up waiting.
     const at = performance.now();

@@ -47,7 +47,7 @@ export class Reloader {
   /** The sources as they were seen last, and since when. */
   #seen: Sources = { hash: '', changedAt: 0, problems: [] };
   #seenSince = 0;
-  /** What keeps entries from being read, and since when; 0 once it was said. */
+  /** What is wrong with entries, and since when; 0 once it was said. */
   #problems = new Map<string, number>();
   #changedAt = 0;
   #toldAt = 0;
@@ -151,7 +151,7 @@ export class Reloader {
     for (const [problem, since] of this.#problems) {
       if (since === now) this.#changedAt = now;
       if (since === 0 || now - since < lasting) continue;
-      this.#say(`leaves out what cannot be read: ${problem}`);
+      this.#options.say(`${this.#options.service}: ${problem}`);
       this.#problems.set(problem, 0);
     }
     // A folder that is back is another folder, which a watcher does not know.

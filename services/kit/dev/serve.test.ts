@@ -64,11 +64,12 @@ class Toy {
   }
 
   /** @param wrap a command that runs the service, such as `nice` */
-  async start(wrap: string[] = []): Promise<this> {
+  async start(wrap: string[] = [], more: NodeJS.ProcessEnv = {}): Promise<this> {
     this.#port = await freePort();
     const [file, ...args] = [...wrap, process.execPath, 'services/kit/dev/serve.ts', 'toy'];
     const env = {
       ...process.env,
+      ...more,
       HOST: '127.0.0.1',
       PORT: String(this.#port),
       DATABASE_URL: 'postgres://127.0.0.1:1/',
@@ -207,6 +208,38 @@ describe('a save is served at once', () => {
   });
 });
 
+test('of half a file nothing is shown, and of a mistake its reason', async () => {
+  toy = await new Toy().start();
+  // Until the next process has loaded its packages, which then meets the half at once.
+  await sleep(700);
+  for (const half of ['', 'export const word: str', `export const word: string = 'sec`]) {
+    toy.write('word.ts', half);
+    await sleep(200);
+  }
+  toy.write('word.ts', wordOf('second'));
+  await toy.serves();
+  expect(toy.log).not.toMatch(/Error|did not start/);
+  toy.write('word.ts', 'const = 1;');
+  await toy.says(/SyntaxError[^]*toy did not start/);
+});
+
+test('a save is noticed whatever the user has told nodemon elsewhere', async () => {
+  toy = new Toy();
+  fs.writeFileSync(join(toy.base, 'nodemon.json'), '{"ignore":["*.ts"],"legacyWatch":true,"delay":60000}');
+  await toy.start([], { HOME: toy.base });
+  expect(await noticed()).toBe(true);
+});
+
+test('a save is served in a clone whose name nodemon takes for a pattern', async () => {
+  toy = await new Toy('[x] {a,b} *').start();
+  for (const word of ['second', 'third']) {
+    await sleep(3_500);
+    toy.write('word.ts', wordOf(word));
+    await toy.serves();
+  }
+  expect(toy.log).toMatch(/runs the new code after \d+ ms\n$/);
+});
+
 describe('watchers are renewed', () => {
   const away = () => join(toy!.base, 'away');
   test.each<[string, (pause: number) => Promise<void> | void]>([
@@ -257,7 +290,7 @@ describe('watchers are renewed', () => {
     fs.symlinkSync('round.ts', join(toy.src, 'round.ts'));
     await toy.start();
     await toy.says(/nodemon ended \(ELOOP: .*round\.ts'\) and is started again; until it watches, saves are/);
-    await toy.says(/leaves out what cannot be read: services\/toy\/src\/round\.ts is a link that leads back/);
+    await toy.says(/toy: services\/toy\/src\/round\.ts is a link that leads back/);
     toy.write('word.ts', wordOf('found'));
     await toy.serves();
     fs.rmSync(join(toy.src, 'round.ts'));

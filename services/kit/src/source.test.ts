@@ -1,5 +1,14 @@
 import { execFileSync } from 'node:child_process';
-import { chmodSync, cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -143,6 +152,20 @@ test.skipIf(process.getuid?.() === 0)('a file without permissions is a problem t
   const { hash, problems } = readSources(root, 'invoice-app');
   expect(problems).toEqual(['services/invoice-app/src/closed.ts cannot be read: its permissions forbid it']);
   expect([hash !== before, hash]).toEqual([true, hashInBash()]);
+});
+
+test('a folder that is too large for its volume in a cluster is a problem', () => {
+  make('large.bin', 'x'.repeat(16 * 2 ** 20));
+  expect(readSources(root, 'invoice-app').problems).toEqual([
+    'services/invoice-app/src holds 17 MiB, 16 is the most in a cluster: Kubernetes evicts the pod above that',
+  ]);
+  const limits = readFileSync(
+    resolve(import.meta.dirname, '../../../kustomize/overlays/dev/live-update-invoice-app.yaml'),
+    'utf8',
+  );
+  expect(limits.match(/sizeLimit: .*/g)).toEqual(['sizeLimit: 16Mi', 'sizeLimit: 16Mi']);
+  make('large.bin', 'x'.repeat(15 * 2 ** 20));
+  expect(readSources(root, 'invoice-app').problems).toEqual([]);
 });
 
 test('a folder that is away is a problem, and the other one still counts', () => {

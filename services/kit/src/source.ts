@@ -7,9 +7,15 @@ export interface Sources {
   hash: string;
   /** When one of the files last changed, content or not, in milliseconds since 1970; 0 without files. */
   changedAt: number;
-  /** One line for each entry that cannot be read, with its path. The hash has its name, not its content. */
+  /**
+   * One line for each entry that cannot be read, with its path, and each folder that is too large. What cannot be
+   * read is in the hash by its name.
+   */
   problems: string[];
 }
+
+/** What a folder may hold in a cluster, in MiB: the `sizeLimit` of its volume in kustomize/overlays/dev. */
+const volumeSize = 16;
 
 /** The folders of a service's sources, relative to the root. */
 export function sourceFolders(service: string): string[] {
@@ -31,8 +37,16 @@ export function hashSource(root: string, service: string): string {
 
 /** Reads the sources of a service and of the kit. Never throws: an entry that cannot be read is a problem. */
 export function readSources(root: string, service: string): Sources {
-  const found: Found = { root, files: [], problems: [] };
-  for (const folder of sourceFolders(service)) collect(found, folder, []);
+  const found: Found = { root, size: 0, files: [], problems: [] };
+  for (const folder of sourceFolders(service)) {
+    found.size = 0;
+    collect(found, folder, []);
+    const size = Math.ceil(found.size / 2 ** 20);
+    if (size > volumeSize)
+      found.problems.push(
+        `${folder} holds ${size} MiB, ${volumeSize} is the most in a cluster: Kubernetes evicts the pod above that`,
+      );
+  }
   const files = found.files.toSorted((a, b) => (a.path < b.path ? -1 : 1));
   const digests = files.map(({ path }) => digest(found, path));
   const names = files.map(({ path }) => bytes(`${path}\0`));
@@ -46,6 +60,8 @@ export function readSources(root: string, service: string): Sources {
 /** Paths are Latin-1 strings, one character a byte: any name has one, and they sort as in the C locale. */
 interface Found {
   root: string;
+  /** Of the files of a folder, sources or not, in bytes. */
+  size: number;
   files: { path: string; stats: Stats }[];
   problems: string[];
 }
@@ -63,7 +79,9 @@ function collect(found: Found, folder: string, above: string[]): void {
     const isSource = name.endsWith('.ts') && !name.endsWith('.test.ts');
     const entry = attempt(isSource ? found : undefined, path, () => statSync(absolute(found, path)));
     if (entry?.isDirectory()) collect(found, path, [...above, identity]);
-    else if (isSource && entry?.isFile()) found.files.push({ path, stats: entry });
+    if (!entry?.isFile()) continue;
+    found.size += entry.size;
+    if (isSource) found.files.push({ path, stats: entry });
   }
 }
 
