@@ -223,12 +223,15 @@ test('of half a file nothing is shown, and of a mistake its reason', async () =>
   await toy.says(/SyntaxError[^]*toy did not start/);
 });
 
-test('a save is noticed whatever the user has told nodemon elsewhere', async () => {
-  toy = new Toy();
-  fs.writeFileSync(join(toy.base, 'nodemon.json'), '{"ignore":["*.ts"],"legacyWatch":true,"delay":60000}');
-  await toy.start([], { HOME: toy.base });
-  expect(await noticed()).toBe(true);
-});
+test.each(['{"ignoreRoot":["**/*.ts"]}', '{"watchOptions":{"ignored":"**"}}', 'broken'])(
+  "a save is noticed whatever the user's nodemon.json says: %s",
+  async (settings) => {
+    toy = new Toy();
+    fs.writeFileSync(join(toy.base, 'nodemon.json'), settings);
+    await toy.start([], { HOME: toy.base });
+    expect(await noticed()).toBe(true);
+  },
+);
 
 test('a save is served in a clone whose name nodemon takes for a pattern', async () => {
   toy = await new Toy('[x] {a,b} *').start();
