@@ -211,7 +211,7 @@ describe('a save is served at once', () => {
 test('of half a file nothing is shown, and of a mistake its reason', async () => {
   toy = await new Toy().start();
   // Until the next process has loaded its packages, which then meets the half at once.
-  await sleep(700);
+  await sleep(2_000);
   for (const half of ['', 'export const word: str', `export const word: string = 'sec`]) {
     toy.write('word.ts', half);
     await sleep(200);
