@@ -14,6 +14,8 @@ const services = ['invoice-app', 'payment-provider'];
 const delay = 50;
 /** How often the sources are looked at for a save that nodemon missed, in milliseconds. */
 const lookAnyway = 1_000;
+/** How long nodemon may take to tell of a save, in milliseconds, before it counts as missed. */
+const watcherDelay = 300;
 
 const [url = ''] = process.argv.slice(2);
 const isVerbose = Boolean(process.env.LOG_LEVEL);
@@ -27,6 +29,7 @@ interface Run {
 
 let run: Run | undefined;
 let timer: NodeJS.Timeout | undefined;
+let toldAt = 0;
 
 /** Identifies what a run tests. Absent files count: they are back sooner or later. */
 function tested(): string {
@@ -99,14 +102,20 @@ function say(text: string): void {
 // Where `make up` was killed nobody reads it: the next one ends it, with all that it started.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 
+function onChange(): void {
+  toldAt = performance.now();
+  startSoon(toldAt);
+}
+
 const paths = [...new Set(services.flatMap(sourceFolders)), 'test.sh'];
-const watcher = watch({ root, paths, onChange: () => startSoon(performance.now()), say });
+const watcher = watch({ root, paths, onChange, say });
 setInterval(() => {
-  const now = tested();
-  // Nobody told of this save.
-  if (run === undefined || now === run.of) return;
-  run.of = now;
-  watcher.renew();
-  startSoon(performance.now());
+  if (run === undefined || run.of === tested()) return;
+  const foundAt = performance.now();
+  setTimeout(() => {
+    if (toldAt > foundAt - watcherDelay) return;
+    watcher.renew();
+    startSoon(foundAt);
+  }, watcherDelay);
 }, lookAnyway);
 startSoon();
