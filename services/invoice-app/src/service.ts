@@ -110,7 +110,9 @@ export async function start({ env, source, instance, step = direct }: Self): Pro
   const running = await startServer(options, (app) => {
     addPage(app, overview, progress);
     const version: Handler = async (_request, response) => {
-      const self: AppVersion = { service, source, instance, provider: await provider.version() };
+      const left = new AbortController();
+      response.on('close', () => left.abort());
+      const self: AppVersion = { service, source, instance, provider: await provider.version(left.signal) };
       response.json(self);
     };
     route(app, '/version', { get: version }, api.describeVersion);

@@ -21,7 +21,13 @@ afterAll(() => database.drop());
 function start(service: string, env: Record<string, string>) {
   const child = spawn('node', [`services/${service}/src/main.ts`], {
     cwd: root,
-    env: { PATH: process.env.PATH, HOST: '127.0.0.1', DATABASE_URL: database.url, ...env },
+    env: {
+      PATH: process.env.PATH,
+      HOST: '127.0.0.1',
+      ENVIRONMENT: 'dev',
+      DATABASE_URL: database.url,
+      ...env,
+    },
   });
   const ended = Promise.all([once(child, 'exit'), text(child.stdout), text(child.stderr)]).then(
     ([[code], stdout, stderr]) => ({ code, stdout, stderr }),
@@ -40,6 +46,16 @@ test.each([
     'invoice-app',
     { PAYMENT_PROVIDER_URL: 'http://a/', PAYMENT_PROVIDER_ENDPOINT: 'http://b/' },
     'PAYMENT_PROVIDER_URL must be the same as PAYMENT_PROVIDER_ENDPOINT where both are set',
+  ],
+  [
+    'payment-provider',
+    { ENVIRONMENT: 'prod', AUTH: '' },
+    'AUTH must be required or off where ENVIRONMENT is prod',
+  ],
+  [
+    'payment-provider',
+    { ENVIRONMENT: '' },
+    'AUTH must be required or off where ENVIRONMENT is not set, which means prod',
   ],
   [
     'payment-provider',
@@ -96,7 +112,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   const body = '{"id":"I1","value":1,"currency":"EUR"}';
   const slow = connect(port, '127.0.0.1');
   slow.write(
-    `POST /payments/pay HTTP/1.1\r\nHost: x\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 10)}`,
+    `POST /payments/pay HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${body.length}\r\n\r\n${body.slice(0, 10)}`,
   );
   await new Promise((wait) => setTimeout(wait, 50));
   child.kill('SIGTERM');
