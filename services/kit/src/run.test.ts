@@ -104,6 +104,42 @@ test('without its database a service is live, not ready, and says why once, with
   expect(stdout).not.toContain('verysecret');
 });
 
+test('a client that leaves in the middle of a list is one line of the log, and no error', async () => {
+  const port = await freePort();
+  const env = { PORT: `${port}`, METRICS_PORT: '0', SEED_INVOICES: '50000' };
+  const { child, ended } = start('invoice-app', env);
+  const url = `http://127.0.0.1:${port}`;
+  await untilReady(url);
+  for (const path of ['/invoices', '/rest/v1/invoices', '/progress']) {
+    const socket = connect(port, '127.0.0.1');
+    socket.write(`GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+    await once(socket, 'data');
+    socket.destroy();
+  }
+  // Before it has anything.
+  const early = connect(port, '127.0.0.1');
+  await once(early, 'connect');
+  early.write('GET /rest/v1/customers HTTP/1.1\r\nHost: localhost\r\n\r\n', () => early.destroy());
+  await expect.poll(() => statusOf(`${url}/livez`)).toBe(200);
+  await new Promise((wait) => setTimeout(wait, 500));
+  child.kill();
+  const { stdout, stderr } = await ended;
+  expect(stderr).toBe('');
+  const lines = stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  expect(lines.filter(({ level }) => level !== 'info')).toEqual([]);
+  const requests = lines.filter(({ msg }) => msg === 'request');
+  expect(requests.map(({ path, status }) => [path, status])).toEqual(
+    expect.arrayContaining([
+      ['/invoices', 'client gone'],
+      ['/rest/v1/invoices', 'client gone'],
+    ]),
+  );
+  expect(requests).toHaveLength(4);
+});
+
 test('SIGTERM: readiness fails at once, a request under way is answered, then the process ends', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}`, SHUTDOWN_DELAY_MS: '300' });
