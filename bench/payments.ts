@@ -47,6 +47,7 @@ async function startService(service: string, databaseUrl: string, env: Record<st
       HOST: '127.0.0.1',
       PORT: `${port}`,
       METRICS_PORT: '0',
+      ENVIRONMENT: 'dev',
       DATABASE_URL: databaseUrl,
       LOG_LEVEL: 'error',
       ...env,

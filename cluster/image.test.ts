@@ -59,7 +59,7 @@ describe.runIf(overlay === 'prod').each(services)('the image of %s', (service) =
       expect(await docker('inspect', '--format={{.Config.User}}', image)).toBe('65532:65532');
       const port = await freePort();
       // Without a database it is live and not ready, which is idle enough; a second one would be this test's.
-      const settings = ['DATABASE_URL=postgres://127.0.0.1:1/', `PORT=${port}`, 'METRICS_PORT=0'];
+      const settings = ['DATABASE_URL=postgres://127.0.0.1:1/', `PORT=${port}`, 'METRICS_PORT=0', 'AUTH=off'];
       const container = await docker(
         'run',
         '--detach',

@@ -54,6 +54,7 @@ async function startService(service: string, databaseUrl: string, env: Record<st
       HOST: '127.0.0.1',
       PORT: `${port}`,
       METRICS_PORT: '0',
+      ENVIRONMENT: 'dev',
       DATABASE_URL: databaseUrl,
       ALLOW_RESET: 'true',
       LOG_LEVEL: 'error',

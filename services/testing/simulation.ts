@@ -334,6 +334,7 @@ export class Simulation {
         PORT: '0',
         METRICS_PORT: '0',
         LOG_LEVEL: 'silent',
+        ENVIRONMENT: 'dev',
         DATABASE_URL: this.#providerUrl,
         FAILURE_RATE: failureRate,
         FAULT_SEED: `${slot}`,

@@ -259,6 +259,7 @@ export class Sweep {
         METRICS_PORT: '0',
         LOG_LEVEL: 'silent',
         INSTANCE: name,
+        ENVIRONMENT: 'dev',
         DATABASE_URL: this.#databases[service].url,
         ...(service === 'invoice-app' && {
           PAYMENT_PROVIDER_URL: `http://127.0.0.1:${(this.#proxy.address() as AddressInfo).port}/payments/pay`,

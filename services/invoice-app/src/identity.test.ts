@@ -193,7 +193,14 @@ test('the reasons are in the logs, the token never is', async () => {
   const start = (service: string, env: Record<string, string>) => {
     const child = spawn('node', [`services/${service}/src/main.ts`], {
       cwd: resolve(import.meta.dirname, '../../..'),
-      env: { PATH: process.env.PATH, HOST: '127.0.0.1', METRICS_PORT: '0', LOG_LEVEL: 'debug', ...env },
+      env: {
+        PATH: process.env.PATH,
+        HOST: '127.0.0.1',
+        ENVIRONMENT: 'dev',
+        METRICS_PORT: '0',
+        LOG_LEVEL: 'debug',
+        ...env,
+      },
     });
     return {
       child,

@@ -4,7 +4,7 @@ import { DatabaseUnavailable } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import express, { type ErrorRequestHandler } from 'express';
 import type { AddressInfo } from 'node:net';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, test, vi } from 'vitest';
 import { EventStream } from '../../testing/events.ts';
 import type { Overview, Totals } from './overview.ts';
 import { Progress } from './progress.ts';
@@ -27,11 +27,18 @@ async function start() {
   const progress = new Progress(overview, createLog('test', 'silent'));
   /** What is written after a stream's end ends the process. */
   let late = 0;
-  const refuse: ErrorRequestHandler = (error: { status: number }, _request, response, _next) => {
-    response.status(error.status).end();
+  const refuse: ErrorRequestHandler = (
+    error: { status: number; retryAfter: number },
+    _request,
+    response,
+    _next,
+  ) => {
+    response.status(error.status).set('Retry-After', `${error.retryAfter}`).end();
   };
   const server = express()
     .get('/', (request, response) => {
+      const from = request.get('X-From');
+      if (from) Object.defineProperty(request.socket, 'remoteAddress', { value: from, configurable: true });
       const write = response.write.bind(response);
       response.write = (text: string) => {
         if (response.writableEnded) late += 1;
@@ -120,6 +127,43 @@ test('only so many may watch, and one that goes makes place', async () => {
   await sleep(100);
   await using another = await EventStream.open(url);
   expect(await another.next()).toMatchObject({ event: 'progress' });
+  for (const stream of streams) await stream[Symbol.asyncDispose]();
+});
+
+test('a client that has fewer streams takes the place of the oldest of the one that has most', async () => {
+  const { url } = await start();
+  await using other = await EventStream.open(url, { 'X-From': 'c' });
+  const streams: EventStream[] = [];
+  for (let n = 0; n < 199; n += 1) streams.push(await EventStream.open(url, { 'X-From': 'a' }));
+  const others: EventStream[] = [];
+  for (let n = 0; n < 3; n += 1) others.push(await EventStream.open(url, { 'X-From': 'b' }));
+  for (const stream of others) expect(await stream.next()).toMatchObject({ event: 'progress' });
+  // Those that were there first are gone, and nobody else is.
+  for (const stream of streams.slice(0, 3)) {
+    await stream.next();
+    expect(await stream.next()).toBeUndefined();
+  }
+  expect(await streams[3]!.next()).toMatchObject({ event: 'progress' });
+  expect(await other.next()).toMatchObject({ event: 'progress' });
+  expect((await fetch(url, { headers: { 'X-From': 'a' } })).status).toBe(503);
+  for (const stream of [...streams, ...others]) await stream[Symbol.asyncDispose]();
+});
+
+test('of one address, which may be a proxy’s, the oldest makes place once it has had its time', async () => {
+  const { url } = await start();
+  const now = performance.now.bind(performance);
+  const streams: EventStream[] = [];
+  for (let n = 0; n < 200; n += 1) streams.push(await EventStream.open(url));
+  expect((await fetch(url)).status).toBe(503);
+  const clock = vi.spyOn(performance, 'now').mockImplementation(() => now() + 10_000);
+  try {
+    await using another = await EventStream.open(url);
+    expect(await another.next()).toMatchObject({ event: 'progress' });
+    await streams[0]!.next();
+    expect(await streams[0]!.next()).toBeUndefined();
+  } finally {
+    clock.mockRestore();
+  }
   for (const stream of streams) await stream[Symbol.asyncDispose]();
 });
 

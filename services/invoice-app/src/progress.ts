@@ -18,6 +18,8 @@ const heartbeat = 15_000;
 const retry = 500;
 /** More than watch a page; each costs a connection. */
 export const mostWatchers = 200;
+/** How old a stream has to be, in milliseconds, to make place for another of the same client or the same proxy. */
+const leastStay = 10_000;
 
 export const describeProgress = () => ({
   get: {
@@ -36,6 +38,16 @@ export const describeProgress = () => ({
   },
 });
 
+/** Who watches. */
+interface Watcher {
+  /** The address that it came from: a client's, or that of a proxy in front of many. */
+  from: string | undefined;
+  /** Since when, in milliseconds of `performance.now()`. */
+  since: number;
+  /** The id of what it was last told. */
+  told?: string;
+}
+
 /** What watchers are told. */
 interface News {
   /** The same for the same news, on every replica. */
@@ -50,8 +62,8 @@ interface News {
 export class Progress {
   readonly #overview: Overview;
   readonly #log: Log;
-  /** Each with the id of what it was last told. */
-  readonly #watchers = new Map<Response, string | undefined>();
+  /** In the order in which they came. */
+  readonly #watchers = new Map<Response, Watcher>();
   #news: News | undefined;
   #polling: Promise<void> | undefined;
   #pause = new AbortController();
@@ -66,10 +78,9 @@ export class Progress {
 
   /** Answers with a stream that ends when the client goes or the process stops. @throws {HttpError} 503 */
   watch(request: Request, response: Response): void {
-    if (this.#stopped || this.#watchers.size >= mostWatchers) {
-      response.set('Retry-After', '5');
-      throw new HttpError(503, this.#stopped ? 'shutting down' : 'too many watchers, try again later');
-    }
+    const watcher: Watcher = { from: request.socket.remoteAddress, since: performance.now() };
+    if (this.#stopped) throw new HttpError(503, 'shutting down', 5);
+    if (!this.#makePlace(watcher)) throw new HttpError(503, 'too many watchers, try again later', 5);
     response.set({
       'Content-Type': 'text/event-stream',
       'Cache-Control': 'no-store',
@@ -82,7 +93,7 @@ export class Progress {
     }
     response.write(`retry: ${retry}\n\n`);
     // Told once, whatever it knew before: a page that comes back has to learn that it is right.
-    this.#watchers.set(response, undefined);
+    this.#watchers.set(response, watcher);
     response.on('close', () => this.#leave(response));
     if (this.#news) this.#tell(response, this.#news);
     this.#polling ??= this.#poll();
@@ -102,6 +113,25 @@ export class Progress {
     this.#watchers.clear();
     this.#pause.abort();
     await this.#polling;
+  }
+
+  /**
+   * Where there are too many, ends the oldest stream of the client that has most of them: at once for one that has
+   * fewer, else after a while, so that streams that take each other's place do not keep everybody busy.
+   */
+  #makePlace({ from, since }: Watcher): boolean {
+    if (this.#watchers.size < mostWatchers) return true;
+    const counts = new Map<string | undefined, number>();
+    for (const watcher of this.#watchers.values()) {
+      counts.set(watcher.from, (counts.get(watcher.from) ?? 0) + 1);
+    }
+    const [greediest, most] = [...counts].reduce((a, b) => (b[1] > a[1] ? b : a));
+    const [response, oldest] = [...this.#watchers].find(([, watcher]) => watcher.from === greediest)!;
+    const isFair = (counts.get(from) ?? 0) + 1 < most;
+    if (!isFair && since - oldest.since < leastStay) return false;
+    response.end();
+    this.#leave(response);
+    return true;
   }
 
   #leave(response: Response): void {
@@ -139,8 +169,9 @@ export class Progress {
 
   /** Tells what is new to this watcher; one that does not keep up is told what is true when it does. */
   #tell(response: Response, { id, text }: News): void {
-    if (this.#watchers.get(response) === id || response.writableNeedDrain) return;
-    this.#watchers.set(response, id);
+    const watcher = this.#watchers.get(response);
+    if (watcher === undefined || watcher.told === id || response.writableNeedDrain) return;
+    watcher.told = id;
     response.write(text);
   }
 

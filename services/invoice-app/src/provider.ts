@@ -139,6 +139,15 @@ export class Provider {
       proxy: false,
       validateStatus: () => true,
     });
+    // Of its own an adapter may only count the time in which nothing arrives: an answer that trickles has no end.
+    this.#http.interceptors.request.use((config) => {
+      const signals = [
+        AbortSignal.timeout(config.timeout ?? timeout),
+        config.signal as AbortSignal | undefined,
+      ];
+      config.signal = AbortSignal.any(signals.filter((signal) => signal !== undefined));
+      return config;
+    });
   }
 
   /**
@@ -265,12 +274,16 @@ export class Provider {
     }
   }
 
-  /** The provider's own `/version`, over a connection made for it, as any replica may answer; null without one. */
-  async version(): Promise<AppVersion['provider']> {
+  /**
+   * The provider's own `/version`, over a connection made for it, as any replica may answer; null without one.
+   * @param signal ends it: nobody waits for it any more
+   */
+  async version(signal?: AbortSignal): Promise<AppVersion['provider']> {
     try {
       const { status, data } = await this.#http.get(this.#path('/version'), {
         adapter: 'http',
         timeout: versionTimeout,
+        ...(signal && { signal }),
         httpAgent: new HttpAgent(),
         httpsAgent: new HttpsAgent(),
       });

@@ -291,6 +291,48 @@ describe('/version', () => {
     }
   });
 
+  /** A provider that begins each answer, and then sends a blank each 100 ms. */
+  const startTrickling = async () => {
+    const open = new Set<object>();
+    const server = await listen(({ socket }, response) => {
+      open.add(socket);
+      socket.on('close', () => open.delete(socket));
+      response.setHeader('Content-Type', 'application/json').write('{');
+      const trickle = setInterval(() => response.write(' '), 100);
+      response.on('close', () => clearInterval(trickle));
+    });
+    return { ...server, open };
+  };
+
+  test('has null for a provider whose answer trickles, and soon', async () => {
+    await using trickling = await startTrickling();
+    await using own = await startApp(trickling);
+    const start = performance.now();
+    expect((await ask(`${own.url}/version`)).body).toMatchObject({ provider: null });
+    expect(performance.now() - start).toBeLessThan(2_000);
+    await expect.poll(() => trickling.open.size).toBe(0);
+  });
+
+  test('asks the provider no longer than its client waits', async () => {
+    await using trickling = await startTrickling();
+    await using own = await startApp(trickling);
+    const waiting = fetch(`${own.url}/version`, { signal: AbortSignal.timeout(300) }).catch(() => 'left');
+    await expect.poll(() => trickling.open.size, { interval: 10 }).toBe(1);
+    expect(await waiting).toBe('left');
+    const start = performance.now();
+    await expect.poll(() => trickling.open.size, { interval: 10 }).toBe(0);
+    expect(performance.now() - start).toBeLessThan(300);
+  });
+
+  test('a reset and a pay end too where the answer trickles', { timeout: 60_000 }, async () => {
+    await using trickling = await startTrickling();
+    await using own = await startApp(trickling);
+    for (const path of ['/reset', '/invoices/pay']) {
+      expect([path, (await post(own.url + path)).status]).toEqual([path, 502]);
+    }
+    await expect.poll(() => trickling.open.size, { timeout: 10_000 }).toBe(0);
+  });
+
   test('has null for a provider that does not answer', async () => {
     await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     expect((await ask(`${alone.url}/version`)).body).toMatchObject({ provider: null });

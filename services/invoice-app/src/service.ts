@@ -122,12 +122,14 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   const running = await startServer(options, (app) => {
     addPage(app, overview, progress, config.ALLOW_RESET);
     const version: Handler = async (_request, response) => {
+      const left = new AbortController();
+      response.on('close', () => left.abort());
       const self: AppVersion = {
         service,
         source,
         instance,
         failed: failed?.(),
-        provider: await provider.version(),
+        provider: await provider.version(left.signal),
       };
       response.json(self);
     };

@@ -8,15 +8,16 @@ export interface UndiciOptions {
 
 /**
  * An axios adapter over undici's pool of connections, which makes more requests a second than Node's own
- * agent. Requests are strings, answers text; `timeout` and `maxContentLength` hold, and there are no redirects and
- * no proxies.
+ * agent. Requests are strings, answers text; `timeout`, of the whole, `signal` and `maxContentLength` hold. There are
+ * no redirects and no proxies.
  */
 export function createUndiciAdapter({ connections }: UndiciOptions): AxiosAdapter {
   const agent = new Agent({ connections, pipelining: 1 });
   return async (config) => {
     const { origin, pathname, search } = new URL(config.url!, config.baseURL);
     const { timeout = 0, maxContentLength = -1 } = config;
-    const signal = AbortSignal.timeout(timeout || 2 ** 31 - 1);
+    const within = AbortSignal.timeout(timeout || 2 ** 31 - 1);
+    const signal = config.signal ? AbortSignal.any([within, config.signal as AbortSignal]) : within;
     try {
       const { statusCode, headers, body } = await agent.request({
         origin,

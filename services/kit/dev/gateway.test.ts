@@ -11,7 +11,9 @@ import {
 import { connect, type AddressInfo } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, describe, expect, test } from 'vitest';
+import * as paymentProvider from '../../payment-provider/src/service.ts';
+import { startUnready } from '../../testing/service.ts';
 import { createGateway } from './gateway.ts';
 
 const cleanup: (() => void)[] = [];
@@ -149,6 +151,78 @@ test('a process that ends before it answers is a 502, one that ends in the middl
   expect(await ask({ port })).toMatchObject({ status: 502, body: expect.stringContaining('socket hang up') });
   await expect(ask({ port, path: '/begin' })).rejects.toThrow(/aborted/);
 });
+
+/** All that comes back over a connection of its own, without what differs each time and the connection's own. */
+async function exchange(port: number, request: string, { half = false } = {}): Promise<string> {
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true }).on('error', () => {});
+  cleanup.push(() => socket.destroy());
+  if (half) socket.end(request);
+  else socket.write(request);
+  const all = await text(socket);
+  const [head = '', ...body] = all.split('\r\n\r\n');
+  const lines = head.split('\r\n').filter((line) => !/^(Date|Connection|Keep-Alive):/i.test(line));
+  return [...lines.slice(0, 1), ...lines.slice(1).toSorted(), '', ...body].join('\n');
+}
+
+describe('what is asked in HTTP/1.0, or with one answer a connection, is answered as by the service itself', () => {
+  const listener: RequestListener = (request, response) => {
+    response.setHeader('X-Host', request.headers.host || 'none');
+    if (request.url === '/length') response.setHeader('Content-Length', '4');
+    if (request.url === '/none') response.writeHead(304).end();
+    else {
+      response.write('ab');
+      setTimeout(() => response.end('cd'), 20);
+    }
+  };
+
+  test.each(
+    ['/chunks', '/length', '/none'].flatMap((path) => [
+      `GET ${path} HTTP/1.0\r\n\r\n`,
+      `GET ${path} HTTP/1.0\r\nHost: localhost\r\n\r\n`,
+      `HEAD ${path} HTTP/1.0\r\n\r\n`,
+      `POST ${path} HTTP/1.0\r\nContent-Length: 2\r\n\r\nxy`,
+      `GET ${path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`,
+      `HEAD ${path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`,
+      `GET ${path} HTTP/1.1\r\nConnection: close\r\n\r\n`,
+    ]),
+  )('%j', async (request) => {
+    const service = await behind(listener);
+    const port = await gateway(async () => service);
+    const answer = await exchange(port, request);
+    expect(answer).toBe(await exchange(service, request));
+    expect(request.includes('HTTP/1.0') && /transfer-encoding/i.test(answer)).toBe(false);
+  });
+
+  test.each(['HTTP/1.0', 'HTTP/1.1'])(
+    'a client that sends no more gets its answer, in %s',
+    async (version) => {
+      const service = await behind(listener);
+      const port = await gateway(async () => service);
+      const request = `GET /length ${version}\r\nHost: localhost\r\n\r\n`;
+      expect(await exchange(port, request, { half: true })).toMatch(/^HTTP\/1.1 200 OK[^]*abcd$/);
+    },
+  );
+
+  test('of services too, whatever they say of a Host that is missing', async () => {
+    const { url } = await provider();
+    const service = Number(new URL(url).port);
+    const port = await gateway(async () => service);
+    const request = 'GET /version HTTP/1.0\r\nX-Request-Id: same\r\n\r\n';
+    const answer = await exchange(port, request);
+    expect(answer).toMatch(/^HTTP\/1.1 200 OK/);
+    expect(answer).toBe(await exchange(service, request));
+    const evil = 'POST /reset HTTP/1.0\r\nOrigin: http://localhost\r\nX-Request-Id: same\r\n\r\n';
+    expect(await exchange(port, evil)).toMatch(/^HTTP\/1.1 403/);
+    expect(await exchange(service, evil)).toMatch(/^HTTP\/1.1 403/);
+  });
+});
+
+/** payment-provider without its database. */
+async function provider() {
+  const service = await startUnready(paymentProvider);
+  cleanup.push(() => void service.stop());
+  return service;
+}
 
 test('a client that goes away before its answer is noticed by the service', async () => {
   const asked = Promise.withResolvers<void>();

@@ -15,7 +15,7 @@ test('has defaults, and takes what is set', () => {
   expect(read({})).toMatchObject({
     PORT: 8081,
     RATE: 0,
-    ENVIRONMENT: 'dev',
+    ENVIRONMENT: 'prod',
     ALLOW_RESET: false,
     LOG_LEVEL: 'info',
     SHUTDOWN_DELAY_MS: 0,
@@ -25,6 +25,7 @@ test('has defaults, and takes what is set', () => {
     PORT: 1,
     RATE: 0.5,
     ALLOW_RESET: true,
+    inProd: undefined,
   });
 });
 
@@ -45,6 +46,11 @@ test.each([
   [{ ALLOW_RESET: 'yes' }, 'ALLOW_RESET must be one of true, false, not "yes"'],
   [{ ENVIRONMENT: 'production' }, 'ENVIRONMENT must be one of dev, prod, not "production"'],
   [{ ENVIRONMENT: 'prod', ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false where ENVIRONMENT is prod'],
+  [{ ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false where ENVIRONMENT is not set, which means prod'],
+  [
+    { ENVIRONMENT: '', ALLOW_RESET: 'true' },
+    'ALLOW_RESET must be false where ENVIRONMENT is not set, which means prod',
+  ],
   [{ SHUTDOWN_DELAY_MS: '-1' }, 'SHUTDOWN_DELAY_MS must be a whole number from 0 to 10000, not "-1"'],
   [{ DATABASE_URL: '' }, 'DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them'],
   [{ DATABASE_URL_FILE: '/a/file' }, 'DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them'],

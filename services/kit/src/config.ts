@@ -48,7 +48,8 @@ const shared = {
   DATABASE_URL_FILE: z.string().optional(),
   /** The address to listen on; unset means all of them. */
   HOST: z.string().optional(),
-  ENVIRONMENT: oneOf('dev', 'prod').default('dev'),
+  /** What nobody called development gets the stricter rules. */
+  ENVIRONMENT: oneOf('dev', 'prod').default('prod'),
   ALLOW_RESET: oneOf('true', 'false')
     .default('false')
     .transform((word) => word === 'true'),
@@ -59,6 +60,9 @@ const shared = {
   SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };
 
+const whereProd = 'where ENVIRONMENT is prod';
+const whereUnset = 'where ENVIRONMENT is not set, which means prod';
+
 /**
  * Reads a service's settings: those that all services share, and its own.
  * @param own the service's own variables, each a zod schema over its text
@@ -66,10 +70,17 @@ const shared = {
  */
 export function readConfig<S extends z.ZodRawShape>(own: S, env: NodeJS.ProcessEnv) {
   const common = readVariables(shared, env);
-  if (common.ENVIRONMENT === 'prod' && common.ALLOW_RESET) {
-    throw new ConfigError('ALLOW_RESET must be false where ENVIRONMENT is prod');
+  const inProd = common.ENVIRONMENT === 'prod' ? (env.ENVIRONMENT ? whereProd : whereUnset) : undefined;
+  if (inProd !== undefined && common.ALLOW_RESET) {
+    throw new ConfigError(`ALLOW_RESET must be false ${inProd}`);
   }
-  return { ...common, ...readVariables(own, env), databaseUrl: readDatabaseUrl(common) };
+  return {
+    ...common,
+    ...readVariables(own, env),
+    /** Says, for messages, that this is production; undefined where it is not. */
+    inProd,
+    databaseUrl: readDatabaseUrl(common),
+  };
 }
 
 /** Reads variables, each by its zod schema. @throws {ConfigError} at the first that is wrong */

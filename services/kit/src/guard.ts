@@ -36,8 +36,8 @@ export function hostRule(environment: 'dev' | 'prod', service: string): HostRule
   const inCluster = [service, `${service}.${service}`, `${service}.${service}.svc`];
   const names = new Set(['localhost', ...inCluster, `${service}.${service}.svc.cluster.local`]);
   return (host) => {
-    // Every browser sends one; HTTP/1.0 has none.
-    if (host === undefined) return true;
+    // Every browser sends one; HTTP/1.0 has none, which the gateway of development passes on as an empty one.
+    if (!host) return true;
     const name = URL.parse(`http://${host}`)?.hostname ?? '';
     return names.has(name) || name.endsWith('.localhost') || isIP(name.replace(/^\[(.*)\]$/, '$1')) > 0;
   };

@@ -22,7 +22,13 @@ function start(service: string, env: Record<string, string>) {
   const args = ['--disable-warning=ExperimentalWarning', `services/${service}/src/main.ts`];
   const child = spawn('node', args, {
     cwd: root,
-    env: { PATH: process.env.PATH, HOST: '127.0.0.1', DATABASE_URL: database.url, ...env },
+    env: {
+      PATH: process.env.PATH,
+      HOST: '127.0.0.1',
+      ENVIRONMENT: 'dev',
+      DATABASE_URL: database.url,
+      ...env,
+    },
   });
   const ended = Promise.all([once(child, 'exit'), text(child.stdout), text(child.stderr)]).then(
     ([[code], stdout, stderr]) => ({ code, stdout, stderr }),
@@ -41,6 +47,16 @@ test.each([
     'invoice-app',
     { PAYMENT_PROVIDER_URL: 'http://a/', PAYMENT_PROVIDER_ENDPOINT: 'http://b/' },
     'PAYMENT_PROVIDER_URL must be the same as PAYMENT_PROVIDER_ENDPOINT where both are set',
+  ],
+  [
+    'payment-provider',
+    { ENVIRONMENT: 'prod', AUTH: '' },
+    'AUTH must be required or off where ENVIRONMENT is prod',
+  ],
+  [
+    'payment-provider',
+    { ENVIRONMENT: '' },
+    'AUTH must be required or off where ENVIRONMENT is not set, which means prod',
   ],
   [
     'payment-provider',
@@ -87,6 +103,42 @@ test('without its database a service is live, not ready, and says why once, with
   expect(code).toBe(0);
   expect(stdout.match(/trying again until it is: connect ECONNREFUSED/g)).toHaveLength(1);
   expect(stdout).not.toContain('verysecret');
+});
+
+test('a client that leaves in the middle of a list is one line of the log, and no error', async () => {
+  const port = await freePort();
+  const env = { PORT: `${port}`, METRICS_PORT: '0', SEED_INVOICES: '50000' };
+  const { child, ended } = start('invoice-app', env);
+  const url = `http://127.0.0.1:${port}`;
+  await untilReady(url);
+  for (const path of ['/invoices', '/rest/v1/invoices', '/progress']) {
+    const socket = connect(port, '127.0.0.1');
+    socket.write(`GET ${path} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+    await once(socket, 'data');
+    socket.destroy();
+  }
+  // Before it has anything.
+  const early = connect(port, '127.0.0.1');
+  await once(early, 'connect');
+  early.write('GET /rest/v1/customers HTTP/1.1\r\nHost: localhost\r\n\r\n', () => early.destroy());
+  await expect.poll(() => statusOf(`${url}/livez`)).toBe(200);
+  await new Promise((wait) => setTimeout(wait, 500));
+  child.kill();
+  const { stdout, stderr } = await ended;
+  expect(stderr).toBe('');
+  const lines = stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
+  expect(lines.filter(({ level }) => level !== 'info')).toEqual([]);
+  const requests = lines.filter(({ msg }) => msg === 'request');
+  expect(requests.map(({ path, status }) => [path, status])).toEqual(
+    expect.arrayContaining([
+      ['/invoices', 'client gone'],
+      ['/rest/v1/invoices', 'client gone'],
+    ]),
+  );
+  expect(requests).toHaveLength(4);
 });
 
 test('SIGTERM: readiness fails at once, a request under way is answered, then the process ends', async () => {

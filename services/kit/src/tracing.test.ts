@@ -40,6 +40,7 @@ async function start(
       HOST: '127.0.0.1',
       PORT: `${port}`,
       METRICS_PORT: `${metricsPort}`,
+      ENVIRONMENT: 'dev',
       DATABASE_URL: database.url,
       ...env,
     },

@@ -1,13 +1,13 @@
-import { createHmac } from 'node:crypto';
+import { createHmac, generateKeyPairSync } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
-import { exportSPKI, importJWK, type CryptoKey } from 'jose';
+import { exportSPKI, importJWK, type CryptoKey, type JWK } from 'jose';
 import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { Issuer, subject } from '../../testing/issuer.ts';
-import { ask, post, startService, startUnready, type RunningService } from '../../testing/service.ts';
+import { ask, listen, post, startService, startUnready, type RunningService } from '../../testing/service.ts';
 import * as paymentProvider from './service.ts';
 
 const body = '{"id":"I1","value":1,"currency":"EUR"}';
@@ -246,6 +246,40 @@ describe('the keys', () => {
     expect(await takeCharges(fresh)).toBe(1);
   });
 
+  test('that trickle in make it 503 within the same time', async () => {
+    await using trickling = await listen((_request, response) => {
+      response.write('{"keys":[');
+      const trickle = setInterval(() => response.write(' '), 300);
+      response.on('close', () => clearInterval(trickle));
+    });
+    const env = { ...issuer.env, TOKEN_JWKS_URL: trickling.url };
+    await using fresh = await startService(paymentProvider, env);
+    const start = performance.now();
+    expect((await pay(fresh, await issuer.sign())).status).toBe(503);
+    expect(performance.now() - start).toBeLessThan(2_000);
+  });
+
+  test.each<[string, (good: JWK) => object]>([
+    ['of 1024 bits', () => shortKey()],
+    ['whose numbers are missing', ({ kty, kid, alg, use }) => ({ kty, kid, alg, use })],
+    ['whose modulus is no number', (good) => ({ ...good, n: '!' })],
+  ])('%s cannot be used: 503, until they can', async (_name, spoil) => {
+    await using own = await Issuer.start();
+    const { publicJwk } = own.keys.get('first')!;
+    const { kid } = publicJwk;
+    const spoiled = { ...spoil(publicJwk), kid, alg: 'RS256', use: 'sig' };
+    own.fault = { status: 200, body: JSON.stringify({ keys: [spoiled] }) };
+    await using fresh = await startService(paymentProvider, own.env);
+    expect(await pay(fresh, await own.sign())).toEqual({
+      status: 503,
+      body: { error: 'no token can be checked' },
+    });
+    expect(await takeCharges(fresh)).toBe(0);
+    own.fault = undefined;
+    await using later = await startService(paymentProvider, own.env);
+    expect(await pay(later, await own.sign())).toEqual(paid);
+  });
+
   test('that were had last on while the issuer is down, and without them it is 503 until it is back', async () => {
     await using own = await Issuer.start();
     await using fresh = await startService(paymentProvider, own.env);
@@ -280,6 +314,11 @@ describe('the keys', () => {
   });
 });
 
+/** A key that was usual twenty years ago. */
+function shortKey(): object {
+  return generateKeyPairSync('rsa', { modulusLength: 1024 }).publicKey.export({ format: 'jwk' });
+}
+
 describe('settings', () => {
   const all = {
     AUTH: 'required',
@@ -288,6 +327,7 @@ describe('settings', () => {
     TOKEN_SUBJECTS: subject,
     TOKEN_JWKS_URL: 'https://kubernetes.default.svc/openid/v1/jwks',
   };
+  const none = Object.fromEntries(Object.keys(all).map((name) => [name, '']));
   test.each<[Record<string, string>, RegExp]>([
     [{ AUTH: 'on' }, /^AUTH must be one of required, off, not "on"$/],
     [{ TOKEN_AUDIENCE: '' }, /^TOKEN_AUDIENCE must be set where AUTH is required: the audience /],
@@ -312,6 +352,15 @@ describe('settings', () => {
     [{ TOKEN_JWKS_URL: 'http://127.0.0.1.evil/keys' }, /^TOKEN_JWKS_URL must be the https URL /],
     [{ TOKEN_JWKS_URL: 'file:///keys' }, /^TOKEN_JWKS_URL must be the https URL /],
     [{ TOKEN_JWKS_URL: 'keys' }, /^TOKEN_JWKS_URL must be the https URL /],
+    [{ ...none, ENVIRONMENT: 'prod' }, /^AUTH must be required or off where ENVIRONMENT is prod$/],
+    [
+      { ...none, ENVIRONMENT: '' },
+      /^AUTH must be required or off where ENVIRONMENT is not set, which means prod$/,
+    ],
+    [
+      { ...none, ENVIRONMENT: 'prod', TOKEN_AUDIENCE: 'x' },
+      /^AUTH must be required or off where TOKEN_AUDIENCE is set$/,
+    ],
   ])('%o stop the start in one line', async (change, message) => {
     await expect(startUnready(paymentProvider, { ...all, ...change })).rejects.toThrow(
       expect.objectContaining({ name: 'ConfigError', message: expect.stringMatching(message) }),
@@ -321,6 +370,7 @@ describe('settings', () => {
   test.each<[string, Record<string, string>]>([
     ['nothing', {}],
     ['AUTH=off alone', { AUTH: 'off' }],
+    ['AUTH=off in prod', { AUTH: 'off', ENVIRONMENT: 'prod' }],
     ['AUTH=off and the rest', { ...all, AUTH: 'off' }],
   ])('%s: no token is asked for', async (_name, env) => {
     await using open = await startService(paymentProvider, env);

@@ -62,13 +62,17 @@ function isSafe(url: URL | null): boolean {
 
 /**
  * The rules for tokens; undefined where none is asked for.
- * @throws {ConfigError} when they are not whole, or set without saying whether they hold
+ * @param where says that this is production; undefined elsewhere
+ * @throws {ConfigError} when they are not whole, or set without saying whether they hold, or not set in production
  */
-export function readTokenRules(config: AuthConfig): TokenRules | undefined {
+export function readTokenRules(config: AuthConfig, where: string | undefined): TokenRules | undefined {
   const names = Object.keys(musts) as Required[];
   const given = names.find((name) => config[name] !== undefined);
   if (config.AUTH === undefined && given !== undefined) {
     throw new ConfigError(`AUTH must be required or off where ${given} is set`);
+  }
+  if (config.AUTH === undefined && where !== undefined) {
+    throw new ConfigError(`AUTH must be required or off ${where}`);
   }
   if (config.AUTH !== 'required') return undefined;
   const need = <N extends Required>(name: N): NonNullable<AuthConfig[N]> => {
@@ -130,15 +134,16 @@ export function requireToken(rules: TokenRules, log: Log): Handler {
       ({ payload } = await jwtVerify(token, findKey, options));
       said = '';
     } catch (error) {
-      if (error instanceof KeysUnavailable) {
-        // Once a reason, not once a request.
-        if (error.message !== said) log.error(`no token can be checked: ${error.message}`);
-        said = error.message;
-        response.status(503).set('Retry-After', `${retryAfter}`).json({ error: 'no token can be checked' });
+      if (error instanceof errors.JOSEError) {
+        refuse(401, 'unauthorized', error.message);
         return;
       }
-      if (!(error instanceof errors.JOSEError)) throw error;
-      refuse(401, 'unauthorized', error.message);
+      // What is not the token's fault is the keys': they cannot be had, or not be used, as one of 1024 bits.
+      const { message } = error as Error;
+      // Once a reason, not once a request.
+      if (message !== said) log.error(`no token can be checked: ${message}`);
+      said = message;
+      response.status(503).set('Retry-After', `${retryAfter}`).json({ error: 'no token can be checked' });
       return;
     }
     if (subjects.includes(payload.sub ?? '')) next();

@@ -40,11 +40,12 @@ const variables = {
  */
 export async function start({ env, source, instance, failed, step = direct }: Self): Promise<Running> {
   const config = readConfig(variables, env);
-  if (config.ENVIRONMENT === 'prod' && config.FAULTS.length > 0) {
-    throw new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
+  if (config.inProd !== undefined && config.FAULTS.length > 0) {
+    throw new ConfigError(`FAULTS must not be set ${config.inProd}`);
   }
-  const rules = readTokenRules(config);
+  const rules = readTokenRules(config, config.inProd);
   const log = createLog(service, config.LOG_LEVEL);
+  if (rules === undefined) log.warn('AUTH is off: whoever reaches this port is charged for');
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
   const faults = new Faults(config.FAULTS, config.FAILURE_RATE, config.FAULT_SEED ?? randomInt(2 ** 32));
   const metrics = new Metrics(database);
