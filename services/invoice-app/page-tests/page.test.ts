@@ -124,6 +124,7 @@ describe('resetting', () => {
     await provider.stop();
     await page.getByRole('button', { name: 'Reset' }).click();
     await shows(page, '#notice', /The invoices were not reset\..+provider/s);
+    expect(await page.locator('#reset').getAttribute('aria-disabled')).toBe('false');
   });
 
   test('offers none where the server allows none', async () => {
