@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterEach, describe, expect, test, vi } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import { processOf } from '../../../local/processes.ts';
 import { hashSource } from '../src/source.ts';
@@ -32,6 +32,9 @@ const wordOf = (word: string | number) => `export const word: string = '${word}'
 
 /** How long a save may take on a busy machine, in milliseconds; on an idle one it is less than two seconds. */
 const bound = 8_000;
+
+// Each starts processes, and waits for what happens once a second.
+vi.setConfig({ testTimeout: 60_000 });
 
 let toy: Toy | undefined;
 afterEach(async () => {
