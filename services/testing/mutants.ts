@@ -8,6 +8,7 @@ export interface Mutant {
 
 const app = 'services/invoice-app/src';
 const provider = 'services/payment-provider/src';
+const kit = 'services/kit';
 const model = 'services/testing/model.test.ts';
 const auth = `${provider}/auth.test.ts`;
 const checks = '{ algorithms, audience, issuer, clockTolerance,';
@@ -345,6 +346,38 @@ export const mutants: Mutant[] = [
     changes: [
       [`${provider}/auth.ts`, `if (subjects.includes(payload.sub ?? '')) next();`, 'if (payload) next();'],
     ],
+    tests: [auth],
+  },
+  {
+    name: 'no pool of their own: payments wait behind readers',
+    changes: [[`${app}/service.ts`, 'database.partition(connections.payments)', 'database']],
+    tests: [`${app}/bulkheads.test.ts`],
+  },
+  {
+    name: 'no limit on lists: each reader gets one',
+    changes: [[`${kit}/src/limit.ts`, 'underWay >= most', 'underWay < 0']],
+    tests: [`${app}/bulkheads.test.ts`, `${kit}/src/limit.test.ts`],
+  },
+  {
+    name: 'no Origin: what says nothing of its site is taken for no browser',
+    changes: [[`${kit}/src/guard.ts`, 'if (origin === undefined) return false;', 'return false;']],
+    tests: ['services/testing/guard.test.ts'],
+  },
+  {
+    name: 'no Host: any name is served in development',
+    changes: [
+      [`${kit}/src/guard.ts`, `if (environment === 'prod') return () => true;`, 'return () => true;'],
+    ],
+    tests: ['services/testing/guard.test.ts'],
+  },
+  {
+    name: 'no owner: compiled code of another user runs',
+    changes: [[`${kit}/dev/compile-cache.ts`, '.find(isPrivate)', '.find(() => true)']],
+    tests: [`${kit}/dev/compile-cache.test.ts`],
+  },
+  {
+    name: 'no word on AUTH in production: nobody is asked for a token',
+    changes: [[`${provider}/auth.ts`, 'if (config.AUTH === undefined && where !== undefined)', 'if (false)']],
     tests: [auth],
   },
 ];

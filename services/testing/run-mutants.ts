@@ -18,7 +18,7 @@ const root = resolve(import.meta.dirname, '../..');
 
 /** A copy of the tree that runs its own sources, with the packages of this one. */
 function copyTree(folder: string): void {
-  for (const name of ['services', 'local', 'package.json', 'tsconfig.json', 'vitest.config.ts']) {
+  for (const name of ['services', 'local', 'Makefile', 'package.json', 'tsconfig.json', 'vitest.config.ts']) {
     cpSync(join(root, name), join(folder, name), {
       recursive: true,
       filter: (path) => !/[/\\](node_modules|dist|\.payloop)$/.test(path),

@@ -52,8 +52,8 @@ describe('what is there', () => {
     '%s is not',
     async (path) => {
       const response = await fetch(`${app.url}/rest/v1${path}`);
-      expect([response.status, await response.text()]).toEqual([404, 'not found']);
-      expect(response.headers.get('Content-Type')).toBe('text/plain; charset=utf-8');
+      expect([response.status, await response.text()]).toEqual([404, '"not found"']);
+      expect(response.headers.get('Content-Type')).toMatch(/^application\/json/);
     },
   );
 
@@ -85,8 +85,8 @@ test('/rest/health is ok also without the database, where the others say so', as
   await using lonely = await startApp(provider, { DATABASE_URL: database.url });
   await database.drop();
   const response = await fetch(`${lonely.url}/rest/health`);
-  expect([response.status, await response.text()]).toEqual([200, 'ok']);
-  expect(response.headers.get('Content-Type')).toBe('text/plain; charset=utf-8');
+  expect([response.status, await response.text()]).toEqual([200, '"ok"']);
+  expect(response.headers.get('Content-Type')).toMatch(/^application\/json/);
   for (const path of ['invoices', 'invoices/1', 'customers', 'customers/1']) {
     expect((await ask(`${lonely.url}/rest/v1/${path}`)).status).toBe(503);
   }

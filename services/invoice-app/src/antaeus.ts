@@ -1,8 +1,8 @@
 import type { Database } from '@payloop/kit/database.ts';
 import { crossSite } from '@payloop/kit/guard.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
-import { databaseErrors, describeLive, error, json, text } from '@payloop/kit/openapi.ts';
-import { answerOk, route } from '@payloop/kit/server.ts';
+import { databaseErrors, error, json } from '@payloop/kit/openapi.ts';
+import { route } from '@payloop/kit/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { neverRead } from './api.ts';
@@ -39,7 +39,11 @@ export interface AntaeusOptions {
 
 /** Adds the routes of pleo-io/antaeus, which its clients ask for. */
 export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: AntaeusOptions): void {
-  route(app, '/rest/health', { get: answerOk }, describeLive);
+  // As JSON, which all answers of Antaeus are.
+  const answerHealth: Handler = (_request, response) => void response.json('ok');
+  route(app, '/rest/health', { get: answerHealth }, () => ({
+    get: { summary: 'Whether the process turns', answers: { 200: json('It does.', z.literal('ok')) } },
+  }));
   const pay: Handler = async (_request, response) => {
     response.json(await payAll(response));
   };
@@ -95,13 +99,13 @@ function toAntaeusCustomer({ id, currency }: Customer): z.infer<ReturnType<typeo
   return { id, currency };
 }
 
-/** Answers with the one that the path names, or 404 in text, as the original does. */
+/** Answers with the one that the path names, or 404 with a string of JSON, as the original does. */
 function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: T) => object): Handler {
   return async (request, response) => {
     const { id = '' } = request.params as { id?: string };
     // What is no number names nothing.
     const row = /^[1-9]\d{0,14}$/.test(id) ? await find(Number(id)) : undefined;
-    if (row === undefined) response.status(404).type('text').send('not found');
+    if (row === undefined) response.status(404).json('not found');
     else response.json(toBody(row));
   };
 }
@@ -117,7 +121,7 @@ const describeOne = (summary: string, schema: z.ZodType) => ({
     answers: {
       200: json('It.', schema),
       400: error('The path cannot be decoded.'),
-      404: text('None has this id.', z.literal('not found')),
+      404: json('None has this id.', z.literal('not found')),
       ...databaseErrors(),
     },
   },

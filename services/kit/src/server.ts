@@ -120,7 +120,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 }
 
 /** Whoever gets this answer has it from a process that started, and turns. */
-export const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
+const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
 
 /**
  * Registers all that one path answers; any other method gets 405 with `Allow`.

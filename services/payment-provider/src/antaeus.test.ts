@@ -1,4 +1,9 @@
+import { readFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { parse, parseAllDocuments } from 'yaml';
 import { post, startService, type RunningService } from '../../testing/service.ts';
 import * as paymentProvider from './service.ts';
 
@@ -23,6 +28,29 @@ test.each([
   ['keys in another case', { Currency: 'USD', VALUE: 301.99, Customer_Id: 1 }],
 ])('is charged with %s', async (_name, body) => {
   expect(await pay(provider, body)).toEqual({ status: 200, body: { result: true } });
+});
+
+test('an Antaeus that is set as README.md says reaches the service, and its request is charged', async () => {
+  const root = join(import.meta.dirname, '../../..');
+  const read = (file: string) => readFileSync(join(root, file), 'utf8');
+  const [, endpoint = ''] = /PAYMENT_PROVIDER_ENDPOINT=(http:[^\s`]+)/.exec(read('README.md')) ?? [];
+  const { hostname, port, pathname } = new URL(endpoint);
+  const objects = parseAllDocuments(read('kustomize/base/payment-provider/payment-provider.yaml'));
+  const service = objects.map((object) => object.toJS()).find(({ kind }) => kind === 'Service');
+  const { namespace } = parse(read('kustomize/base/payment-provider/kustomization.yaml'));
+  expect(hostname).toBe(`${service.metadata.name}.${namespace}`);
+  expect(service.spec.ports[0].port).toBe(Number(port));
+
+  // As the original sends it, byte by byte: its currency is an object without a field.
+  const body = '{"currency":{},"value":301.99,"customer_id":1}';
+  const socket = connect(Number(new URL(provider.url).port), '127.0.0.1');
+  socket.write(
+    `POST ${pathname} HTTP/1.1\r\nHost: ${new URL(endpoint).host}\r\nContent-Type: application/json\r\n` +
+      `Content-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+  );
+  const answer = await text(socket);
+  expect(answer).toMatch(/^HTTP\/1.1 200 OK/);
+  expect(answer.split('\r\n\r\n')[1]).toBe('{"result":true}');
 });
 
 test.each([
