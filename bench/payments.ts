@@ -12,7 +12,7 @@ import axios, { type AxiosAdapter } from 'axios';
 import { Client } from 'pg';
 import { freePort } from '../local/ports.ts';
 import { startPostgres } from '../local/postgres.ts';
-import { batchSize, migrations, resetInvoices } from '../services/invoice-app/src/invoices.ts';
+import { batchSize, migrations, resetInvoices, seed } from '../services/invoice-app/src/invoices.ts';
 import { Payments } from '../services/invoice-app/src/pay.ts';
 import { Provider, type ProviderOptions } from '../services/invoice-app/src/provider.ts';
 import { untilReady } from '../services/testing/service.ts';
@@ -148,7 +148,7 @@ class Bench {
   }
 
   async #fill(invoices: number): Promise<void> {
-    await this.#database.transaction((query) => resetInvoices(query, invoices));
+    await this.#database.transaction((query) => resetInvoices(query, (fill) => seed(fill, invoices)));
     await this.#ledger.query('TRUNCATE payments');
     await this.#app.query('VACUUM ANALYZE');
     await this.#app.query('CHECKPOINT').catch(() => {});

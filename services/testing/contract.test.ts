@@ -261,6 +261,8 @@ describe('payment-provider', () => {
   const keyed = (key: string) => ({ 'Idempotency-Key': key });
   const element = (id: string, more = {}) => ({ ...payment, id, idempotencyKey: `of ${id}`, ...more });
   const antaeus = { currency: 'USD', value: 301.99, customer_id: 1 };
+  const epoch = '0197a5f0-0000-7000-8000-000000000001';
+  const retired = error('the data that this payment is part of were reset since');
   const payAntaeus = (body?: unknown, headers?: Record<string, string>) =>
     post('/rest/v1/payments', body, headers);
   const charged: Row[] = [
@@ -385,6 +387,14 @@ describe('payment-provider', () => {
     [get('/payments/pay'), 405, error('method not allowed, only POST'), { Allow: 'POST' }],
     [post('/version'), 405, error('method not allowed, only GET, HEAD'), { Allow: 'GET, HEAD' }],
     [post('/reset'), 200, {}],
+    [post('/reset', undefined, { 'Ledger-Epoch': 'first' }), 400, error('Ledger-Epoch must be a UUID')],
+    [pay(payment, { 'Ledger-Epoch': 'first' }), 400, error('Ledger-Epoch must be a UUID')],
+    [pay(payment, { 'Ledger-Epoch': epoch }), 200, { id: 'I1' }],
+    [post('/reset', undefined, { 'Ledger-Epoch': epoch }), 200, {}],
+    [pay(payment, { 'Ledger-Epoch': epoch }), 410, retired],
+    [pay([element('I1')], { 'Ledger-Epoch': epoch }), 410, retired],
+    [payAntaeus(antaeus, { 'Ledger-Epoch': epoch }), 410, retired],
+    [pay(payment), 200, { id: 'I1' }],
   ];
   checkAll(() => provider, [...charged, ...refused, ...repeated, ...rest]);
 

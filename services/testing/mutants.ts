@@ -327,6 +327,60 @@ export const mutants: Mutant[] = [
     tests: ['services/kit/src/database.test.ts'],
   },
   {
+    name: 'no epoch: a payment of data that were reset since is charged',
+    changes: [
+      [
+        `${provider}/payments.ts`,
+        'WHERE NOT EXISTS (SELECT FROM retired_epochs WHERE epoch = $6)',
+        'WHERE $6::uuid IS NULL OR true',
+      ],
+    ],
+    tests: [`${app}/reset.test.ts`],
+  },
+  {
+    name: 'a reset that comes again forgets what was charged since',
+    changes: [
+      [
+        `${provider}/service.ts`,
+        'if (isNew) await deletePayments(query);',
+        'if (isNew !== undefined) await deletePayments(query);',
+      ],
+    ],
+    tests: [`${app}/reset.test.ts`, model],
+  },
+  {
+    name: 'a reset without an answer is taken for one that failed',
+    changes: [
+      [
+        `${app}/reset.ts`,
+        `answer.outcome === 'refused' && (!isPending || answer.isAbsent)`,
+        `answer.outcome !== 'reset'`,
+      ],
+    ],
+    tests: [`${app}/reset.test.ts`, model],
+  },
+  {
+    name: 'batches are claimed while a reset is unfinished',
+    changes: [[`${app}/batches.ts`, 'AND NOT EXISTS (SELECT FROM epoch WHERE resetting_at IS NOT NULL)', '']],
+    tests: [`${app}/reset.test.ts`],
+  },
+  {
+    name: 'a reset locks what it replaces one after the other',
+    changes: [
+      [
+        `${app}/reset.ts`,
+        'LOCK TABLE batches, invoices, customers, payment_events IN',
+        'LOCK TABLE batches IN',
+      ],
+    ],
+    tests: [`${app}/reset.test.ts`],
+  },
+  {
+    name: 'nobody finishes a reset that was left',
+    changes: [[`${app}/pay.ts`, 'await this.#options.resets?.finishAbandoned();', '']],
+    tests: [`${app}/reset.test.ts`],
+  },
+  {
     name: 'no token is asked for',
     changes: [[`${provider}/service.ts`, 'app.use(requireToken(rules, log));', '']],
     tests: [auth],

@@ -13,15 +13,23 @@ export interface Original extends AsyncDisposable {
   fault: ((id: string) => 'decline' | 'break off' | 'reject' | undefined) | undefined;
   /** How long an answer takes, in milliseconds. */
   delay: number;
+  /** Whether it honours keys, unlike the original, and says so. */
+  keys: boolean;
 }
 
 export async function startOriginal(delay = 250): Promise<Original> {
   const charges = new Map<string, number>();
+  const answered = new Set<unknown>();
   let underWay = 0;
   const server = await listen(async (request, response) => {
     const body = await json(request).catch(() => undefined);
     const answer = (status: number, content: unknown) =>
-      response.writeHead(status, { 'Content-Type': 'application/json' }).end(JSON.stringify(content));
+      response
+        .writeHead(status, {
+          'Content-Type': 'application/json',
+          ...(original.keys && { 'Accept-Idempotency-Key': 'true' }),
+        })
+        .end(JSON.stringify(content));
     const { id, value, currency } = (body ?? {}) as Record<string, unknown>;
     if (typeof id !== 'string' || Array.isArray(body)) {
       answer(400, { error: 'failed to process payment request parameters' });
@@ -30,7 +38,11 @@ export async function startOriginal(delay = 250): Promise<Original> {
     underWay += 1;
     const fault = original.fault?.(id);
     const isWrong = !value || !currency;
-    if (!isWrong && fault !== 'decline' && fault !== 'reject') charges.set(id, (charges.get(id) ?? 0) + 1);
+    const key = request.headers['idempotency-key'];
+    const isRepeat = original.keys && answered.has(key);
+    answered.add(key);
+    if (!isWrong && !isRepeat && fault !== 'decline' && fault !== 'reject')
+      charges.set(id, (charges.get(id) ?? 0) + 1);
     await sleep(original.delay);
     underWay -= 1;
     if (isWrong) answer(400, { error: `could not retrieve payment ${value ? 'currency' : 'value'}` });
@@ -44,6 +56,7 @@ export async function startOriginal(delay = 250): Promise<Original> {
     underWay: () => underWay,
     fault: undefined,
     delay,
+    keys: false,
   });
   return original;
 }

@@ -8,6 +8,8 @@ export interface Sessions {
 
 /** What must never change again: which invoices are paid, and the history so far. */
 export interface Snapshot {
+  /** Names the data: after a reset nothing is compared. */
+  epoch: unknown;
   paid: unknown;
   events: unknown;
 }
@@ -93,6 +95,8 @@ const rules = `
   UNION ALL
   SELECT 7, format('batch %s is still leased, holder %s, until %s', first_id, holder, leased_until)
   FROM batches WHERE holder IS NOT NULL OR leased_until IS NOT NULL
+  UNION ALL
+  SELECT 7, 'a reset is unfinished' FROM epoch WHERE resetting_at IS NOT NULL
 
   ORDER BY rule, line`;
 
@@ -108,6 +112,8 @@ export async function brokenRules(
   keys = true,
 ): Promise<string[]> {
   const charges = await provider.query<{ ledger: unknown }>(ledger);
+  const { rows: epochs } = await app.query<{ id: string }>('SELECT id FROM epoch');
+  if (before?.epoch !== epochs[0]?.id) before = undefined;
   const { rows } = await app.query<{ rule: number; line: string }>({
     name: 'rules',
     text: rules,
@@ -125,6 +131,7 @@ export async function brokenRules(
 export async function takeSnapshot(app: ClientBase): Promise<Snapshot> {
   const { rows } = await app.query<Snapshot>(`
     SELECT
+      (SELECT id FROM epoch) AS epoch,
       (SELECT coalesce(json_agg(json_build_object('id', id, 'paid_at', paid_at)), '[]')
        FROM invoices WHERE paid_at IS NOT NULL) AS paid,
       (SELECT coalesce(json_agg(json_build_object('id', id, 'event', e::text)), '[]')

@@ -12,6 +12,7 @@ import { Client } from 'pg';
 import { batchSize, migrations } from '../invoice-app/src/invoices.ts';
 import { Payments, type Tally } from '../invoice-app/src/pay.ts';
 import { Provider } from '../invoice-app/src/provider.ts';
+import { Resets } from '../invoice-app/src/reset.ts';
 import { createUndiciAdapter } from '../invoice-app/src/undici-adapter.ts';
 import * as paymentProvider from '../payment-provider/src/service.ts';
 import { createDatabase } from './database.ts';
@@ -40,6 +41,8 @@ export const commands = [
   'leases run out',
   'heartbeats',
   'clock goes back',
+  'reset 0',
+  'reset 1',
 ] as const;
 export type Command = (typeof commands)[number];
 
@@ -79,6 +82,7 @@ interface Replica {
 }
 interface App extends Replica {
   payments: Payments;
+  resets: Resets;
 }
 interface ProviderReplica extends Replica {
   running: Running;
@@ -100,6 +104,18 @@ interface Request {
   at: 'on its way' | 'there' | 'on its way back' | 'done';
   provider?: ProviderReplica;
 }
+
+/** Statements that make the data of a run, whether or not triggers are at work. */
+const dataOf = (firstId: number) => [
+  `INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING`,
+  `INSERT INTO invoices (id, customer_id, amount, currency)
+   SELECT ${firstId} + n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3]
+   FROM generate_series(0, ${invoices - 1}) AS n`,
+  'DELETE FROM batches',
+  `INSERT INTO batches (first_id, last_id)
+   SELECT first, first + ${Math.min(perBatch, batchSize) - 1}
+   FROM generate_series(${firstId}, ${firstId + invoices - 1}, ${perBatch}) AS first`,
+];
 
 const byNumber = new Intl.Collator('en', { numeric: true });
 const crashed = () => new Error('this process is dead');
@@ -127,6 +143,7 @@ export class Simulation {
   // Of the run at hand.
   #scheduler!: Scheduler;
   #plan!: Plan;
+  #commands: Command[] = [];
   #waiting: Held[] = [];
   #scheduled = new Set<Held>();
   #patient: Held[] = [];
@@ -208,6 +225,7 @@ export class Simulation {
   async run(scheduler: Scheduler, plan: Plan): Promise<string[]> {
     this.#scheduler = scheduler;
     this.#plan = plan;
+    this.#commands = plan.commands;
     this.#trace = [];
     this.#wrong = [];
     this.#let = 0;
@@ -251,15 +269,8 @@ export class Simulation {
   async #makeData(firstId: number): Promise<void> {
     const { app, provider } = this.#sessions;
     await provider.query('DELETE FROM payments');
-    await app.query(`
-      DELETE FROM payment_events; DELETE FROM invoices;
-      INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING;
-      INSERT INTO invoices (id, customer_id, amount, currency)
-        SELECT ${firstId} + n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, (ARRAY['EUR', 'JPY', 'TND'])[1 + n % 3] FROM generate_series(0, ${invoices - 1}) AS n;
-      DELETE FROM batches;
-      INSERT INTO batches (first_id, last_id)
-        SELECT first, first + ${Math.min(perBatch, batchSize) - 1}
-        FROM generate_series(${firstId}, ${firstId + invoices - 1}, ${perBatch}) AS first`);
+    await app.query('DELETE FROM payment_events; DELETE FROM invoices; UPDATE epoch SET resetting_at = NULL');
+    for (const statement of dataOf(firstId)) await app.query(statement);
   }
 
   async #countUnpaid(): Promise<number> {
@@ -283,6 +294,9 @@ export class Simulation {
   async #expireLeases(): Promise<void> {
     await this.#ask(
       `UPDATE batches SET leased_until = now() - interval '1 ms' WHERE leased_until < now() + interval '1 min'`,
+    );
+    await this.#ask(
+      `UPDATE epoch SET resetting_at = now() - interval '1 min' WHERE resetting_at IS NOT NULL`,
     );
     this.#wake();
   }
@@ -313,7 +327,16 @@ export class Simulation {
     });
     // Each retry is a movement that ends at the step that it begins with.
     const backoff = { duration: 0, next: () => ((this.#moving += 1), backoff) };
+    const resets = new Resets({
+      database: this.#databases[slot]!,
+      provider,
+      seed: async (query) => {
+        for (const statement of dataOf(this.#plan.firstId)) await query(statement);
+      },
+      step,
+    });
     const payments = new Payments({
+      resets,
       database: this.#databases[slot]!,
       provider,
       holder: replica.name,
@@ -321,7 +344,7 @@ export class Simulation {
       log: this.#log,
       backoff,
     });
-    return Object.assign(replica, { payments });
+    return Object.assign(replica, { payments, resets });
   }
 
   async #startProvider(slot: number): Promise<ProviderReplica> {
@@ -336,6 +359,7 @@ export class Simulation {
         LOG_LEVEL: 'silent',
         ENVIRONMENT: 'dev',
         DATABASE_URL: this.#providerUrl,
+        ALLOW_RESET: 'true',
         FAILURE_RATE: failureRate,
         FAULT_SEED: `${slot}`,
       },
@@ -360,6 +384,7 @@ export class Simulation {
     const app = this.#apps[Number(slot)]!;
     if (app.dead) return;
     if (what === 'pay') this.#pay(app);
+    else if (what === 'reset') app.resets.reset().catch(() => {});
     else this.#recover(app);
   }
 
@@ -377,6 +402,8 @@ export class Simulation {
   /** A caller who is told that nothing is unknown or left finds each invoice paid, declined or refused. */
   async #checkAnswer(app: App, tally: Tally): Promise<void> {
     if (app.dead || tally.unknown > 0 || tally.left !== undefined) return;
+    // After a reset it says nothing of the invoices that are there.
+    if (this.#commands.some((command) => command.startsWith('reset'))) return;
     const { rows } = await this.#ask(
       `SELECT FROM invoices WHERE paid_at IS NULL
        AND NOT EXISTS (
@@ -435,13 +462,14 @@ export class Simulation {
         this.#crash(replica);
         throw crashed();
       }
-      if (name === 'wait' || name === 'heartbeat') return undefined as Awaited<ReturnType<typeof work>>;
+      if (['wait', 'wait to reset', 'heartbeat'].includes(name))
+        return undefined as Awaited<ReturnType<typeof work>>;
       try {
         if (mishap === 'lost') throw new DatabaseUnavailable(new Error('lost'));
         if (name === 'post') return await this.#post(replica, label, mishap, work);
         // The work of this step is made of other steps, so it may take any time.
         const result = await (name === 'charge' ? work() : this.#move(work()));
-        if (name === 'release') this.#wake();
+        if (name === 'release' || name === 'finish reset') this.#wake();
         if (mishap === 'crash after') this.#crash(replica);
         if (replica.dead) throw crashed();
         if (mishap === 'answer lost') throw new DatabaseUnavailable(new Error('answer lost'));
@@ -516,12 +544,13 @@ export class Simulation {
 
   /** Sends to one provider after the other; to one that is down only where both are. */
   readonly #send: AxiosAdapter = (config) => {
-    const request = this.#sending!;
+    const isReset = config.url!.endsWith('/reset');
     const turns = [this.#posts % 2, (this.#posts + 1) % 2].map((slot) => this.#providers[slot]!);
     this.#posts += 1;
     const provider = turns.find(({ dead }) => !dead) ?? turns[0]!;
-    request.provider = provider;
-    const url = `http://127.0.0.1:${provider.running.port}/payments/pay`;
+    const url = `http://127.0.0.1:${provider.running.port}${new URL(config.url!).pathname}`;
+    if (isReset) return this.#http({ ...config, url, timeout: 0 });
+    this.#sending!.provider = provider;
     const isKeyless = this.#plan.form === 'keyless';
     if (isKeyless) config.headers.delete('Idempotency-Key');
     return this.#http({ ...config, url, timeout: 0 }).then((answer) => {
@@ -548,7 +577,7 @@ export class Simulation {
     return new Promise((go, stop) => {
       const held = { owner, label, name, go, stop };
       // Nothing has changed for those that wait for a lease until one is given back, or runs out.
-      if (name === 'wait') this.#patient.push(held);
+      if (name === 'wait' || name === 'wait to reset') this.#patient.push(held);
       else if (name === 'heartbeat') this.#heartbeats.push(held);
       else this.#waiting.push(held);
     });
@@ -572,6 +601,10 @@ export class Simulation {
       await this.#untilRest();
       if (this.#scheduler.count() === 0 && this.#waiting.length === 0 && this.#patient.length > 0) {
         await this.#expireLeases();
+        // What waits for a reset waits for recovery, which each process does now and then.
+        const { rows } = await this.#ask('SELECT FROM epoch WHERE resetting_at IS NOT NULL');
+        const app = this.#apps.find(({ dead }) => !dead);
+        if (rows.length > 0 && app !== undefined) this.#recover(app);
       }
       // In an order of their own: several may have come at once.
       for (const held of this.#waiting.splice(0).toSorted((a, b) => byNumber.compare(a.label, b.label))) {

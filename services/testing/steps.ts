@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 
 /** The files that a payment goes through, each with its service. A file that joins the path is added here. */
 const path = {
-  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'lease.ts', 'provider.ts'],
+  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'lease.ts', 'provider.ts', 'reset.ts'],
   'payment-provider': ['service.ts', 'cashier.ts', 'ledger.ts'],
 };
 
@@ -18,8 +18,12 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   ],
   [/^this\.#(running|next|recovery)\b/, 'a shutdown waits for payments, they do not wait for it'],
   [/^(startServer|provider\.version|sendInvoices|this\.#http\.get)\(/, 'no payment'],
-  [/^(reset|sleep\(resetWait|database\.transaction|query\(|provider\.reset|resetInvoices)/, 'a reset'],
-  [/^(this\.#http\.post\(this\.#path\('\/reset'\)|deletePayments\()/, 'a reset'],
+  [/^(resets\.reset|(this\.#options\.)?database\.transaction|query[(<]|resetInvoices)/, 'a reset'],
+  [/^this\.#options\.(provider\.reset|resets\?\.finishAbandoned)\(/, 'steps of a reset'],
+  [
+    /^(this\.#options\.database\.query<\{ who|lockPayments\(|retireEpoch\(|deletePayments\(|\(await retireEpoch)/,
+    'a reset',
+  ],
   [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
   [/^asking\.(mark|unmark|store)\(/, 'steps of pay.ts'],
   [/^payAll\(/, 'what the steps of pay.ts come to'],

@@ -34,15 +34,25 @@ const patience = 20_000;
 const keyless: readonly string[] = ['mark', 'unmark', 'list unknown'];
 const keyed: readonly string[] = ['renew', 'look up', 'heartbeat', 'keep'];
 
+/** Steps of a reset, which one form is enough for. */
+const ofReset: readonly string[] = [
+  'begin reset',
+  'wait to reset',
+  'post reset',
+  'take reset back',
+  'finish reset',
+];
+
 /** The form that a step needs, or that does for those that come in array and single form only. */
 export function onlyForm(name: string): Form | undefined {
   if (keyless.includes(name)) return 'keyless';
-  return keyed.includes(name) ? 'array' : undefined;
+  return keyed.includes(name) || ofReset.includes(name) ? 'array' : undefined;
 }
 
 /** Every place: before and after each step of a form that the sources name, the first time it comes and the second. */
 export function everyKill(form: Form): Kill[] {
-  const others = form === 'keyless' ? keyed : keyless;
+  const others =
+    form === 'keyless' ? [...keyed, ...ofReset] : form === 'single' ? [...keyless, ...ofReset] : keyless;
   const steps = findSteps().filter(({ name }) => !others.includes(name));
   return steps.flatMap((step) =>
     [1, 2].flatMap((nth) => (['before', 'after'] as const).map((when) => Object.assign({ when, nth }, step))),
@@ -84,6 +94,7 @@ export class Sweep {
   /** Started ahead: it takes longer than the rest of a case. */
   readonly #standby = {} as Record<ServiceName, Promise<Process>>;
   #started = 0;
+  #refusesResets = false;
 
   private constructor(
     form: Form,
@@ -144,6 +155,7 @@ export class Sweep {
 
   async #kill({ service, name, when, nth }: Kill): Promise<string[]> {
     await this.#makeData();
+    this.#refusesResets = name === 'take reset back';
     // A provider that takes one payment at a time has to be found out first.
     if (this.#form !== 'array') {
       await this.#pay();
@@ -200,6 +212,19 @@ export class Sweep {
         // Recovery comes to it by itself, here with work to do.
         await app.query(held);
         return;
+      case 'wait to reset':
+        await app.query(`${held} + interval '14 s' WHERE first_id = 1`);
+        await this.#reset();
+        return;
+      case 'begin reset':
+      case 'post reset':
+      case 'take reset back':
+      case 'finish reset':
+        // So that there is something to lose.
+        await this.#pay();
+        await this.#reset();
+        if (nth === 2) await this.#reset();
+        return;
       case 'wait':
         await app.query(`${held} + interval '14 s' WHERE first_id = 1`);
         break;
@@ -219,7 +244,12 @@ export class Sweep {
          WHERE leased_until > now() AND (holder IS NULL OR holder = 'nobody' OR starts_with(holder, $1))`,
         [`${dead}/`],
       );
-      const { rows } = await app.query('SELECT FROM batches WHERE leased_until IS NOT NULL LIMIT 1');
+      await app.query(
+        `UPDATE epoch SET resetting_at = now() - interval '1 min' WHERE resetting_at IS NOT NULL`,
+      );
+      const { rows } = await app.query(
+        'SELECT FROM batches, epoch WHERE leased_until IS NOT NULL OR resetting_at IS NOT NULL LIMIT 1',
+      );
       if (rows.length === 0) return true;
     }
     return false;
@@ -230,6 +260,10 @@ export class Sweep {
     await post(`http://127.0.0.1:${this.#running['invoice-app'].port}/invoices/pay`).catch(() => {});
   }
 
+  async #reset(): Promise<void> {
+    await post(`http://127.0.0.1:${this.#running['invoice-app'].port}/reset`).catch(() => {});
+  }
+
   async #countUnpaid(): Promise<number> {
     const unpaid = 'SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL';
     return (await this.#sessions.app.query(unpaid)).rows.length;
@@ -238,6 +272,7 @@ export class Sweep {
   async #makeData(): Promise<void> {
     await this.#sessions.provider.query('DELETE FROM payments');
     await this.#sessions.app.query(`
+      UPDATE epoch SET resetting_at = NULL;
       DELETE FROM payment_events; DELETE FROM invoices; DELETE FROM batches;
       INSERT INTO invoices (id, customer_id, amount, currency)
         SELECT n, 1, CASE WHEN n = ${refused} THEN 0 ELSE 100 + n END, 'EUR' FROM generate_series(1, ${invoices}) AS n;
@@ -260,6 +295,7 @@ export class Sweep {
         LOG_LEVEL: 'silent',
         INSTANCE: name,
         ENVIRONMENT: 'dev',
+        ALLOW_RESET: 'true',
         DATABASE_URL: this.#databases[service].url,
         ...(service === 'invoice-app' && {
           PAYMENT_PROVIDER_URL: `http://127.0.0.1:${(this.#proxy.address() as AddressInfo).port}/payments/pay`,
@@ -292,6 +328,10 @@ export class Sweep {
           response
             .writeHead(400, { 'Content-Type': 'application/json', ...keys })
             .end(JSON.stringify({ error }));
+          return;
+        }
+        if (request.url === '/reset' && this.#refusesResets) {
+          response.writeHead(404).end();
           return;
         }
         const { method, url, headers } = request;

@@ -79,8 +79,11 @@ export const describeReset = () => ({
     answers: {
       200: json('They are as after the first start.', z.object({})),
       ...crossSite(),
-      502: error('payment-provider was not reset; nothing has changed.'),
-      503: error('A run does not end, or the database does not answer.'),
+      502: error(
+        'payment-provider refused, and nothing has changed; or it is unknown whether it was reset, and nothing is paid ' +
+          'until that is finished.',
+      ),
+      503: error('A run does not end, another session holds the tables, or the database does not answer.'),
     },
   },
 });

@@ -10,6 +10,8 @@ export interface Batch {
   holder: string;
   /** Whether its holder before did not give it back: it died, or was too slow. */
   abandoned: boolean;
+  /** Names the data that the batch is part of, for the provider. */
+  epoch: string;
   /** Whether its last holder, dead or not, left invoices whose outcome is unknown. */
   leftOpen: boolean;
 }
@@ -66,10 +68,11 @@ export async function claim(database: Database, holder: string, among: number[])
      WHERE first_id = (
        SELECT first_id FROM batches
        WHERE first_id = ANY ($3::bigint[]) AND (holder IS NULL OR NOT (${isLive}))
+         AND NOT EXISTS (SELECT FROM epoch WHERE resetting_at IS NOT NULL)
        ORDER BY first_id LIMIT 1 FOR UPDATE SKIP LOCKED
      )
      RETURNING first_id AS first, last_id AS last, new.holder, old.holder IS NOT NULL AS abandoned,
-       old.leased_until IS NOT NULL AS "leftOpen"`,
+       old.leased_until IS NOT NULL AS "leftOpen", (SELECT id FROM epoch) AS epoch`,
     [holder, leaseSeconds, among],
   );
   return rows[0];

@@ -218,6 +218,18 @@ export const migrations: Migration[] = [
           AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
         EXECUTE FUNCTION keep_open_attempts()`,
   },
+  {
+    name: '8-epoch',
+    sql: `
+      -- Its one row names the data since the last reset. Resetting: since when a reset is under way, whose outcome at
+      -- the provider is unknown until it is finished or taken back.
+      CREATE TABLE epoch (
+        is_the_one boolean PRIMARY KEY DEFAULT true CHECK (is_the_one),
+        id uuid NOT NULL DEFAULT uuidv7(),
+        resetting_at timestamptz
+      );
+      INSERT INTO epoch DEFAULT VALUES`,
+  },
 ];
 
 /** The id of `I12`; undefined where the name is not an invoice's. */
@@ -258,11 +270,11 @@ export async function seed(query: Query, count: number): Promise<void> {
   }
 }
 
-/** Makes the data anew, as if the database had been empty. */
-export async function resetInvoices(query: Query, count: number): Promise<void> {
+/** Makes the data anew, as if the database had been empty. @param fill fills it again */
+export async function resetInvoices(query: Query, fill: (query: Query) => Promise<void>): Promise<void> {
   await query(`SET LOCAL payloop.reset = 'on'`);
   await query('TRUNCATE invoices, customers, batches, payment_events');
-  await seed(query, count);
+  await fill(query);
 }
 
 /** How many invoices are unpaid. */

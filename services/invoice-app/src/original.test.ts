@@ -65,6 +65,28 @@ test('answers are stored as they come, and the lease is renewed meanwhile', { ti
   expect((await paying).status).toBe(200);
 });
 
+test(
+  'with keys, answers are stored by the hundred, and a heartbeat renews the lease',
+  { timeout: 60_000 },
+  async () => {
+    original.keys = true;
+    await using app = await startApp(original, { SEED_INVOICES: '500' });
+    const paying = pay(app);
+    await until(() => original.charges.size > 150);
+    const [{ paid, lease }] = await query(
+      app,
+      `SELECT (SELECT count(*)::int FROM invoices WHERE paid_at IS NOT NULL) AS paid, leased_until AS lease FROM batches`,
+    );
+    expect(paid).toBeGreaterThanOrEqual(100);
+    await sleep(5_500);
+    const [later] = await query(app, 'SELECT leased_until AS lease FROM batches');
+    expect(later.lease - lease).toBeGreaterThan(4_000);
+    expect(await query(app, 'SELECT FROM invoices WHERE asked_at IS NOT NULL')).toEqual([]);
+    expect((await paying).status).toBe(200);
+    expect(twice()).toEqual([]);
+  },
+);
+
 test('a holder that loses its lease asks for nothing more', { timeout: 60_000 }, async () => {
   await using app = await startApp(original, { SEED_INVOICES: '300' });
   const paying = pay(app);

@@ -14,6 +14,7 @@ import { z } from 'zod';
 import * as batches from './batches.ts';
 import { countStuck } from './invoices.ts';
 import { Lease } from './lease.ts';
+import type { Resets } from './reset.ts';
 import { everyOutcome, type Asking, type Ending, type Outcome, type Provider } from './provider.ts';
 
 /** How many invoices came to which end in one run. */
@@ -45,6 +46,8 @@ export interface PaymentsOptions {
   countClaim?: (found: BatchState) => void;
   /** How long to wait before an unknown outcome is asked for again. */
   backoff?: IBackoffFactory<unknown>;
+  /** Finishes resets that were left unfinished. */
+  resets?: Pick<Resets, 'finishAbandoned'>;
   /** How long to wait for batches that others hold, in milliseconds; longer than most runs take. */
   patience?: number;
 }
@@ -140,8 +143,9 @@ export class Payments {
     await this.#recovery;
   }
 
-  /** Takes over, once, every lease that ran out. */
+  /** Takes over, once, every lease that ran out, and a reset that was left unfinished. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
+    await this.#options.resets?.finishAbandoned();
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
     if (expired.length === 0) return { paid: 0, declined: 0, refused: 0, unknown: 0 };
     return span('recover', () => this.#work(expired, requestId));
@@ -310,7 +314,7 @@ export class Payments {
       tally.declined += numberOf('declined');
       tally.refused += numberOf('refused');
     };
-    return { requestId, isHeld: () => lease.isHeld, mark, unmark, store };
+    return { requestId, epoch: batch.epoch, isHeld: () => lease.isHeld, mark, unmark, store };
   }
 }
 

@@ -1,6 +1,5 @@
 import { Agent as HttpAgent } from 'node:http';
 import { Agent as HttpsAgent } from 'node:https';
-import { HttpError } from '@payloop/kit/http-error.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
@@ -43,6 +42,8 @@ const unsettled: Ending = { outcome: 'unknown', down: true, isFinal: true };
 /** What a run of pay gives to who asks for its payments. */
 export interface Asking {
   requestId: string;
+  /** Names the data that the payments are part of. */
+  epoch: string;
   /** Whether the batch is still this run's: without that nothing may be asked for. */
   isHeld(): boolean;
   /** Marks attempts before requests that no key protects. @returns those that may be asked for */
@@ -65,6 +66,14 @@ const unsent = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH'
 
 /** The header with which a provider says, with `true`, that it honours keys. The original sends none, and ignores them. */
 const honoursKeys = 'Accept-Idempotency-Key';
+/** The header that names the data that a request is part of: once they were reset, the provider charges nothing for it. */
+const ledgerEpoch = 'Ledger-Epoch';
+
+/** What came of a request to reset the provider. Unknown: it may have been reset, or may be yet. */
+export type ResetAnswer =
+  | { outcome: 'reset' }
+  | { outcome: 'refused'; reason: string; /** Whether it has no reset at all. */ isAbsent: boolean }
+  | { outcome: 'unknown'; reason: string };
 
 /** Of a reason no more is kept, in characters, and none that Postgres cannot store. */
 const longestReason = 200;
@@ -157,10 +166,10 @@ export class Provider {
    * @throws only what `asking` throws
    */
   async pay(attempts: Attempt[], asking: Asking): Promise<Ending[]> {
-    const { requestId } = asking;
+    const { requestId, epoch } = asking;
     let headers: PaymentHeaders;
     try {
-      headers = { 'X-Request-Id': requestId, ...bearer(this.#tokenFile) };
+      headers = { 'X-Request-Id': requestId, [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
     } catch (error) {
       this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
       return attempts.map(() => unasked);
@@ -293,16 +302,33 @@ export class Provider {
     }
   }
 
-  /** Makes the provider forget every payment. @throws {HttpError} 502 when it did not */
-  async reset(): Promise<void> {
-    let status: number | string | undefined;
+  /**
+   * Makes the provider forget every payment of an epoch, and refuse those that are still to come; never throws. Asked
+   * again for the same epoch it changes nothing.
+   */
+  async reset(epoch: string): Promise<ResetAnswer> {
+    let headers: Record<string, string>;
     try {
-      const headers = bearer(this.#tokenFile);
-      ({ status } = await this.#http.post(this.#path('/reset'), undefined, { headers }));
+      headers = { [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
     } catch (error) {
-      status = reduceError(error).message;
+      return { outcome: 'refused', reason: `${reduceError(error).message}`, isAbsent: false };
     }
-    if (status !== 200) throw new HttpError(502, `payment-provider was not reset: ${status}`);
+    try {
+      const { status } = await this.#step('post reset', () =>
+        this.#http.post(this.#path('/reset'), undefined, { headers }),
+      );
+      if (status === 200) return { outcome: 'reset' };
+      const isRefused = status >= 400 && status < 500 && status !== 408;
+      const isAbsent = status === 404 || status === 405;
+      return isRefused
+        ? { outcome: 'refused', reason: `${status}`, isAbsent }
+        : { outcome: 'unknown', reason: `${status}` };
+    } catch (error) {
+      const { message, code } = reduceError(error);
+      return unsent.has(`${code}`)
+        ? { outcome: 'refused', reason: `${message}`, isAbsent: false }
+        : { outcome: 'unknown', reason: `${message}` };
+    }
   }
 
   #path(path: string): string {

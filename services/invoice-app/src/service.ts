@@ -1,6 +1,5 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, describe, httpUrl, integer, readConfig } from '@payloop/kit/config.ts';
-import { Database, isLockTimeout } from '@payloop/kit/database.ts';
+import { Database, type Query } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import { Metrics } from '@payloop/kit/metrics.ts';
@@ -11,7 +10,7 @@ import type { Handler, Request, Response } from 'express';
 import { z } from 'zod';
 import { addAntaeusRoutes } from './antaeus.ts';
 import * as api from './api.ts';
-import { isLive, readOldestLease } from './batches.ts';
+import { readOldestLease } from './batches.ts';
 import {
   countRefused,
   countUnpaid,
@@ -19,7 +18,6 @@ import {
   hasUnpaid,
   listInvoices,
   migrations,
-  resetInvoices,
   seed,
   toContract,
 } from './invoices.ts';
@@ -28,6 +26,7 @@ import { addPage } from './page.ts';
 import { createListLimit, sendPages } from './pages.ts';
 import { batchStates, Payments } from './pay.ts';
 import { Progress } from './progress.ts';
+import { Resets } from './reset.ts';
 import { everyOutcome, Provider, type AppVersion } from './provider.ts';
 
 const service = 'invoice-app';
@@ -68,11 +67,12 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     log,
     step,
   });
+  const fill = (query: Query) => seed(query, config.SEED_INVOICES);
   const database = new Database({
     service,
     url: config.databaseUrl,
     migrations,
-    seed: (query) => seed(query, config.SEED_INVOICES),
+    seed: fill,
     log,
     max: connections.others,
   });
@@ -94,7 +94,9 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   );
   const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
   const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
+  const resets = new Resets({ database: forPayments, provider, seed: fill, step });
   const payments = new Payments({
+    resets,
     database: forPayments,
     provider,
     holder: instance,
@@ -160,7 +162,7 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     });
     if (config.ALLOW_RESET) {
       const answerReset: Handler = async (_request, response) => {
-        await reset(database, provider, config.SEED_INVOICES);
+        await resets.reset();
         response.json({});
       };
       route(app, '/reset', { post: answerReset }, api.describeReset);
@@ -168,34 +170,6 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   });
   payments.startRecovery();
   return running;
-}
-
-/** How long a reset waits for runs under way, and how often it looks, in milliseconds. */
-const resetWait = { most: 20_000, step: 50 };
-
-/** Makes the data of both services anew, once no run is under way on any replica. */
-async function reset(database: Database, provider: Provider, count: number): Promise<void> {
-  for (const end = performance.now() + resetWait.most; performance.now() < end; await sleep(resetWait.step)) {
-    if (await resetIfIdle(database, provider, count)) return;
-  }
-  throw new HttpError(503, 'a payment run is under way, try again later');
-}
-
-async function resetIfIdle(database: Database, provider: Provider, count: number): Promise<boolean> {
-  try {
-    return await database.transaction(async (query) => {
-      // Until this commits nobody can claim a batch.
-      await query('LOCK TABLE batches');
-      const { rows } = await query(`SELECT FROM batches WHERE holder IS NOT NULL AND ${isLive} LIMIT 1`);
-      if (rows.length > 0) return false;
-      await provider.reset();
-      await resetInvoices(query, count);
-      return true;
-    });
-  } catch (error) {
-    if (isLockTimeout(error)) return false;
-    throw error;
-  }
 }
 
 async function sendInvoices(database: Database, request: Request, response: Response): Promise<void> {

@@ -3,7 +3,7 @@ import { error, json, databaseErrors, type Addition, type Answers, type Body } f
 import { version } from '@payloop/kit/run.ts';
 import { z } from 'zod';
 import { antaeusResult, charged, outcomeBody } from './cashier.ts';
-import { antaeusFields, idempotencyKey, keyLength, mostPayments, paymentFields } from './payment.ts';
+import { antaeusFields, epoch, idempotencyKey, keyLength, mostPayments, paymentFields } from './payment.ts';
 
 const lenient =
   'The body is JSON whatever `Content-Type` says. Keys match in any case, further fields are ignored, and null is ' +
@@ -49,6 +49,14 @@ const keyHeader = () =>
       }),
   });
 
+const epochHeader = () =>
+  z.object({
+    'Ledger-Epoch': epoch.optional().meta({
+      description:
+        'Names the data that the request is part of: after `POST /reset` with it, nothing is charged for it.',
+    }),
+  });
+
 const hit = () =>
   z.object({
     'Idempotency-Hit': z
@@ -62,6 +70,7 @@ const retryAfter = () => z.object({ 'Retry-After': z.string().meta({ description
 const refused = (): Answers => ({
   400: error('The request is wrong: the first reason that applies.'),
   409: error('The first request with this key is still at work.', retryAfter()),
+  410: error('`Ledger-Epoch` names data that were reset since; nothing was charged.'),
   413: error('The body is larger than 512 kB.'),
   415: error('`Content-Encoding` is none that is known.'),
   422: error('The key was used for another id, value or currency; nothing was charged.'),
@@ -86,7 +95,7 @@ export const describePay = () => {
       description:
         'Without a key every request is a payment of its own. A share of the payments is declined where ' +
         '`FAILURE_RATE` says so.',
-      headers: keyHeader(),
+      headers: keyHeader().extend(epochHeader().shape),
       body: body(z.union([anyCase('Payment', paymentFields), payments])),
       answers: {
         ...refused(),
@@ -104,7 +113,7 @@ export const describePay = () => {
 export const describePayAntaeus = () => ({
   post: {
     summary: 'Charges a payment in the Antaeus form',
-    headers: keyHeader(),
+    headers: keyHeader().extend(epochHeader().shape),
     body: body(
       anyCase('AntaeusPayment', antaeusFields),
       `${lenient} A currency that is an object, as the original client sends it, is as none.`,
@@ -116,7 +125,15 @@ export const describePayAntaeus = () => ({
 export const describeReset = () => ({
   post: {
     summary: 'Forgets every payment',
-    answers: { 200: json('Forgotten.', z.object({})), ...crossSite(), ...databaseErrors() },
+    description:
+      'With `Ledger-Epoch`, once: what is charged afterwards is kept when the same request comes again.',
+    headers: epochHeader(),
+    answers: {
+      200: json('Forgotten.', z.object({})),
+      400: error('`Ledger-Epoch` is no UUID.'),
+      ...crossSite(),
+      ...databaseErrors(),
+    },
   },
 });
 

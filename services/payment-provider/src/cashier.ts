@@ -50,7 +50,7 @@ export const charged = () => z.object({ id: z.string() }).meta({ id: 'Charged' }
 const retryAfter = 1;
 
 /** What a charge can come to; repeated: its key had its answer before. */
-export const chargeOutcomes = ['charged', 'declined', 'repeated', 'mismatch', 'busy'] as const;
+export const chargeOutcomes = ['charged', 'declined', 'repeated', 'mismatch', 'busy', 'retired'] as const;
 export type ChargeOutcome = (typeof chargeOutcomes)[number];
 
 /** Takes payments as they come in, and says how they ended. */
@@ -71,10 +71,11 @@ export class Cashier {
   /**
    * Takes the body of `POST /payments/pay`: one payment, or an array of them.
    * @param header the request's `Idempotency-Key`
-   * @throws {HttpError} 400, DatabaseUnavailable
+   * @param epoch the request's `Ledger-Epoch`
+   * @throws {HttpError} 400, 410, DatabaseUnavailable
    */
-  pay(body: unknown, header?: string): Promise<Reply> {
-    return Array.isArray(body) ? this.#payArray(body) : this.#payOne(body, header);
+  pay(body: unknown, header?: string, epoch?: string): Promise<Reply> {
+    return Array.isArray(body) ? this.#payArray(body, epoch) : this.#payOne(body, header, epoch);
   }
 
   /**
@@ -82,20 +83,20 @@ export class Cashier {
    * @param header the request's `Idempotency-Key`
    * @throws {HttpError} 400, DatabaseUnavailable
    */
-  async payAntaeus(body: unknown, header?: string): Promise<Reply> {
-    const reply = await this.#reply({ ...parseAntaeusPayment(body), key: parseKey(header) });
+  async payAntaeus(body: unknown, header?: string, epoch?: string): Promise<Reply> {
+    const reply = await this.#reply({ ...parseAntaeusPayment(body), key: parseKey(header) }, epoch);
     const definite = reply.status === 200 || reply.status === 402;
     if (!definite) return reply;
     const result: AntaeusResult = { result: reply.status === 200 };
     return { ...reply, status: 200, body: result };
   }
 
-  #payOne(body: unknown, header: string | undefined): Promise<Reply> {
-    return this.#reply({ ...parsePayment(body), key: parseKey(header) });
+  #payOne(body: unknown, header: string | undefined, epoch: string | undefined): Promise<Reply> {
+    return this.#reply({ ...parsePayment(body), key: parseKey(header) }, epoch);
   }
 
-  async #reply(payment: Payment): Promise<Reply> {
-    const outcome = toOutcome(payment, await this.#charge(payment));
+  async #reply(payment: Payment, epoch: string | undefined): Promise<Reply> {
+    const outcome = toOutcome(payment, await this.#charge(payment, epoch));
     const { status } = outcome;
     const isRepeated = 'repeated' in outcome && outcome.repeated;
     return {
@@ -108,15 +109,15 @@ export class Cashier {
     };
   }
 
-  async #payArray(bodies: unknown[]): Promise<Reply> {
+  async #payArray(bodies: unknown[], epoch: string | undefined): Promise<Reply> {
     if (bodies.length > mostPayments)
       throw new HttpError(400, `at most ${mostPayments} payments in one request`);
-    const outcomes = await Promise.all(bodies.map((body) => this.#payElement(body)));
+    const outcomes = await Promise.all(bodies.map((body) => this.#payElement(body, epoch)));
     return { status: 200, body: outcomes };
   }
 
   // A payment that is wrong does not keep the others from being charged.
-  async #payElement(body: unknown): Promise<Outcome> {
+  async #payElement(body: unknown, epoch: string | undefined): Promise<Outcome> {
     let payment: Payment;
     try {
       payment = parseKeyedPayment(body);
@@ -125,21 +126,21 @@ export class Cashier {
       const id = readId(body);
       return { status: 400, ...(id !== undefined && { id }), error: error.message };
     }
-    return toOutcome(payment, await this.#charge(payment));
+    return toOutcome(payment, await this.#charge(payment, epoch));
   }
 
-  async #charge(payment: Payment): Promise<Answer> {
-    const answer = await this.#chargeOnce(payment);
+  async #charge(payment: Payment, epoch: string | undefined): Promise<Answer> {
+    const answer = await this.#chargeOnce(payment, epoch);
     this.#count('repeated' in answer && answer.repeated ? 'repeated' : answer.outcome);
     return answer;
   }
 
-  async #chargeOnce({ id, amount, currency, key }: Payment): Promise<Answer> {
+  async #chargeOnce({ id, amount, currency, key }: Payment, epoch: string | undefined): Promise<Answer> {
     if (key !== undefined && this.#busy.has(key)) return { outcome: 'busy' };
     if (key !== undefined) this.#busy.add(key);
     try {
       const outcome = this.#faults.declines(id) ? 'declined' : 'charged';
-      return await this.#ledger.charge({ key, paymentId: id, amount, currency, outcome });
+      return await this.#ledger.charge({ key, paymentId: id, amount, currency, outcome, epoch });
     } finally {
       if (key !== undefined) this.#busy.delete(key);
     }
@@ -154,6 +155,8 @@ function toOutcome({ id }: Payment, answer: Answer): Outcome {
       return { status: 402, id, error: 'payment declined', ...(answer.repeated && { repeated: true }) };
     case 'mismatch':
       return { status: 422, id, error: 'this idempotency key was used for another payment' };
+    case 'retired':
+      throw new HttpError(410, 'the data that this payment is part of were reset since');
     case 'busy':
       return { status: 409, id, error: 'the first request with this idempotency key is still at work' };
   }

@@ -10,7 +10,9 @@ export type Answer =
   /** The key was used before for another id, value or currency: nothing was charged. */
   | { outcome: 'mismatch' }
   /** The first request with this key is still at work: ask again later. */
-  | { outcome: 'busy' };
+  | { outcome: 'busy' }
+  /** The data that it is part of were reset since: nothing was charged, and never will be. */
+  | { outcome: 'retired' };
 
 interface Waiting {
   charge: Charge;
@@ -56,7 +58,10 @@ export class Ledger {
 
   async #flush(): Promise<void> {
     if (this.#underWay >= mostUnderWay || this.#waiting.length === 0) return;
-    const batch = this.#waiting.splice(0, mostAtOnce);
+    // Nearly always all of them: those of one client's data.
+    const { epoch } = this.#waiting[0]!.charge;
+    const other = this.#waiting.findIndex(({ charge }) => charge.epoch !== epoch);
+    const batch = this.#waiting.splice(0, Math.min(mostAtOnce, other < 0 ? mostAtOnce : other));
     this.#underWay += 1;
     try {
       const places = () => batch.map(({ place }) => place);
@@ -74,7 +79,7 @@ export class Ledger {
   async #store(charges: Charge[]): Promise<Answer[]> {
     const { query } = this.#database;
     const first = firstOfEachKey(charges);
-    let known: string[];
+    let known: string[] | undefined;
     try {
       known = await this.#step('store', () => insertNew(query, [...first.values()]));
     } catch (error) {
@@ -84,8 +89,9 @@ export class Ledger {
       const answers = await Promise.all(charges.map((charge) => this.#store([charge])));
       return answers.flat();
     }
+    if (known === undefined) return charges.map(() => ({ outcome: 'retired' }));
     const before = known.length > 0 ? await this.#step('look up', () => findByKey(query, known)) : new Map();
-    const isKnown = new Set(known);
+    const isKnown = new Set<string>(known);
     return charges.map((charge) => {
       if (charge.key === undefined) return { outcome: charge.outcome, repeated: false };
       const stored: Stored | undefined = before.get(charge.key);

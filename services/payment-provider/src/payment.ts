@@ -72,6 +72,9 @@ export const idempotencyKey = z
   .max(keyLength, keyRule)
   .regex(storable, keyRule);
 
+/** Names the data of a client that a payment is part of. */
+export const epoch = z.guid();
+
 /** Throws where a byte is no UTF-8: a replacement would make two keys one. */
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
@@ -189,6 +192,16 @@ function decodeHeader(header: string): string {
   } catch {
     throw new HttpError(400, keyRule);
   }
+}
+
+/**
+ * Reads a `Ledger-Epoch` header.
+ * @throws {HttpError} 400
+ */
+export function parseEpoch(header: string | undefined): string | undefined {
+  const result = epoch.optional().safeParse(header);
+  if (!result.success) throw new HttpError(400, 'Ledger-Epoch must be a UUID');
+  return result.data;
 }
 
 function checkKey(key: unknown): string {

@@ -33,6 +33,11 @@ export const migrations: Migration[] = [
         ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32) NOT VALID,
         ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]') NOT VALID`,
   },
+  {
+    name: '4-epochs',
+    // Data of a client that were reset since: whatever comes in for them charges nothing.
+    sql: 'CREATE TABLE retired_epochs (epoch uuid PRIMARY KEY, retired_at timestamptz NOT NULL DEFAULT now())',
+  },
 ];
 
 /** What a client asks to be charged, and how that ends if it has not ended before. */
@@ -43,6 +48,8 @@ export interface Charge {
   amount: bigint;
   currency: string;
   outcome: Outcome;
+  /** The client's data that it is part of, if it names them. */
+  epoch: string | undefined;
 }
 
 /** A charge as it is stored. */
@@ -56,14 +63,17 @@ export interface Stored {
 
 /**
  * Stores those charges whose key is new, or that have none.
- * @returns the keys of the others: they have been stored before
+ * @param charges of one epoch
+ * @returns the keys of the others: they have been stored before; undefined where their epoch is retired, and none was
+ * stored
  */
-export async function insertNew(query: Query, charges: Charge[]): Promise<string[]> {
+export async function insertNew(query: Query, charges: Charge[]): Promise<string[] | undefined> {
   // In the keys' order, so that two replicas that store the same keys cannot wait for each other.
-  const { rows } = await query<{ key: string }>(
+  const { rows } = await query<{ key: string | null }>(
     `WITH asked AS (
        SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::text[])
          AS charge (key, payment_id, amount, currency, outcome)
+       WHERE NOT EXISTS (SELECT FROM retired_epochs WHERE epoch = $6)
      ), inserted AS (
        INSERT INTO payments (idempotency_key, payment_id, amount, currency, outcome)
        SELECT * FROM asked ORDER BY key COLLATE "C"
@@ -71,16 +81,20 @@ export async function insertNew(query: Query, charges: Charge[]): Promise<string
        RETURNING idempotency_key
      )
      SELECT key FROM asked
-     WHERE key IS NOT NULL AND NOT EXISTS (SELECT FROM inserted WHERE idempotency_key = key)`,
+     WHERE key IS NOT NULL AND NOT EXISTS (SELECT FROM inserted WHERE idempotency_key = key)
+     UNION ALL
+     SELECT NULL WHERE EXISTS (SELECT FROM retired_epochs WHERE epoch = $6)`,
     [
       charges.map(({ key }) => key),
       charges.map(({ paymentId }) => paymentId),
       charges.map(({ amount }) => amount),
       charges.map(({ currency }) => currency),
       charges.map(({ outcome }) => outcome),
+      charges[0]?.epoch,
     ],
   );
-  return rows.map(({ key }) => key);
+  const known = rows.flatMap(({ key }) => key ?? []);
+  return known.length === rows.length ? known : undefined;
 }
 
 /** The stored charges of these keys. */
@@ -91,6 +105,19 @@ export async function findByKey(query: Query, keys: string[]): Promise<Map<strin
     [keys],
   );
   return new Map(rows.map((row) => [row.key, row]));
+}
+
+/** Keeps charges from being stored until the transaction ends. */
+export async function lockPayments(query: Query): Promise<void> {
+  await query('LOCK TABLE payments IN ACCESS EXCLUSIVE MODE');
+}
+
+/** Refuses whatever comes in for an epoch from now on; false where it was refused before. */
+export async function retireEpoch(query: Query, epoch: string): Promise<boolean> {
+  const { rowCount } = await query('INSERT INTO retired_epochs (epoch) VALUES ($1) ON CONFLICT DO NOTHING', [
+    epoch,
+  ]);
+  return rowCount === 1;
 }
 
 /** Forgets every payment. */

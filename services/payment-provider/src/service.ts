@@ -21,8 +21,8 @@ import { authVariables, readTokenRules, requireToken } from './auth.ts';
 import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
 import { Ledger } from './ledger.ts';
-import { parseBody } from './payment.ts';
-import { deletePayments, migrations } from './payments.ts';
+import { parseBody, parseEpoch } from './payment.ts';
+import { deletePayments, lockPayments, migrations, retireEpoch } from './payments.ts';
 
 const service = 'payment-provider';
 
@@ -80,15 +80,21 @@ export async function start({ env, source, instance, failed, step = direct }: Se
       },
       express.raw({ type: () => true, limit: '512kb' }),
       (request, response) =>
-        answer(request, response, faults, (body, key) => step('charge', () => pay(body, key))),
+        answer(request, response, faults, (...given) => step('charge', () => pay(...given))),
     ];
-    const pay = take((body, key) => cashier.pay(body, key));
+    const pay = take((...given) => cashier.pay(...given));
     route(app, '/payments/pay', { post: pay }, describePay);
-    const payAntaeus = take((body, key) => cashier.payAntaeus(body, key));
+    const payAntaeus = take((...given) => cashier.payAntaeus(...given));
     route(app, '/rest/v1/payments', { post: payAntaeus }, describePayAntaeus);
     if (config.ALLOW_RESET) {
-      const reset: Handler = async (_request, response) => {
-        await deletePayments(database.query);
+      const reset: Handler = async (request, response) => {
+        const epoch = parseEpoch(request.get('Ledger-Epoch'));
+        await database.transaction(async (query) => {
+          await lockPayments(query);
+          // A reset that comes again, however late, must not touch what was charged since.
+          const isNew = epoch === undefined || (await retireEpoch(query, epoch));
+          if (isNew) await deletePayments(query);
+        });
         response.json({});
       };
       route(app, '/reset', { post: reset }, describeReset);
@@ -96,12 +102,13 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   });
 }
 
-type Pay = (body: unknown, key: string | undefined) => Promise<Reply>;
+type Pay = (body: unknown, key: string | undefined, epoch: string | undefined) => Promise<Reply>;
 
 /** Answers with what `pay` comes to, and with what the faults make of it. */
 async function answer(request: Request, response: Response, faults: Faults, pay: Pay): Promise<void> {
   const body = parseBody(request.body);
-  const payOnce = () => pay(body, request.get('Idempotency-Key'));
+  const epoch = parseEpoch(request.get('Ledger-Epoch'));
+  const payOnce = () => pay(body, request.get('Idempotency-Key'), epoch);
   const fault = faults.draw(firstId(body));
   if (fault === 'fail') {
     send(response, { status: 500, body: { error: 'failed on purpose' } });
