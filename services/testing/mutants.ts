@@ -124,7 +124,13 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no reopening: a refused invoice stays refused when somebody changes it',
-    changes: [[`${app}/invoices.ts`, 'NEW.refused_at := NULL;', '']],
+    changes: [
+      [
+        `${app}/invoices.ts`,
+        'UPDATE invoices SET refused_at = NULL, refusal_reason = NULL WHERE id = NEW.id;',
+        '',
+      ],
+    ],
     tests: [`${app}/pay.test.ts`],
   },
   {
@@ -252,7 +258,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'a currency is another one in another case',
-    changes: [['services/kit/src/money.ts', '? text.toUpperCase() : text', '? text : text']],
+    changes: [['services/kit/src/money.ts', '/^.{3}$/su.test(text)', 'text === null']],
     tests: [`${provider}/edges.test.ts`],
   },
   {

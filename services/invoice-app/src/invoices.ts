@@ -129,12 +129,12 @@ export const migrations: Migration[] = [
       -- A refused invoice is asked for again once somebody has changed it.
       CREATE FUNCTION reopen_invoice() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
-          NEW.refused_at := NULL;
-          NEW.refusal_reason := NULL;
-          RETURN NEW;
+          UPDATE invoices SET refused_at = NULL, refusal_reason = NULL WHERE id = NEW.id;
+          RETURN NULL;
         END
       $$;
-      CREATE TRIGGER reopen_invoice BEFORE UPDATE OF amount, currency ON invoices FOR EACH ROW
+      -- After the update, as all triggers here: one that comes before makes Postgres lock each row that is paid.
+      CREATE TRIGGER reopen_invoice AFTER UPDATE OF amount, currency ON invoices FOR EACH ROW
         WHEN (OLD.refused_at IS NOT NULL
           AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
         EXECUTE FUNCTION reopen_invoice()`,
@@ -177,10 +177,10 @@ export const migrations: Migration[] = [
         ADD CONSTRAINT id_has_15_digits CHECK (id <= 999999999999999),
         ADD CONSTRAINT amount_has_15_digits CHECK (amount BETWEEN -999999999999999 AND 999999999999999),
         ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
-        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]');
+        ADD CONSTRAINT currency_upper_case CHECK (char_length(currency) <> 3 OR currency = upper(currency COLLATE "C"));
       ALTER TABLE customers
         ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32),
-        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]')`,
+        ADD CONSTRAINT currency_upper_case CHECK (char_length(currency) <> 3 OR currency = upper(currency COLLATE "C"))`,
   },
   {
     name: '7-final',
@@ -193,7 +193,7 @@ export const migrations: Migration[] = [
           RAISE EXCEPTION 'a paid invoice is final';
         END
       $$;
-      CREATE TRIGGER keep_paid_from_updates BEFORE UPDATE ON invoices FOR EACH ROW
+      CREATE TRIGGER keep_paid_from_updates AFTER UPDATE ON invoices FOR EACH ROW
         WHEN (OLD.paid_at IS NOT NULL AND OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION keep_paid_invoices();
       CREATE TRIGGER keep_paid_from_deletes BEFORE DELETE ON invoices FOR EACH ROW
         WHEN (OLD.paid_at IS NOT NULL) EXECUTE FUNCTION keep_paid_invoices();
@@ -210,10 +210,10 @@ export const migrations: Migration[] = [
           IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN
             RAISE EXCEPTION 'invoice % may be charged at the moment, and cannot change until that is known', NEW.id;
           END IF;
-          RETURN NEW;
+          RETURN NULL;
         END
       $$;
-      CREATE TRIGGER keep_open_attempts BEFORE UPDATE OF amount, currency ON invoices FOR EACH ROW
+      CREATE TRIGGER keep_open_attempts AFTER UPDATE OF amount, currency ON invoices FOR EACH ROW
         WHEN (OLD.refused_at IS NULL AND OLD.paid_at IS NULL
           AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
         EXECUTE FUNCTION keep_open_attempts()`,

@@ -73,6 +73,7 @@ test('payments by outcome, and invoices that are not paid', async () => {
     ['charges_total{outcome="repeated"}', 1],
     ['charges_total{outcome="mismatch"}', 1],
     ['charges_total{outcome="busy"}', 0],
+    ['charges_total{outcome="retired"}', 0],
   ]);
 });
 

@@ -13,9 +13,9 @@ const mostDigits = 4;
 /** Less than this is nothing in every currency, in major units. */
 export const leastAmount = 0.5 / 10 ** mostDigits;
 
-/** A currency in the one case that it is kept in: codes of three letters are upper case. */
+/** A currency in the one case that it is kept in: of codes of three characters the letters a to z are upper case. */
 export function toCurrency(text: string): string {
-  return /^[a-z]{3}$/i.test(text) ? text.toUpperCase() : text;
+  return /^.{3}$/su.test(text) ? text.replaceAll(/[a-z]/g, (letter) => letter.toUpperCase()) : text;
 }
 
 function digits(count: number, currencies: string): [string, number][] {
@@ -45,9 +45,12 @@ const manyDigits = /\d[\d.]{15}/;
 /** No amount of money is written longer; and what is costs time to compute with. */
 const longestNumber = 100;
 
-/** Whether a text may hold a number of which JSON.parse would keep another one. */
-export function mayBeInexact(text: string): boolean {
-  return manyDigits.test(text);
+/** From here on a double may miss the last minor unit of what was written; below it keeps all four decimals. */
+const large = 1e11;
+
+/** Whether JSON.parse may have kept another number than was written. */
+export function mayBeInexact(value: unknown): boolean {
+  return typeof value === 'number' && Math.abs(value) >= large;
 }
 
 /**

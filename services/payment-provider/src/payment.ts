@@ -85,8 +85,11 @@ const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 export function parseBody(body: Buffer | undefined): unknown {
   try {
     const text = utf8.decode(body);
-    // The slow way only where a number is long.
-    return mayBeInexact(text) ? JSON.parse(text, dropInexact) : JSON.parse(text);
+    const parsed: unknown = JSON.parse(text);
+    // The slow way only where a number is large.
+    const payments = Array.isArray(parsed) ? parsed : [parsed];
+    const isInexact = payments.some((payment) => Object.values(payment ?? {}).some(mayBeInexact));
+    return isInexact ? JSON.parse(text, dropInexact) : parsed;
   } catch {
     throw new HttpError(400, wrongParameters);
   }

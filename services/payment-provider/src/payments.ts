@@ -31,7 +31,7 @@ export const migrations: Migration[] = [
         ADD CONSTRAINT payment_id_length CHECK (char_length(payment_id) BETWEEN 1 AND 255) NOT VALID,
         ADD CONSTRAINT key_length CHECK (char_length(idempotency_key) BETWEEN 1 AND 255) NOT VALID,
         ADD CONSTRAINT currency_length CHECK (char_length(currency) BETWEEN 1 AND 32) NOT VALID,
-        ADD CONSTRAINT currency_upper_case CHECK (currency !~ '^[A-Za-z]{3}$' OR currency !~ '[a-z]') NOT VALID`,
+        ADD CONSTRAINT currency_upper_case CHECK (char_length(currency) <> 3 OR currency = upper(currency COLLATE "C")) NOT VALID`,
   },
   {
     name: '4-epochs',
