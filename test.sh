@@ -139,7 +139,8 @@ main() {
   echo 1..8
   take_turn
   wait_for_code
-  until request --request POST "$url/reset" && [[ $status != 50? ]] || ((SECONDS >= wait_seconds)); do sleep 0.1; done
+  # A pod that has just become ready may have no endpoint yet: what maps its port then closes without an answer.
+  until request --request POST "$url/reset" && [[ $status != 50? && $status != 000 ]] || ((SECONDS >= wait_seconds)); do sleep 0.1; done
   [[ $status != 404 ]] || no_reset=' # SKIP not allowed here'
   check "the invoices are reset$no_reset" "POST $url/reset answered $status: $body" test "${status/404/200}" = 200
   read_invoices
@@ -152,5 +153,6 @@ main() {
   before=$invoices
   pay 'paying again is answered with 200'
   check 'paying again changes nothing' 'GET /invoices differs from before' test "$invoices" = "$before"
+  [[ -n $no_reset ]] || echo '# the invoices were reset, and are paid now: reset them on the page, or with POST /reset'
 }
 main

@@ -15,16 +15,25 @@ interface Invoice {
   IsPaid: boolean;
 }
 
-/** Runs test.sh against a deployment that has no /version and no /reset, and whose `pay` is this. */
-async function runTest(pay: (invoices: Invoice[]) => [status: number, body: unknown]) {
+/**
+ * Runs test.sh against a deployment that has no /version, and whose `pay` is this.
+ * @param resets its answers to POST /reset, undefined for a connection that is closed without one; none: there is no reset
+ */
+async function runTest(
+  pay: (invoices: Invoice[]) => [status: number, body: unknown],
+  resets: (number | undefined)[] = [404],
+) {
   const invoices = [1, 2].map((n) => ({ InvoiceId: `I${n}`, Value: n, IsPaid: false }));
   await using server = await listen(({ method, url }, response) => {
     const answer = (): [number, unknown] => {
       if (url === '/invoices') return [200, invoices];
+      if (url === '/reset') return [resets[0]!, {}];
       return method === 'POST' && url === '/invoices/pay' ? pay(invoices) : [404, {}];
     };
     const [status, body] = answer();
-    response.writeHead(status).end(JSON.stringify(body));
+    if (url === '/reset' && resets.length > 1) resets.shift();
+    if (status === undefined) response.destroy();
+    else response.writeHead(status).end(JSON.stringify(body));
   });
   return await new Promise<{ passed: boolean; stdout: string; stderr: string }>((done) => {
     execFile(script, [server.url], (error, stdout, stderr) =>
@@ -57,6 +66,16 @@ test('passes where all is paid, and says what it left out', async () => {
       '',
     ],
   ]);
+});
+
+test('resets again where a connection was closed without an answer, or the database was away', async () => {
+  const pay = (invoices: Invoice[]): [number, unknown] => {
+    payAll(invoices);
+    return [200, {}];
+  };
+  const { passed, stdout } = await runTest(pay, [undefined, 503, undefined, 200]);
+  expect([passed, stdout]).toEqual([true, expect.stringContaining('ok 2 - the invoices are reset\n')]);
+  expect(stdout).toMatch(/\n# the invoices were reset, and are paid now: .+\n$/);
 });
 
 test('asks again for what was declined', async () => {
