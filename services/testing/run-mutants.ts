@@ -55,9 +55,14 @@ interface Report {
 }
 
 /** The first failed test of each file; undefined for a file that has none. */
-async function runTests(folder: string, files: string[]): Promise<Map<string, string | undefined>> {
+async function runTests(
+  folder: string,
+  files: string[],
+  ...options: string[]
+): Promise<Map<string, string | undefined>> {
   const out = join(folder, 'report.json');
-  const command = ['run', '--reporter=json', `--outputFile=${out}`, ...files];
+  rmSync(out, { force: true });
+  const command = ['run', '--reporter=json', `--outputFile=${out}`, ...options, ...files];
   await new Promise((done) => {
     const env = { ...process.env, MODEL_SHRINK: 'off' };
     execFile(join(root, 'node_modules/.bin/vitest'), command, { cwd: folder, env, maxBuffer: 2 ** 26 }, done);
@@ -73,6 +78,15 @@ async function runTests(folder: string, files: string[]): Promise<Map<string, st
   return failures;
 }
 
+/** As `runTests`, each file by itself and no further than to its first failure. */
+async function runToFirstFailure(folder: string, files: string[]): Promise<Map<string, string | undefined>> {
+  const failures = new Map<string, string | undefined>();
+  for (const file of files) {
+    for (const [name, failure] of await runTests(folder, [file], '--bail=1')) failures.set(name, failure);
+  }
+  return failures;
+}
+
 /** One line on this mutant, and whether each of its tests noticed. */
 async function tryMutant(mutant: Mutant): Promise<[boolean, string]> {
   const folder = mkdtempSync(join(tmpdir(), 'payloop-mutant-'));
@@ -80,7 +94,8 @@ async function tryMutant(mutant: Mutant): Promise<[boolean, string]> {
     copyTree(folder);
     const stale = mutate(folder, mutant);
     if (stale !== undefined) return [false, `DOES NOT APPLY  ${mutant.name}: ${stale}`];
-    const failures = await runTests(folder, mutant.tests);
+    const run = mutant.changes.length === 0 ? runTests : runToFirstFailure;
+    const failures = await run(folder, mutant.tests);
     const blind = [...failures].filter(([, failure]) => failure === undefined).map(([file]) => file);
     if (blind.length > 0) return [false, `SURVIVED  ${mutant.name}: ${blind.join(', ')}`];
     return [true, `caught  ${mutant.name}: ${[...failures.values()].join('; ')}`];
