@@ -21,5 +21,5 @@ test('the same seed lets the same steps through in the same order', { timeout: 6
 });
 
 test('no rule is broken, whatever dies or is lost in whichever order', { timeout: 120_000 }, async () => {
-  expect(await checkModel(simulation, { runs: 200, seed: 11 })).toBeUndefined();
+  expect(await checkModel(simulation, { runs: 200, seed: 21 })).toBeUndefined();
 });
