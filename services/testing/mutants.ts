@@ -352,7 +352,8 @@ export const mutants: Mutant[] = [
         'if (isNew !== undefined) await deletePayments(query);',
       ],
     ],
-    tests: [`${app}/reset.test.ts`, model],
+    // The order that the model would need is too rare: none in 1,100 runs.
+    tests: [`${app}/reset.test.ts`],
   },
   {
     name: 'a reset without an answer is taken for one that failed',
