@@ -2,12 +2,12 @@
 SHELL := bash
 # The user's own, for npm: the Node of node_modules must not run the npm that replaces node_modules.
 export HOST_PATH := $(PATH)
+# npm may need NODE_OPTIONS, for a company's certificates.
+export HOST_NODE_OPTIONS := $(NODE_OPTIONS)
 export PATH := $(CURDIR)/.payloop/bin:$(CURDIR)/node_modules/.bin:$(PATH)
 
 # What the user has set for other programs must not decide how these run: where Postgres is, how it is spoken to, what
 # Node loads at its start, where `cd` goes, and which proxy stands before this machine itself.
-# npm may need NODE_OPTIONS, for a company's certificates.
-export HOST_NODE_OPTIONS := $(NODE_OPTIONS)
 unexport $(filter PG%,$(.VARIABLES)) CDPATH NODE_OPTIONS NODE_USE_ENV_PROXY
 export NO_PROXY := localhost,.localhost,127.0.0.1,::1,$(NO_PROXY),$(no_proxy)
 export no_proxy := $(NO_PROXY)
