@@ -10,6 +10,12 @@ export interface ModelOptions {
   onRun?: () => void;
 }
 
+/** A number of steps, one after the other, often none. */
+const spans = fc.record({
+  from: fc.integer({ min: 1, max: 40 }),
+  steps: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 80 })),
+});
+
 const plans: fc.Arbitrary<Plan> = fc.record({
   // Of no meaning, but never twice: a provider's n-th decision on an id is always the same.
   firstId: fc.noShrink(fc.integer({ min: 1, max: 2 ** 46 })),
@@ -20,10 +26,8 @@ const plans: fc.Arbitrary<Plan> = fc.record({
   mishaps: fc.array(fc.record({ at: fc.integer({ min: 1, max: 60 }), what: fc.constantFrom(...mishaps) }), {
     maxLength: 5,
   }),
-  silence: fc.record({
-    from: fc.integer({ min: 1, max: 40 }),
-    steps: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 80 })),
-  }),
+  silence: spans,
+  readOnly: spans,
 });
 
 /**

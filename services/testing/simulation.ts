@@ -2,7 +2,7 @@ import { subscribe } from 'node:diagnostics_channel';
 import type { Server } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import { setImmediate as turn } from 'node:timers/promises';
-import { Database, DatabaseUnavailable } from '@payloop/kit/database.ts';
+import { Database, DatabaseUnavailable, type DatabaseOptions } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import type { Running } from '@payloop/kit/server.ts';
 import type { Step } from '@payloop/kit/step.ts';
@@ -59,10 +59,28 @@ export interface Plan {
   mishaps: { at: number; what: Mishap }[];
   /** From which step on, and for how many, no request to the provider is answered: more than all that ask again. */
   silence: { from: number; steps: number };
+  /** From which step on, and for how many, Postgres takes only reads from invoice-app, as a standby does. */
+  readOnly: { from: number; steps: number };
 }
 
 const invoices = 6;
 const perBatch = 2;
+/** A database that takes only reads while `isReadOnly` says so, as after a failover to a standby. */
+class FailingOver extends Database {
+  constructor(options: DatabaseOptions, isReadOnly: () => boolean) {
+    super(options);
+    const { query } = this;
+    const readOnly: Database['transaction'] = (work) =>
+      super.transaction(async (ask) => {
+        await ask('SET TRANSACTION READ ONLY');
+        return work(ask);
+      });
+    this.query = (text, values) =>
+      isReadOnly() ? readOnly((ask) => ask(text, values)) : query(text, values);
+    this.transaction = (work) => (isReadOnly() ? readOnly(work) : super.transaction(work));
+  }
+}
+
 /** The place of the invoice that the provider refuses: it has the amount 0. */
 const refused = 3;
 /** The provider declines this share of the charges. */
@@ -190,10 +208,13 @@ export class Simulation {
     const sessions = { app: await open(own.url), provider: await open(other.url) };
     const log = createLog('model', 'silent');
     const databases = [0, 1].map(
-      () => new Database({ url: own.url, migrations, log, service: 'invoice-app' }),
+      () =>
+        new FailingOver({ url: own.url, migrations, log, service: 'invoice-app' }, () =>
+          simulation.#is('readOnly'),
+        ),
     );
     for (const database of databases) await database.opened;
-    const simulation = new Simulation(databases, other.url, sessions, [
+    const simulation: Simulation = new Simulation(databases, other.url, sessions, [
       ...databases.map((database) => () => database.close()),
       () => sessions.app.end(),
       () => sessions.provider.end(),
@@ -247,7 +268,8 @@ export class Simulation {
     await this.#untilQuiet();
 
     const before = await takeSnapshot(this.#sessions.app);
-    this.#plan = { ...plan, mishaps: [], silence: { from: 0, steps: 0 } };
+    const never = { from: 0, steps: 0 };
+    this.#plan = { ...plan, mishaps: [], silence: never, readOnly: never };
     await this.#expireLeases();
     this.#recover(this.#apps[0]!);
     await this.#untilQuiet();
@@ -627,9 +649,13 @@ export class Simulation {
   }
 
   #mishapOf({ name }: Held): Mishap | undefined {
-    const { mishaps: planned, silence } = this.#plan;
-    const isSilent = this.#let >= silence.from && this.#let < silence.from + silence.steps;
-    if (isSilent && name === 'post') return 'answer lost';
-    return planned.find(({ at }) => at === this.#let)?.what;
+    if (this.#is('silence') && name === 'post') return 'answer lost';
+    return this.#plan.mishaps.find(({ at }) => at === this.#let)?.what;
+  }
+
+  /** Whether the plan has the step that was let through last within this span. */
+  #is(span: 'silence' | 'readOnly'): boolean {
+    const { from, steps } = this.#plan[span];
+    return this.#let >= from && this.#let < from + steps;
   }
 }
