@@ -49,7 +49,7 @@ help:
 	@echo 'make down   remove the cluster'
 
 install:
-	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" local/install.sh
+	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" scripts/install.sh
 
 up: install
 	@local/up.sh -- --overlay=$(OVERLAY)
@@ -61,23 +61,23 @@ test: check
 	@vitest run
 
 check: install
-	@local/check.sh
+	@scripts/check.sh
 
 test-install: install
-	@vitest run --config=local/test-install/vitest.config.ts
+	@vitest run --config=tests/install/vitest.config.ts
 
 # RUNS=10000 SEED=1; AT=… replays the failure that printed it.
 model: install
-	@tsx services/testing/run-model.ts
+	@tsx tests/payments/run-model.ts
 
 sweep: install
-	@tsx services/testing/run-sweep.ts
+	@tsx tests/payments/run-sweep.ts
 
 load: install
-	@tsx services/testing/run-load.ts
+	@tsx tests/payments/run-load.ts
 
 mutants: install
-	@tsx services/testing/run-mutants.ts
+	@tsx tests/payments/run-mutants.ts
 
 test-page: install
 	@tsx services/invoice-app/page-tests/run.ts
@@ -86,19 +86,19 @@ screenshots: install
 	@tsx services/invoice-app/page-tests/screenshots.ts
 
 ci: install
-	@cluster/ci.sh
+	@scripts/ci.sh
 
 prove: sweep load
-	@PROVE=yes OVERLAY=flaky cluster/ci.sh
-	@PROVE=yes OVERLAY=prod cluster/ci.sh
+	@PROVE=yes OVERLAY=flaky scripts/ci.sh
+	@PROVE=yes OVERLAY=prod scripts/ci.sh
 
 # REGISTRY=ghcr.io/acme.
 release: install
-	@kustomize/release.sh >release.yaml
+	@scripts/release.sh >release.yaml
 
 # Needs no npm packages.
 review:
-	@local/review.sh
+	@scripts/review.sh
 
 bench: install
 	@tsx bench/payments.ts
@@ -116,4 +116,4 @@ prod: install
 	@MODE=cluster local/up.sh -- --overlay=prod
 
 down: install
-	@cluster/down.sh
+	@scripts/down.sh

@@ -2,10 +2,10 @@ import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
   test: {
-    include: ['services/**/*.test.ts', 'local/**/*.test.ts'],
-    // They need a browser, and half a minute for each: make test-page, make test-install.
-    exclude: ['**/node_modules/**', 'services/*/page-tests/**', 'local/test-install/**', '**/._*'],
-    globalSetup: ['services/testing/postgres.ts'],
+    include: ['{services,libraries,tests,scripts,local}/**/*.test.ts'],
+    // They need a cluster, a browser or minutes: make ci, make test-page, make test-install.
+    exclude: ['**/node_modules/**', 'tests/cluster/**', 'services/*/page-tests/**', 'tests/install/**', '**/._*'],
+    globalSetup: ['tests/support/postgres.ts'],
     // More than there are cores: most tests wait for a process, a timeout or the database.
     maxWorkers: 4,
     testTimeout: 30_000,

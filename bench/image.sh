@@ -24,7 +24,7 @@ main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   trap clean_up EXIT
   local image all node bundle map rest
-  image=$(docker build --quiet --file=services/Dockerfile --target=prod --build-arg=SERVICE="$service" .)
+  image=$(docker build --quiet --file=Dockerfile --target=prod --build-arg=SERVICE="$service" .)
   container=$(docker create "$image")
   read -r all node bundle map rest < <(sizes)
   printf '| prod image of %s | MB |\n| --- | ---: |\n' "$service"

@@ -15,7 +15,7 @@ import { startPostgres } from '../local/postgres.ts';
 import { batchSize, migrations, resetInvoices, seed } from '../services/invoice-app/src/invoices.ts';
 import { Payments } from '../services/invoice-app/src/pay.ts';
 import { Provider, type ProviderOptions } from '../services/invoice-app/src/provider.ts';
-import { untilReady } from '../services/testing/service.ts';
+import { untilReady } from '../tests/support/service.ts';
 
 const count = Number(process.env.COUNT || 100_000);
 /** The naive loop is too slow for all of them. */

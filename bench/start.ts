@@ -7,8 +7,8 @@ import { appendFile, readFile, rm, writeFile } from 'node:fs/promises';
 import { cpus, loadavg } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { nodeContainer } from '../cluster/cluster.ts';
-import { copyProject } from '../cluster/tilt.ts';
+import { nodeContainer } from '../tests/cluster/cluster.ts';
+import { copyProject } from '../tests/cluster/tilt.ts';
 
 const root = resolve(import.meta.dirname, '..');
 /** How long a start may take, in milliseconds. */
@@ -43,10 +43,10 @@ const say = (text: string) => process.stderr.write(`${text}\n`);
 async function emptyCaches(folder: string): Promise<void> {
   const unique = `bench-${process.pid}-${Date.now()}`;
   await appendFile(join(folder, '.npmrc'), `# ${unique}\n`);
-  const file = join(folder, 'services/Dockerfile');
+  const file = join(folder, 'Dockerfile');
   const before = await readFile(file, 'utf8');
   const after = before.replace('target=/root/.npm', `target=/root/.npm,id=${unique}`);
-  if (after === before) throw new Error('services/Dockerfile has no cache for npm any more');
+  if (after === before) throw new Error('Dockerfile has no cache for npm any more');
   await writeFile(file, after);
 }
 
@@ -135,7 +135,7 @@ async function main(): Promise<void> {
     say('again');
     print(cold, await start(folder));
   } finally {
-    execFileSync(join(root, 'cluster/down.sh'), { stdio: ['ignore', 'ignore', 'inherit'] });
+    execFileSync(join(root, 'scripts/down.sh'), { stdio: ['ignore', 'ignore', 'inherit'] });
     await rm(folder, { recursive: true });
   }
 }

@@ -10,7 +10,7 @@ const needed = [
     why: 'it installs what changed',
   },
   {
-    files: ['services/kit/dev/*', 'local/*.ts', 'local/*.sh', 'Makefile', 'kustomize/**/*.yaml'],
+    files: ['libraries/kit/dev/*', 'local/*.ts', 'local/*.sh', 'Makefile', 'kustomize/**/*.yaml'],
     why: 'nothing takes it up before',
   },
 ];

@@ -3,7 +3,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createProbe, decide } from './mode.ts';
-import { isSuitable, type Unsuitable } from './tools.ts';
+import { isSuitable, type Unsuitable } from '../scripts/tools.ts';
 
 describe('the decision', () => {
   const noDocker = 'there is no docker command';

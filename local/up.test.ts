@@ -9,7 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
-import { Debugger } from '../services/testing/debugger.ts';
+import { Debugger } from '../tests/support/debugger.ts';
 import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
 import { exists, signal } from './processes.ts';
@@ -56,7 +56,7 @@ beforeAll(async () => {
     if (name !== '@payloop')
       await fs.symlink(path.join(original, 'node_modules', name), path.join(modules, name));
   }
-  await fs.symlink('../../services/kit', path.join(modules, '@payloop/kit'));
+  await fs.symlink('../../libraries/kit', path.join(modules, '@payloop/kit'));
   const installed = path.join(modules, '.package-lock.installed.json');
   await fs.rm(installed, { force: true });
   await fs.copyFile(path.join(clone, 'package-lock.json'), installed);
@@ -411,7 +411,7 @@ test('two payment tests of one address take turns', { timeout: 60_000 }, async (
 test('what takes effect at the next start only is said', { timeout: 60_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
-  for (const name of ['package.json', 'services/kit/dev/gateway.ts']) {
+  for (const name of ['package.json', 'libraries/kit/dev/gateway.ts']) {
     const file = path.join(clone, name);
     const before = await fs.readFile(file, 'utf8');
     await fs.writeFile(file, `${before}\n`);

@@ -27,7 +27,7 @@ class UpError extends Error {}
 const root = path.resolve(import.meta.dirname, '..');
 const state = path.join(root, '.payloop');
 const paymentTest = 'local/payment-test.ts';
-const reload = 'services/kit/dev/serve.ts';
+const reload = 'libraries/kit/dev/serve.ts';
 
 const speakers = ['up', 'payment-provider', 'invoice-app', 'test'];
 const colour = wantsColour(process.stdout, process.env);

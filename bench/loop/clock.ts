@@ -1,7 +1,7 @@
 // How long a save takes until it is served.
 import { writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ask, type Ask } from '../../cluster/ask.ts';
+import { ask, type Ask } from '../../tests/cluster/ask.ts';
 
 /** A file whose saves are served somewhere. */
 export interface Way {

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { until } from '../../cluster/cluster.ts';
+import { until } from '../../tests/cluster/cluster.ts';
 import { freePort } from '../../local/ports.ts';
 
 const root = resolve(import.meta.dirname, '../..');
@@ -69,6 +69,6 @@ async function copyTree(folder: string): Promise<void> {
       await symlink(join(root, 'node_modules', name), join(modules, name));
     }
   }
-  await symlink('../../services/kit', join(modules, '@payloop/kit'));
+  await symlink('../../libraries/kit', join(modules, '@payloop/kit'));
   await copyFile(join(folder, 'package-lock.json'), join(modules, '.package-lock.installed.json'));
 }

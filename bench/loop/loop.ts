@@ -5,8 +5,8 @@ import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { cpus, loadavg, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
-import { kubectl, url } from '../../cluster/cluster.ts';
-import { Tilt } from '../../cluster/tilt.ts';
+import { kubectl, url } from '../../tests/cluster/cluster.ts';
+import { Tilt } from '../../tests/cluster/tilt.ts';
 import { percentile } from './clock.ts';
 import { CountingProxy } from './counting-proxy.ts';
 import { startEmbedded } from './embedded.ts';
@@ -192,7 +192,7 @@ async function main(): Promise<void> {
     const embedded = await measureEmbedded();
     process.stdout.write(await report(cluster, changes, embedded));
   } finally {
-    if (made) execFileSync('cluster/down.sh', { cwd: root, stdio: ['ignore', 2, 2] });
+    if (made) execFileSync('scripts/down.sh', { cwd: root, stdio: ['ignore', 2, 2] });
   }
 }
 

@@ -2,7 +2,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Tilt } from '../../cluster/tilt.ts';
+import type { Tilt } from '../../tests/cluster/tilt.ts';
 import { median, patience, save, since } from './clock.ts';
 import type { CountingProxy } from './counting-proxy.ts';
 import { serviceWay, services, version, type Service } from './ways.ts';
@@ -57,7 +57,7 @@ export function changeDependency(tilt: Tilt, url: string): Promise<Rebuild> {
 }
 
 export function changeDockerfile(tilt: Tilt, url: string): Promise<Rebuild> {
-  const file = join(tilt.folder, 'services/Dockerfile');
+  const file = join(tilt.folder, 'Dockerfile');
   return rebuild("a line of the Dockerfile's stage dev", tilt, url, async () => {
     const before = await readFile(file, 'utf8');
     const after = before.replace(/^FROM \S+ AS dev$/m, `$&\nENV CHANGED=${unique()}`);

@@ -1,8 +1,8 @@
 // What is saved, and how its code is told from another.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { kubectl } from '../../cluster/cluster.ts';
-import { hashSource } from '../../services/kit/src/source.ts';
+import { kubectl } from '../../tests/cluster/cluster.ts';
+import { hashSource } from '../../libraries/kit/src/source.ts';
 import { bodyOf, type Way } from './clock.ts';
 
 export const services = ['invoice-app', 'payment-provider'] as const;

@@ -3,9 +3,9 @@ import { readFileSync } from 'node:fs';
 import { Client } from 'pg';
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
-import { createDatabase } from '../../testing/database.ts';
-import { post, type RunningService } from '../../testing/service.ts';
-import { startApp, startProvider } from '../../testing/services.ts';
+import { createDatabase } from '../../../tests/support/database.ts';
+import { post, type RunningService } from '../../../tests/support/service.ts';
+import { startApp, startProvider } from '../../../tests/support/services.ts';
 import { launch, longestTask, open, ownComplaints, type Watched } from './browser.ts';
 
 /** How long the page may take to show what is expected, in milliseconds. */

@@ -5,7 +5,7 @@ export default defineConfig({
   test: {
     dir: import.meta.dirname,
     exclude: ['**/._*'],
-    globalSetup: ['services/testing/postgres.ts'],
+    globalSetup: ['tests/support/postgres.ts'],
     // One at a time: each measures how the page holds up.
     fileParallelism: false,
     testTimeout: 120_000,

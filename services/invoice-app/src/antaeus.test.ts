@@ -2,10 +2,10 @@ import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { readOverlay } from '../../../local/overlay.ts';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { createDatabase } from '../../testing/database.ts';
-import { brokenRules } from '../../testing/rules.ts';
-import { ask, post, startService, type RunningService } from '../../testing/service.ts';
-import { startApp, startProvider } from '../../testing/services.ts';
+import { createDatabase } from '../../../tests/support/database.ts';
+import { brokenRules } from '../../../tests/payments/rules.ts';
+import { ask, post, startService, type RunningService } from '../../../tests/support/service.ts';
+import { startApp, startProvider } from '../../../tests/support/services.ts';
 import * as invoiceApp from './service.ts';
 
 const pending = [

@@ -4,9 +4,9 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { startOriginal, type Original } from '../../testing/original.ts';
-import { ask, post, untilReady, type RunningService } from '../../testing/service.ts';
-import { connect, startApp, startProvider } from '../../testing/services.ts';
+import { startOriginal, type Original } from '../../../tests/support/original.ts';
+import { ask, post, untilReady, type RunningService } from '../../../tests/support/service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
 
 let original: Original;
 beforeEach(async () => {
@@ -107,7 +107,7 @@ test(
   { timeout: 120_000 },
   async () => {
     await using survivor = await startApp(original, { SEED_INVOICES: '200' }, { instance: 'survivor' });
-    const child = fork(join(import.meta.dirname, '../../testing/victim.ts'), ['invoice-app'], {
+    const child = fork(join(import.meta.dirname, '../../../tests/payments/victim.ts'), ['invoice-app'], {
       stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
       serialization: 'advanced',
       execArgv: [],

@@ -1,9 +1,9 @@
 import type { Step } from '@payloop/kit/step.ts';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { EventStream } from '../../testing/events.ts';
-import { ask, post, startService, type RunningService } from '../../testing/service.ts';
-import { connect, startApp, startProvider } from '../../testing/services.ts';
+import { EventStream } from '../../../tests/support/events.ts';
+import { ask, post, startService, type RunningService } from '../../../tests/support/service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
 
 let provider: RunningService;
 let app: RunningService;

@@ -5,7 +5,7 @@ import { createLog } from '@payloop/kit/log.ts';
 import express, { type ErrorRequestHandler } from 'express';
 import type { AddressInfo } from 'node:net';
 import { afterEach, expect, test, vi } from 'vitest';
-import { EventStream } from '../../testing/events.ts';
+import { EventStream } from '../../../tests/support/events.ts';
 import type { Overview, Totals } from './overview.ts';
 import { Progress } from './progress.ts';
 

@@ -1,9 +1,9 @@
 import { request as send } from 'node:http';
 import { buffer } from 'node:stream/consumers';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { brokenRules } from '../../testing/rules.ts';
-import { ask, listen, post, type RunningService } from '../../testing/service.ts';
-import { connect, startApp, startProvider } from '../../testing/services.ts';
+import { brokenRules } from '../../../tests/payments/rules.ts';
+import { ask, listen, post, type RunningService } from '../../../tests/support/service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
 
 /** A way to the provider on which a test can hold up requests, and answers. */
 async function startWay(provider: RunningService) {

@@ -1,9 +1,9 @@
 import type { RequestListener } from 'node:http';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { EventStream } from '../../testing/events.ts';
-import { ask, listen, post, startService, type RunningService } from '../../testing/service.ts';
-import { connect, startApp, startProvider } from '../../testing/services.ts';
+import { EventStream } from '../../../tests/support/events.ts';
+import { ask, listen, post, startService, type RunningService } from '../../../tests/support/service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
 import * as invoiceApp from './service.ts';
 
 const seeded = [

@@ -33,7 +33,7 @@ const service = 'invoice-app';
 
 /**
  * The most connections to Postgres: payments and recovery, one for each batch under way, have theirs, so that no
- * number of readers keeps an invoice from being paid. With that of readiness they are ten, see k8s/postgres.
+ * number of readers keeps an invoice from being paid. With that of readiness they are ten, see k8s/local/postgres.
  */
 const connections = { payments: 6, others: 3 };
 

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Makes the certificate of https://invoice-app.localhost, once per cluster and where absent, and writes it, without
+# its key, to .payloop/certificate.pem: what clients are told to trust. The key is in the Secret and nowhere else.
+set -o errexit -o nounset -o pipefail
+unset CDPATH
+
+readonly context=kind-payloop host=invoice-app.localhost secret=invoice-app-tls
+readonly certificate=.payloop/certificate.pem
+
+kube() { kubectl --context="$context" --namespace=invoice-app "$@"; }
+
+# Key and certificate. Two years at most is what clients take.
+generate() {
+  openssl req -x509 -newkey rsa:2048 -nodes -sha256 -days 365 -subj "/CN=$host" \
+    -addext "subjectAltName=DNS:$host" -keyout /dev/stdout -out /dev/stdout 2>/dev/null
+}
+
+to_secret() {
+  jq --raw-input --slurp --arg name "$secret" '
+    def block(of): capture("(?<pem>-----BEGIN [A-Z ]*\(of)-----[^-]+-----END [A-Z ]*\(of)-----\n)").pem;
+    {apiVersion: "v1", kind: "Secret", type: "kubernetes.io/tls", metadata: {name: $name},
+     stringData: {"tls.key": block("PRIVATE KEY"), "tls.crt": block("CERTIFICATE")}}'
+}
+
+main() {
+  cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
+  command -v openssl >/dev/null || { echo 'certificate: openssl is missing: it is a package of your system' >&2 && exit 1; }
+  local found
+  found=$(kube get secret "$secret" --ignore-not-found --output=name)
+  [[ -n $found ]] || generate | to_secret | kube create --filename=-
+  mkdir -p .payloop
+  kube get secret "$secret" --output=json | jq --raw-output '.data["tls.crt"] | @base64d' >"$certificate"
+}
+
+main "$@"

@@ -1,0 +1,139 @@
+import { createHash } from 'node:crypto';
+import { lstatSync, readdirSync, readFileSync, statSync, type Stats } from 'node:fs';
+
+/** The sources of a service and of the kit, as they are on the disk. */
+export interface Sources {
+  /** Identifies the code, see `hashSource`. */
+  hash: string;
+  /** When one of the files last changed, content or not, in milliseconds since 1970; 0 without files. */
+  changedAt: number;
+  /**
+   * One line for each entry that cannot be read, with its path, and each folder that is too large. What cannot be
+   * read is in the hash by its name.
+   */
+  problems: string[];
+}
+
+/** What a folder may hold in a cluster, in MiB: the `sizeLimit` of its volume in kustomize/overlays/dev. */
+const volumeSize = 16;
+
+/** The folders of a service's sources, relative to the root. */
+export function sourceFolders(service: string): string[] {
+  return ['libraries/kit/src', `services/${service}/src`];
+}
+
+/**
+ * Identifies the code of a service: a SHA-256 (hex) over the paths and the contents of its source files and
+ * those of the kit. `hash_source` in test.sh computes the same from the working tree, to know that a test ran
+ * against the code in it: change both together.
+ *
+ * A source file is a regular file `*.ts`, also behind a symlink, but no test. Names that begin with a dot do not
+ * count, nor does anything below them: editors put locks there, and macOS resource forks.
+ * @param root the folder that holds `services`
+ */
+export function hashSource(root: string, service: string): string {
+  return readSources(root, service).hash;
+}
+
+/** Reads the sources of a service and of the kit. Never throws: an entry that cannot be read is a problem. */
+export function readSources(root: string, service: string): Sources {
+  const found: Found = { root, size: 0, files: [], problems: [] };
+  for (const folder of sourceFolders(service)) {
+    found.size = 0;
+    collect(found, folder, []);
+    const size = Math.ceil(found.size / 2 ** 20);
+    if (size > volumeSize)
+      found.problems.push(
+        `${folder} holds ${size} MiB, ${volumeSize} is the most in a cluster: Kubernetes evicts the pod above that`,
+      );
+  }
+  const files = found.files.toSorted((a, b) => (a.path < b.path ? -1 : 1));
+  const digests = files.map(({ path }) => digest(found, path));
+  const names = files.map(({ path }) => bytes(`${path}\0`));
+  return {
+    hash: sha256(Buffer.concat([...names, bytes(digests.join(''))])),
+    changedAt: Math.max(0, ...files.map(({ stats }) => stats.ctimeMs)),
+    problems: found.problems,
+  };
+}
+
+/** Paths are Latin-1 strings, one character a byte: any name has one, and they sort as in the C locale. */
+interface Found {
+  root: string;
+  /** Of the files of a folder, sources or not, in bytes. */
+  size: number;
+  files: { path: string; stats: Stats }[];
+  problems: string[];
+}
+
+/** @param above the folders that this one is in; one that leads back to them is left out, as by find */
+function collect(found: Found, folder: string, above: string[]): void {
+  const stats = attempt(found, folder, () => statSync(absolute(found, folder)));
+  if (stats === undefined) return;
+  const identity = `${stats.dev}:${stats.ino}`;
+  if (above.includes(identity)) return;
+  const names = attempt(found, folder, () => readdirSync(absolute(found, folder), { encoding: 'buffer' }));
+  for (const name of names?.map((each) => each.toString('latin1')) ?? []) {
+    if (name.startsWith('.')) continue;
+    const path = `${folder}/${name}`;
+    const isSource = name.endsWith('.ts') && !name.endsWith('.test.ts');
+    const entry = attempt(isSource ? found : undefined, path, () => statSync(absolute(found, path)));
+    if (entry?.isDirectory()) collect(found, path, [...above, identity]);
+    if (!entry?.isFile()) continue;
+    found.size += entry.size;
+    if (isSource) found.files.push({ path, stats: entry });
+  }
+}
+
+/** As sha256sum begins a line; empty where the file cannot be read. */
+function digest(found: Found, path: string): string {
+  const content = attempt(found, path, () => readFileSync(absolute(found, path)));
+  return content === undefined ? '' : `${sha256(content)}\n`;
+}
+
+/** @param found gets the problem; undefined for entries that are no sources */
+function attempt<T>(found: Found | undefined, path: string, work: () => T): T | undefined {
+  try {
+    return work();
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException;
+    if (found === undefined) return undefined;
+    // An entry that went away since its folder was listed is no problem; a link to nothing is.
+    const isLinkToNothing = code === 'ENOENT' && isLink(found, path);
+    if (code !== 'ENOENT' || isRoot(path) || isLinkToNothing) {
+      const why = isLinkToNothing ? 'is a link to nothing' : (reasons[code] ?? `cannot be read (${code})`);
+      found.problems.push(`${bytes(path).toString()} ${why}`);
+    }
+    return undefined;
+  }
+}
+
+const reasons: Record<string, string> = {
+  ENOENT: 'is not there',
+  ELOOP: 'is a link that leads back to itself',
+  EACCES: 'cannot be read: its permissions forbid it',
+};
+
+function isRoot(path: string): boolean {
+  return path.split('/').length === 3;
+}
+
+function isLink(found: Found, path: string): boolean {
+  try {
+    return lstatSync(absolute(found, path)).isSymbolicLink();
+  } catch {
+    return false;
+  }
+}
+
+function absolute({ root }: { root: string }, path: string): Buffer {
+  return Buffer.concat([Buffer.from(`${root}/`), bytes(path)]);
+}
+
+function bytes(latin1: string): Buffer {
+  return Buffer.from(latin1, 'latin1');
+}
+
+function sha256(data: string | Buffer): string {
+  return createHash('sha256').update(data).digest('hex');
+}

@@ -1,0 +1,169 @@
+import { execFile } from 'node:child_process';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
+import { Debugger } from '../support/debugger.ts';
+import {
+  isReady,
+  kubectl,
+  overlay,
+  paying,
+  pods,
+  restarts,
+  runScript,
+  services,
+  until,
+  url,
+} from './cluster.ts';
+import { Tilt } from './tilt.ts';
+
+const run = promisify(execFile);
+const root = resolve(import.meta.dirname, '../..');
+
+interface Attach {
+  name: string;
+  port: number;
+  remoteRoot: string;
+}
+
+/** A line to stop at, for one request only: the payment test may be running too. */
+const stops = {
+  'invoice-app': {
+    line: 'const query = api.invoiceQuery.safeParse(',
+    condition: `request.query.limit === '7'`,
+    ask: () => fetch(`${url}/invoices?limit=7`).then(({ status }) => status),
+    answer: 200,
+  },
+  'payment-provider': {
+    line: 'const fault = faults.draw(',
+    condition: `body === 'stop'`,
+    // With the token of who may ask.
+    ask: async () => {
+      const script = `
+        const { readFileSync } = process.getBuiltinModule('node:fs');
+        const headers = { Authorization: 'Bearer ' + readFileSync(process.env.TOKEN_FILE, 'utf8').trim() };
+        const url = process.env.PAYMENT_PROVIDER_URL;
+        const { status } = await fetch(url, { method: 'POST', headers, body: '"stop"' });
+        console.log(status);`;
+      return Number(await runScript('invoice-app', 'deployment/invoice-app', script));
+    },
+    answer: 400,
+  },
+};
+
+describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
+  let tilt: Tilt;
+  let configurations: Attach[];
+  beforeAll(async () => {
+    ({ configurations } = JSON.parse(await readFile(join(root, '.vscode/launch.json'), 'utf8')));
+    tilt = await Tilt.up({ args: ['--', '--debug'] });
+  });
+  afterAll(async () => {
+    await tilt?.down();
+    // What the other tests look at has no inspector, and is unready when it does not answer.
+    for (const service of services) {
+      const deployment = [`deployment/${service}`, `--namespace=${service}`];
+      await kubectl('rollout', 'undo', ...deployment);
+      await kubectl('rollout', 'status', ...deployment, '--timeout=60s');
+    }
+  });
+
+  /** Attaches as an editor does, and makes a request that stops. */
+  async function stopped(service: (typeof paying)[number]) {
+    const { port, remoteRoot } = configurations.find(({ name }) => name === `${service} (cluster)`)!;
+    const attached = await until(`an inspector at ${port}`, 20, () => Debugger.attach(port));
+    const file = `services/${service}/src/service.ts`;
+    const { line: text, condition, ask } = stops[service];
+    const lines = (await readFile(join(tilt.folder, file), 'utf8')).split('\n');
+    const line = lines.findIndex((each) => each.includes(text)) + 1;
+    expect(line, `of '${text}'`).toBeGreaterThan(0);
+    const breakpoint = { url: `file://${remoteRoot}/${file}`, line };
+    expect(await attached.breakAt(breakpoint.url, line, condition)).toEqual([line]);
+    const paused = attached.paused();
+    const answer = ask();
+    const pause = await paused;
+    expect(pause).toMatchObject(breakpoint);
+    expect(await pause.evaluate(condition)).toBe(true);
+    return { attached, answer };
+  }
+
+  const instances = async (service: string) =>
+    (await pods(service)).map((pod) => ({
+      name: pod.metadata.name,
+      restarts: restarts(pod),
+      ready: isReady(pod),
+    }));
+
+  beforeEach(() =>
+    onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.log.slice(-5_000)}\n`)),
+  );
+
+  test.each(paying)('a breakpoint stops %s, and once more after a save', async (service) => {
+    const before = await instances(service);
+    const { attached, answer } = await stopped(service);
+    await attached.resume();
+    expect(await answer).toBe(stops[service].answer);
+
+    const from = tilt.log.length;
+    const file = join(tilt.folder, `services/${service}/src/service.ts`);
+    await writeFile(file, `// ${Math.random()}\n${await readFile(file, 'utf8')}`);
+    const saved = performance.now();
+    await attached.closed;
+    const again = await stopped(service);
+    process.stdout.write(`# from the save to the next stop: ${Math.round(performance.now() - saved)} ms\n`);
+    await again.attached.resume();
+    expect(await again.answer).toBe(stops[service].answer);
+    await again.attached.close();
+    expect(await instances(service)).toEqual(before);
+    expect(tilt.log.slice(from)).not.toMatch(/port-forward/i);
+  });
+
+  test('a pod that stands still stays in service', async () => {
+    const { attached, answer } = await stopped('invoice-app');
+    // Longer than Kubernetes otherwise bears with it.
+    await setTimeout(8_000);
+    expect((await pods('invoice-app')).map(isReady)).toEqual([true]);
+    await attached.resume();
+    expect(await answer).toBe(200);
+    await attached.close();
+  });
+});
+
+test('no manifest of production opens an inspector', async () => {
+  const { stdout } = await run('kustomize', ['build', join(root, 'kustomize/overlays/prod')]);
+  expect(stdout).toContain('kind: Deployment');
+  expect(stdout).not.toMatch(/inspect/i);
+});
+
+test('Tilt refuses --debug with an overlay of production', async () => {
+  const args = ['alpha', 'tiltfile-result', '--', '--overlay=prod', '--debug'];
+  const said = await run('tilt', args, { cwd: root }).then(
+    ({ stdout }) => stdout,
+    ({ stdout, stderr }: { stdout: string; stderr: string }) => stdout + stderr,
+  );
+  expect(said).toContain('--debug is for development only, and --overlay=prod is not');
+});
+
+/** What a production container holds, and on which ports something listens in it after a SIGUSR1. */
+const probe = `
+  const { readdirSync, readFileSync } = process.getBuiltinModule('node:fs');
+  const listening = () => ['tcp', 'tcp6']
+    .flatMap((table) => readFileSync('/proc/net/' + table, 'utf8').split('\\n').slice(1))
+    .map((line) => line.trim().split(/\\s+/))
+    .filter(([, , , state]) => state === '0A')
+    .map(([, address]) => parseInt(address.split(':')[1], 16));
+  process.kill(1, 'SIGUSR1');
+  setTimeout(() => console.log(JSON.stringify({ files: readdirSync('/app'), ports: listening() })), 2_000);`;
+
+describe.runIf(overlay === 'prod')('in production', () => {
+  test.each(services)('%s has no inspector, and no signal opens one', async (service) => {
+    const { files, ports } = JSON.parse(await runScript(service, `deployment/${service}`, probe));
+    const page = service === 'invoice-app' ? ['page'] : [];
+    expect(files.toSorted()).toEqual(['main.js', 'main.js.map', ...page]);
+    expect(ports).toContain(service === 'invoice-app' ? 8081 : 8082);
+    // Node's own port for it.
+    expect(ports).not.toContain(9229);
+  });
+});

@@ -1,0 +1,82 @@
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { describe, expect, test } from 'vitest';
+import { freePort } from '../../local/ports.ts';
+import { statusOf } from '../support/service.ts';
+import { kubectl, overlay, services } from './cluster.ts';
+
+/** What the image of production is, whatever the manifests make of it. */
+
+const run = promisify(execFile);
+async function docker(...args: string[]): Promise<string> {
+  return (await run('docker', args, { maxBuffer: 64 * 1024 ** 2 })).stdout.trim();
+}
+
+/** The one that runs, as it was pushed. */
+function imageOf(service: string): Promise<string> {
+  const output = '--output=jsonpath={.spec.template.spec.containers[0].image}';
+  return kubectl('get', 'deployment', service, `--namespace=${service}`, output);
+}
+
+/** The names of all files of an image. */
+async function filesOf(image: string): Promise<string[]> {
+  const container = await docker('create', image);
+  try {
+    const list = `docker export ${container} | tar --list`;
+    return (await run('bash', ['-o', 'pipefail', '-c', list], { maxBuffer: 64 * 1024 ** 2 })).stdout.split(
+      '\n',
+    );
+  } finally {
+    await docker('rm', container);
+  }
+}
+
+/** What whoever gets in would look for first: shells, package managers, ways to fetch more. */
+const tools = (
+  'sh bash dash ash zsh busybox toybox apt apt-get dpkg apk yum rpm npm npx yarn pnpm corepack pip ' +
+  'curl wget nc ssh perl python3'
+).split(' ');
+
+describe.runIf(overlay === 'prod').each(services)('the image of %s', (service) => {
+  test(
+    'has no shell, no package manager, nothing to fetch with, and no packages',
+    { timeout: 60_000 },
+    async () => {
+      const files = await filesOf(await imageOf(service));
+      // Else the list is not one of its files.
+      expect(files).toEqual(expect.arrayContaining(['app/main.js', 'nodejs/bin/node']));
+      const names = new Set(files.map((file) => file.split('/').at(-1)));
+      expect(tools.filter((name) => names.has(name))).toEqual([]);
+      expect(files.filter((file) => file.includes('node_modules'))).toEqual([]);
+    },
+  );
+
+  test(
+    'runs as 65532, on a root that is read-only, and ends within 2 s of SIGTERM',
+    { timeout: 60_000 },
+    async () => {
+      const image = await imageOf(service);
+      expect(await docker('inspect', '--format={{.Config.User}}', image)).toBe('65532:65532');
+      const port = await freePort();
+      // Without a database it is live and not ready, which is idle enough; a second one would be this test's.
+      const settings = ['DATABASE_URL=postgres://127.0.0.1:1/', `PORT=${port}`, 'METRICS_PORT=0', 'AUTH=off'];
+      const container = await docker(
+        'run',
+        '--detach',
+        '--read-only',
+        `--publish=127.0.0.1:${port}:${port}`,
+        ...settings.map((setting) => `--env=${setting}`),
+        image,
+      );
+      try {
+        await expect.poll(() => statusOf(`http://127.0.0.1:${port}/livez`), { timeout: 20_000 }).toBe(200);
+        const before = performance.now();
+        await docker('kill', '--signal=TERM', container);
+        expect(await docker('wait', container)).toBe('0');
+        expect(performance.now() - before).toBeLessThan(2_000);
+      } finally {
+        await docker('rm', '--force', container);
+      }
+    },
+  );
+});

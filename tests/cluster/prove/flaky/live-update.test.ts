@@ -1,0 +1,206 @@
+import { execFile } from 'node:child_process';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, beforeEach, expect, onTestFailed, test } from 'vitest';
+import {
+  inContainer,
+  isReady,
+  kubectl,
+  nodeContainer,
+  overlay,
+  pods,
+  restarts,
+  paying,
+  until,
+  type Pod,
+} from '../../cluster.ts';
+import { append, inFolder, running, served } from '../../saves.ts';
+import { Tilt } from '../../tilt.ts';
+
+const run = promisify(execFile);
+const seconds = 120;
+const built = /Building image|STEP 1/;
+
+let tilt: Tilt;
+beforeAll(async () => {
+  tilt = await Tilt.up({ args: ['--', `--overlay=${overlay}`], seconds: 200 });
+}, 240_000);
+afterAll(() => tilt?.down());
+beforeEach(() =>
+  onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.log.slice(-5_000)}\n`)),
+);
+
+async function podOf(service: string): Promise<Pod | undefined> {
+  const [pod, ...others] = await pods(service);
+  return others.length === 0 ? pod : undefined;
+}
+
+/** Waits until each service has a new pod, and it is ready. */
+async function renewed(before: (Pod | undefined)[]): Promise<void> {
+  await until('each service has a new pod', seconds, async () => {
+    const now = await Promise.all(paying.map(podOf));
+    return now.every((pod, at) => pod && isReady(pod) && pod.metadata.uid !== before[at]?.metadata.uid);
+  });
+}
+
+function inService(...command: string[]): Promise<string> {
+  return inContainer('payment-provider', 'deployment/payment-provider', command);
+}
+
+async function replace(file: string, from: string, to: string): Promise<() => Promise<void>> {
+  const path = join(tilt.folder, file);
+  const before = await readFile(path, 'utf8');
+  expect(before).toContain(from);
+  await writeFile(path, before.replace(from, to));
+  return () => writeFile(path, before);
+}
+
+/** A change of a file, and what shows it in a container. */
+const changes = [
+  {
+    file: 'services/payment-provider/package.json',
+    from: '"Charges payments',
+    to: '"Charges all payments',
+    shown: ['grep', 'all payments', 'services/payment-provider/package.json'],
+  },
+  {
+    file: 'libraries/kit/dev/watcher.ts',
+    from: 'import ',
+    to: '// edited\nimport ',
+    shown: ['grep', 'edited', 'libraries/kit/dev/watcher.ts'],
+  },
+  {
+    file: 'Dockerfile',
+    from: 'FROM sources AS dev\n',
+    to: 'FROM sources AS dev\nENV EDITED=yes\n',
+    shown: ['printenv', 'EDITED'],
+  },
+];
+
+test.each(changes)(
+  'a change of $file, which live update cannot take, is told by its name and builds the image anew',
+  { timeout: 400_000 },
+  async ({ file, from, to, shown }) => {
+    const position = tilt.log.length;
+    const before = await Promise.all(paying.map(podOf));
+    const undo = await replace(file, from, to);
+    await renewed(before);
+    const log = tilt.log.slice(position);
+    for (const service of ['invoice-app', 'payment-prov…']) {
+      expect(log).toMatch(
+        new RegExp(`${service} │ 1 File Changed: \\[${file}\\]\n[^]*${service} │ STEP 1/3`),
+      );
+    }
+    await expect(inService(...shown)).resolves.toMatch(/\S/);
+    await served(tilt, seconds);
+
+    // As before, a save of a source is copied.
+    const end = tilt.log.length;
+    await append(tilt, 'libraries/kit/src/run.ts', `// after ${file}\n`);
+    await served(tilt, seconds);
+    expect(tilt.log.slice(end)).not.toMatch(built);
+
+    const edited = await Promise.all(paying.map(podOf));
+    await undo();
+    await renewed(edited);
+    await expect(inService(...shown)).rejects.toThrow('exit code 1');
+    await served(tilt, seconds);
+  },
+);
+
+test('a container whose process is killed has the files that were saved', { timeout: 200_000 }, async () => {
+  const from = tilt.log.length;
+  await append(tilt, 'services/payment-provider/src/main.ts', '// kept\n');
+  await served(tilt, seconds);
+  const before = await podOf('payment-provider');
+  // From outside of the pod, as no signal of its own kills a container's first process.
+  const found = await run('docker', [
+    'exec',
+    nodeContainer,
+    'pgrep',
+    '--full',
+    'kit/dev/serve.ts payment-provider',
+  ]);
+  await run('docker', ['exec', nodeContainer, 'kill', '-KILL', ...found.stdout.trim().split('\n')]);
+  await until('the container is started again', seconds, async () => {
+    const now = await podOf('payment-provider');
+    return now && before && restarts(now) === restarts(before) + 1;
+  });
+  await served(tilt, seconds);
+  expect((await podOf('payment-provider'))?.metadata.uid).toBe(before?.metadata.uid);
+  expect(tilt.log.slice(from)).not.toMatch(built);
+});
+
+test('a pod that is deleted is followed by one that has what was saved', { timeout: 200_000 }, async () => {
+  await append(tilt, 'services/invoice-app/src/main.ts', '// kept\n');
+  await served(tilt, seconds);
+  const before = await podOf('invoice-app');
+  await kubectl('delete', 'pod', `${before?.metadata.name}`, '--namespace=invoice-app');
+  await served(tilt, seconds);
+  expect((await podOf('invoice-app'))?.metadata.uid).not.toBe(before?.metadata.uid);
+});
+
+/** Commits what is in the folder, on the branch that is checked out. */
+async function commit(message: string): Promise<void> {
+  const identity = ['-c', 'user.name=test', '-c', 'user.email=test@localhost'];
+  await git('add', '--all');
+  await git(...identity, 'commit', '--quiet', '--no-verify', `--message=${message}`);
+}
+
+function git(...args: string[]) {
+  return run('git', args, { cwd: tilt.folder });
+}
+
+test(
+  'of branches that differ in sources and in what images are made of, the last to be checked out is served',
+  { timeout: 600_000 },
+  async () => {
+    const [{ file, from, to, shown }] = changes as [(typeof changes)[0]];
+    await git('init', '--quiet', '--initial-branch=one');
+    await commit('one');
+    await git('checkout', '--quiet', '-b', 'two');
+    await replace(file, from, to);
+    await append(tilt, 'libraries/kit/src/run.ts', '// of branch two\n');
+    await commit('two');
+    await served(tilt, seconds);
+    await until('the image of branch two', seconds, () => inService(...shown));
+
+    for (const branch of ['one', 'two', 'one', 'two', 'one']) {
+      await git('checkout', '--quiet', branch);
+      await setTimeout(1_500);
+    }
+    await until('the image of branch one', seconds, () =>
+      inService(...shown).then(
+        () => false,
+        (error: Error) => /exit code 1/.test(error.message),
+      ),
+    );
+    await served(tilt, seconds);
+    // Nothing is left to do that would change it again.
+    await setTimeout(5_000);
+    expect(await running()).toEqual(inFolder(tilt));
+  },
+);
+
+test(
+  'a pod that had live updates has not, once they are undone together with a change that gives its old image',
+  { timeout: 400_000 },
+  async () => {
+    // From here on the pods are made of the image of what is in the folder.
+    const before = await Promise.all(paying.map(podOf));
+    const mend = await replace(
+      'Dockerfile',
+      'FROM sources AS dev\n',
+      'FROM sources AS dev\nENV FRESH=yes\n',
+    );
+    await renewed(before);
+    const undo = await append(tilt, 'libraries/kit/src/run.ts', '// only live\n');
+    await served(tilt, seconds);
+    await Promise.all([undo(), append(tilt, 'Dockerfile', '# the same image\n')]);
+    await served(tilt, seconds);
+    expect(await running()).toEqual(inFolder(tilt));
+    await mend();
+  },
+);

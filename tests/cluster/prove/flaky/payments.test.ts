@@ -1,0 +1,132 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { setTimeout } from 'node:timers/promises';
+import { Client, Pool } from 'pg';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { freePort } from '../../../../local/ports.ts';
+import { brokenRules } from '../../../payments/rules.ts';
+import { kubectl, pods, paying, until, url } from '../../cluster.ts';
+
+/** The overlay's own, and those that come in while pods die: else all were paid before the second death. */
+const invoices = { first: 1_000, later: 4_000 };
+/** How many pods die, how long after one another, and how soon after new invoices, in milliseconds. */
+const deaths = { count: 20, pause: 1_500, soon: 200 };
+const replicas = 3;
+const seed = Number(process.env.SEED ?? Date.now() % 100_000);
+
+let sessions: Awaited<ReturnType<typeof openSessions>>;
+beforeAll(async () => {
+  for (const service of paying) {
+    await kubectl('scale', `deployment/${service}`, `--namespace=${service}`, `--replicas=${replicas}`);
+  }
+  for (const service of paying) {
+    await kubectl('rollout', 'status', `deployment/${service}`, `--namespace=${service}`, '--timeout=120s');
+  }
+  sessions = await openSessions();
+});
+afterAll(() => sessions.close());
+
+/** Sessions in both databases, through a port forward to Postgres' pod. */
+async function openSessions() {
+  const port = await freePort();
+  const target = ['--namespace=postgres', 'postgres-0', `${port}:5432`];
+  const forward = spawn('kubectl', ['--context=kind-payloop', 'port-forward', ...target]);
+  await once(forward.stdout, 'data');
+  const readUrl = async (service: string) => {
+    const secret = await kubectl(
+      'get',
+      'secret',
+      `${service}-database`,
+      `--namespace=${service}`,
+      '--output=jsonpath={.data.url}',
+    );
+    const address = new URL(Buffer.from(secret, 'base64').toString());
+    address.host = `127.0.0.1:${port}`;
+    return address.href;
+  };
+  const appUrl = await readUrl('invoice-app');
+  const app = new Client(appUrl);
+  const provider = new Client(await readUrl('payment-provider'));
+  // For what several ask at once.
+  const pool = new Pool({ connectionString: appUrl });
+  await Promise.all([app.connect(), provider.connect()]);
+  const close = async () => {
+    await Promise.all([app.end(), provider.end(), pool.end()]);
+    forward.kill();
+  };
+  return { app, provider, pool, close };
+}
+
+/** Numbers from 0 to 1 that follow from the seed: the generator of Numerical Recipes, 7.1. */
+function createRandom(state: number): () => number {
+  let last = state;
+  return () => (last = (last * 1_664_525 + 1_013_904_223) % 2 ** 32) / 2 ** 32;
+}
+
+function addInvoices(count: number) {
+  return sessions.app.query(
+    `INSERT INTO invoices (id, customer_id, amount, currency)
+     SELECT (SELECT max(id) FROM invoices) + n, 1, 1000 + n, 'EUR' FROM generate_series(1, $1::int) AS n`,
+    [count],
+  );
+}
+
+/** The answer's status; 0 where the one who was asked died. */
+async function post(path: string): Promise<number> {
+  try {
+    const response = await fetch(url + path, { method: 'POST', signal: AbortSignal.timeout(60_000) });
+    await response.text();
+    return response.status;
+  } catch {
+    return 0;
+  }
+}
+
+/** Adds invoices, and shortly after kills a pod, again and again. */
+async function killPods(random: () => number): Promise<void> {
+  for (let n = 0; n < deaths.count; n += 1) {
+    await setTimeout(deaths.pause * (0.5 + random()));
+    await addInvoices(invoices.later / deaths.count);
+    await setTimeout(deaths.soon * random());
+    const service = paying[Math.floor(random() * paying.length)]!;
+    const alive = await pods(service);
+    const victim = alive[Math.floor(random() * alive.length)]?.metadata.name;
+    // Without grace: SIGKILL, in the middle of whatever it does.
+    if (victim)
+      await kubectl('delete', 'pod', victim, `--namespace=${service}`, '--grace-period=0', '--force');
+  }
+}
+
+async function countUnpaid(): Promise<number> {
+  return (await sessions.pool.query('SELECT FROM invoices WHERE paid_at IS NULL')).rowCount ?? 0;
+}
+
+test(
+  `pods of both services die while three replicas of each pay, with faults on: the rules hold (SEED=${seed})`,
+  { timeout: 480_000 },
+  async () => {
+    expect(await post('/reset')).toBe(200);
+    expect(await countUnpaid()).toBe(invoices.first);
+
+    const killing = new AbortController();
+    const answers = new Map<number, number>();
+    const payUntilDone = async () => {
+      while (!killing.signal.aborted || (await countUnpaid()) > 0) {
+        const status = await post('/invoices/pay');
+        answers.set(status, (answers.get(status) ?? 0) + 1);
+        await setTimeout(20);
+      }
+    };
+    const killer = killPods(createRandom(seed)).finally(() => killing.abort());
+    await Promise.all([killer, payUntilDone(), payUntilDone(), payUntilDone()]);
+    console.log('answers to POST /invoices/pay, by status:', Object.fromEntries(answers));
+
+    await until('every lease is given back', 60, async () => {
+      const leased = await sessions.app.query('SELECT FROM batches WHERE leased_until IS NOT NULL');
+      return leased.rowCount === 0;
+    });
+    expect(await brokenRules(sessions)).toEqual([]);
+    const paid = await sessions.app.query('SELECT FROM invoices WHERE paid_at IS NOT NULL');
+    expect(paid.rowCount).toBe(invoices.first + invoices.later);
+  },
+);

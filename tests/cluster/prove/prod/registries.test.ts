@@ -1,0 +1,177 @@
+import { execFile } from 'node:child_process';
+import { appendFile, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { startOddRegistry, type Oddity, type OddRegistry } from './odd-registry.ts';
+
+/** How a release is made where the registry does not say plainly whether it has the release. Needs Docker, no cluster. */
+
+const run = promisify(execFile);
+const root = resolve(import.meta.dirname, '../../../..');
+const services = ['invoice-app', 'payment-provider'];
+const minutes = 60_000;
+
+let folder: string;
+let registry: OddRegistry;
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'payloop-registries-'));
+  await run('git', ['clone', '--quiet', root, folder]);
+  await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
+  await appendFile(join(folder, '.git/info/exclude'), 'node_modules\ndocker\n');
+  registry = await startOddRegistry();
+}, 2 * minutes);
+afterAll(async () => {
+  await registry.close();
+  // By name: an image can have other names that are not ours.
+  const filters = [registry.host, registry.plainHost].map((host) => `--filter=reference=${host}/*/*`);
+  const { stdout } = await run('docker', ['images', '--format={{.Repository}}:{{.Tag}}', ...filters]);
+  const images = stdout.split('\n').filter(Boolean);
+  if (images.length > 0) await run('docker', ['rmi', ...images]);
+  await rm(folder, { recursive: true });
+}, minutes);
+
+/** Makes a release of the last commit in a folder of the registry. @returns what it wrote, and its exit code */
+async function release(name: string, variables: NodeJS.ProcessEnv = {}) {
+  const env = { ...process.env, ...variables, REGISTRY: `${registry.host}/${name}` };
+  const script = join(folder, 'scripts/release.sh');
+  const options = { env, maxBuffer: 64 * 1024 ** 2 };
+  try {
+    const { stdout, stderr } = await run(script, [], options);
+    return { code: 0, manifests: stdout, said: stderr };
+  } catch (error) {
+    const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
+    return { code, manifests: stdout, said: stderr };
+  }
+}
+
+/** The digest that the registry really has for a release, or undefined where it has none. */
+async function digestOf(name: string, service: string): Promise<string | undefined> {
+  const response = await fetch(`http://${registry.plainHost}/v2/${name}/${service}/manifests/1.0.0`, {
+    headers: {
+      accept:
+        'application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json',
+    },
+  });
+  return response.status === 200 ? (response.headers.get('docker-content-digest') ?? undefined) : undefined;
+}
+
+const digestsOf = (name: string) => Promise.all(services.map((service) => digestOf(name, service)));
+
+/** Puts another image in the place of each release, as somebody else would have pushed it long ago. */
+async function pushEarlier(name: string): Promise<(string | undefined)[]> {
+  const dockerfile = join(folder, 'docker');
+  await writeFile(dockerfile, 'FROM scratch\nCOPY runbook.md /\n');
+  for (const service of services) {
+    const image = `${registry.plainHost}/${name}/${service}:1.0.0`;
+    await run('docker', ['build', '--quiet', `--file=${dockerfile}`, `--tag=${image}`, join(folder, 'docs')]);
+    await run('docker', ['push', '--quiet', image]);
+  }
+  const digests = await digestsOf(name);
+  expect(digests).not.toContain(undefined);
+  return digests;
+}
+
+const isRead = ({ method, kind }: Parameters<Oddity>[0]) =>
+  kind === 'manifests' && (method === 'GET' || method === 'HEAD');
+const isRelease = ({ reference }: Parameters<Oddity>[0]) => reference === '1.0.0';
+
+describe('a first release is made where reading a repository that does not exist is', () => {
+  const answers: [string, Oddity, boolean][] = [
+    ['404', () => undefined, false],
+    ['404 after a token', () => undefined, true],
+    ['403', (asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined), false],
+    ['401', (asked) => (isRead(asked) && !asked.isKnown ? 401 : undefined), true],
+    [
+      '403 for the token that would read',
+      ({ kind, scope, isKnown }) =>
+        kind === 'token' && !isKnown && !scope.includes('push') ? 403 : undefined,
+      true,
+    ],
+  ];
+  test.each(answers)('%s', { timeout: 8 * minutes }, async (label, oddity, wantsTokens) => {
+    const name = `first-${label.replaceAll(' ', '-')}`;
+    registry.behave(oddity, wantsTokens);
+    const made = await release(name);
+    expect(made).toMatchObject({ code: 0 });
+    const digests = await digestsOf(name);
+    for (const [n, service] of services.entries()) {
+      expect(made.manifests).toContain(`image: ${registry.host}/${name}/${service}:1.0.0@${digests[n]}\n`);
+    }
+
+    const again = await release(name);
+    expect(again).toMatchObject({ code: 0, manifests: made.manifests });
+    expect(again.said).not.toContain('building');
+  });
+});
+
+describe('a release that exists stays as it is where', () => {
+  test.each<[string, Oddity, RegExp]>([
+    ['reading is denied, writing is not', (asked) => (isRead(asked) ? 403 : undefined), /cannot read it, so/],
+    ['reading says 401, writing is let', (asked) => (isRead(asked) ? 401 : undefined), /cannot read it, so/],
+    ['reading says "not found"', (asked) => (isRead(asked) ? 404 : undefined), /cannot read it, so/],
+    [
+      'only the release is denied',
+      (asked) => (isRead(asked) && isRelease(asked) ? 403 : undefined),
+      /does not tell whether it has .*invoice-app:1\.0\.0$/m,
+    ],
+    [
+      'nothing may be read or written',
+      ({ kind, method }) => (kind === 'manifests' || method === 'POST' ? 403 : undefined),
+      /could not be pushed, see above: log in/,
+    ],
+  ])('%s', { timeout: 4 * minutes }, async (label, oddity, why) => {
+    const name = `kept-${label.replaceAll(/[^a-z]+/g, '-')}1`;
+    const digests = await pushEarlier(name);
+    registry.behave(oddity);
+    const made = await release(name);
+    expect(made).toMatchObject({ code: 1, manifests: '' });
+    expect(made.said).toMatch(why);
+    expect(await digestsOf(name)).toEqual(digests);
+  });
+
+  test('it may be read only once something is pushed', { timeout: 4 * minutes }, async () => {
+    const name = 'kept-and-taken';
+    const digests = await pushEarlier(name);
+    const pushed = new Set<string>();
+    registry.behave((asked) => {
+      if (asked.kind === 'manifests' && asked.method === 'PUT') pushed.add(asked.repository);
+      return isRead(asked) && !pushed.has(asked.repository) ? 403 : undefined;
+    });
+    const made = await release(name);
+    expect(made).toMatchObject({ code: 0 });
+    expect(made.said.match(/is in the registry already/g)).toHaveLength(2);
+    for (const digest of digests) expect(made.manifests).toContain(`:1.0.0@${digest}\n`);
+    expect(await digestsOf(name)).toEqual(digests);
+  });
+});
+
+describe('nothing is built where the registry does not answer the question:', () => {
+  test.each([500, 503, 429, 400])('%d', { timeout: minutes }, async (status) => {
+    registry.behave((asked) => (isRead(asked) ? status : undefined));
+    const made = await release(`unknown-${status}`);
+    expect(made).toMatchObject({ code: 1, manifests: '' });
+    expect(made.said).toContain('the registry does not tell whether it has');
+    expect(made.said).not.toContain('building');
+  });
+});
+
+test(
+  'changes that are not committed are not pushed, not even as a candidate',
+  { timeout: minutes },
+  async () => {
+    const name = 'changed';
+    registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
+    const file = join(folder, 'libraries/kit/src/new.ts');
+    await writeFile(file, '');
+    const made = await release(name);
+    await rm(file);
+    expect(made).toMatchObject({ code: 1, manifests: '' });
+    expect(made.said).toMatch(
+      /invoice-app:1\.0\.0 cannot be read with this login, and there are changes that are/,
+    );
+    const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/invoice-app/tags/list`);
+    expect(status).toBe(404);
+  },
+);

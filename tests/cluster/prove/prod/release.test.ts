@@ -1,0 +1,104 @@
+import { execFile } from 'node:child_process';
+import { appendFile, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { isReady, kubectl, kubectlWith, pods, readRegistry, services, until } from '../../cluster.ts';
+
+/** What the pipeline does with main: push releases, apply them by digest as the group `ci`. */
+
+const run = promisify(execFile);
+const root = resolve(import.meta.dirname, '../../../..');
+const objects = 'deployments,ingresses,networkpolicies,serviceaccounts,services';
+
+let folder: string;
+let registry: string;
+/** What the tests before and after this one run with. */
+let before: object[];
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'payloop-release-'));
+  await run('git', ['clone', '--quiet', root, folder]);
+  await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
+  // A link is not the folder that .gitignore means.
+  await appendFile(join(folder, '.git/info/exclude'), 'node_modules\n');
+  registry = `${/^host: "?([^"\s]+)/m.exec(await readRegistry())![1]}/release-${Date.now()}`;
+  before = await Promise.all(
+    services.map(async (service) => {
+      const { items } = JSON.parse(
+        await kubectl('get', objects, `--namespace=${service}`, '--output=json'),
+      ) as { items: { metadata: Record<string, unknown> }[] };
+      for (const { metadata } of items) delete metadata.resourceVersion;
+      return items;
+    }),
+  ).then((lists) => lists.flat());
+}, 60_000);
+afterAll(async () => {
+  await kubectlWith(before, 'replace', '--filename=-');
+  for (const service of services) await rolledOut(service);
+  await rm(folder, { recursive: true });
+}, 300_000);
+
+/** Makes a release of what is committed in the clone. */
+async function release(): Promise<{ manifests: string; said: string }> {
+  const { stdout, stderr } = await run(join(folder, 'scripts/release.sh'), [], {
+    env: { ...process.env, REGISTRY: registry },
+    maxBuffer: 64 * 1024 ** 2,
+  });
+  return { manifests: stdout, said: stderr };
+}
+
+const rolledOut = (service: string) =>
+  kubectl('rollout', 'status', `deployment/${service}`, `--namespace=${service}`, '--timeout=240s');
+
+test(
+  'releases are pushed once, and applied by digest with the rights of ci',
+  { timeout: 600_000 },
+  async () => {
+    const { manifests, said } = await release();
+    expect(said.match(/building/g)).toHaveLength(2);
+    const images = services.map((service) => {
+      const image = new RegExp(`image: (${registry}/${service}:1\\.0\\.0@sha256:[0-9a-f]{64})\n`).exec(
+        manifests,
+      )?.[1];
+      expect(image, `of ${service}`).toBeDefined();
+      return image!;
+    });
+
+    const file = join(folder, 'release.yaml');
+    await writeFile(file, manifests);
+    const applied = await kubectl('apply', `--filename=${file}`, '--as=pipeline', '--as-group=ci');
+    expect(applied).toMatch(/deployment.apps\/invoice-app configured/);
+    for (const [n, service] of services.entries()) {
+      await rolledOut(service);
+      const found = await until('every pod is ready', 60, async () => {
+        const all = await pods(service);
+        return all.every(isReady) && all;
+      });
+      expect(new Set(found.map(({ status }) => status.containerStatuses?.[0]?.imageID))).toEqual(
+        new Set([images[n]!.replace(':1.0.0', '')]),
+      );
+    }
+
+    // A release never changes, whatever is in the sources by now.
+    const source = join(folder, 'services/invoice-app/src/main.ts');
+    await writeFile(source, `${await readFile(source, 'utf8')}// Changed.\n`);
+    const again = await release();
+    expect(again.said).not.toContain('building');
+    expect(again.manifests).toBe(manifests);
+
+    // One that is new is of a commit.
+    const overlay = join(folder, 'kustomize/overlays/prod/kustomization.yaml');
+    await writeFile(overlay, (await readFile(overlay, 'utf8')).replace('newTag: 1.0.0', 'newTag: 1.0.1'));
+    await expect(release()).rejects.toThrow(
+      /invoice-app:1\.0\.1 is not in the registry, and there are changes that are not committed/,
+    );
+  },
+);
+
+test('a registry that does not answer is said, and nothing is built', { timeout: 60_000 }, async () => {
+  registry = '127.0.0.1:1';
+  await expect(release()).rejects.toThrow(
+    /release: the registry does not tell whether it has 127\.0\.0\.1:1/,
+  );
+});

@@ -1,0 +1,242 @@
+import { execFile } from 'node:child_process';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, dirname, join, resolve } from 'node:path';
+import { expect, test } from 'vitest';
+import { hashSource } from '../../libraries/kit/src/source.ts';
+import { listen } from '../support/service.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+const script = join(root, 'test.sh');
+
+interface Invoice {
+  InvoiceId: string;
+  Value: number;
+  IsPaid: boolean;
+}
+
+/**
+ * Runs test.sh against a deployment that has no /version, and whose `pay` is this.
+ * @param resets its answers to POST /reset, undefined for a connection that is closed without one; none: there is no reset
+ */
+async function runTest(
+  pay: (invoices: Invoice[]) => [status: number, body: unknown],
+  resets: (number | undefined)[] = [404],
+) {
+  const invoices = [1, 2].map((n) => ({ InvoiceId: `I${n}`, Value: n, IsPaid: false }));
+  await using server = await listen(({ method, url }, response) => {
+    const answer = (): [number, unknown] => {
+      if (url === '/invoices') return [200, invoices];
+      if (url === '/reset') return [resets[0]!, {}];
+      return method === 'POST' && url === '/invoices/pay' ? pay(invoices) : [404, {}];
+    };
+    const [status, body] = answer();
+    if (url === '/reset' && resets.length > 1) resets.shift();
+    if (status === undefined) response.destroy();
+    else response.writeHead(status).end(JSON.stringify(body));
+  });
+  return await new Promise<{ passed: boolean; stdout: string; stderr: string }>((done) => {
+    execFile(script, [server.url], (error, stdout, stderr) =>
+      done({ passed: error === null, stdout, stderr }),
+    );
+  });
+}
+
+const payAll = (invoices: Invoice[]) => {
+  for (const invoice of invoices) invoice.IsPaid = true;
+};
+
+test('passes where all is paid, and says what it left out', async () => {
+  const { passed, stdout } = await runTest((invoices) => {
+    payAll(invoices);
+    return [200, {}];
+  });
+  expect([passed, stdout.split('\n')]).toEqual([
+    true,
+    [
+      '1..8',
+      'ok 1 - every replica runs the code in this folder # SKIP no /version here',
+      'ok 2 - the invoices are reset # SKIP not allowed here',
+      'ok 3 - there are unpaid invoices',
+      'ok 4 - paying is answered with 200',
+      'ok 5 - every invoice is paid',
+      'ok 6 - the amounts are untouched',
+      'ok 7 - paying again is answered with 200',
+      'ok 8 - paying again changes nothing',
+      '',
+    ],
+  ]);
+});
+
+test('resets again where a connection was closed without an answer, or the database was away', async () => {
+  const pay = (invoices: Invoice[]): [number, unknown] => {
+    payAll(invoices);
+    return [200, {}];
+  };
+  const { passed, stdout } = await runTest(pay, [undefined, 503, undefined, 200]);
+  expect([passed, stdout]).toEqual([true, expect.stringContaining('ok 2 - the invoices are reset\n')]);
+  expect(stdout).toMatch(/\n# the invoices were reset, and are paid now: .+\n$/);
+});
+
+test('asks again for what was declined', async () => {
+  let declined = false;
+  const { passed } = await runTest((invoices) => {
+    if (declined) payAll(invoices);
+    declined = true;
+    return [200, {}];
+  });
+  expect(passed).toBe(true);
+});
+
+test.each<[string, (invoices: Invoice[]) => [number, unknown], RegExp]>([
+  [
+    'a pay that answers 502, although all is paid',
+    (invoices) => {
+      payAll(invoices);
+      return [502, { paid: 1 }];
+    },
+    /paying is answered with 200: POST .* answered 502: \{"paid":1\}/,
+  ],
+  ['a pay that pays nothing', () => [200, {}], /every invoice is paid: 2 are not/],
+  ['a provider that is down', () => [502, { paid: 0 }], /paying is answered with 200: .* 502/],
+  [
+    'amounts that change',
+    (invoices) => {
+      payAll(invoices);
+      invoices[0]!.Value += 1;
+      return [200, {}];
+    },
+    /the amounts are untouched/,
+  ],
+])('fails in one line with %s', { timeout: 60_000 }, async (_name, pay, message) => {
+  const { passed, stderr } = await runTest(pay);
+  expect(passed).toBe(false);
+  expect(stderr).toMatch(message);
+  expect(stderr.trim().split('\n')).toHaveLength(1);
+});
+
+const source = { app: hashSource(root, 'invoice-app'), provider: hashSource(root, 'payment-provider') };
+const other = 'f'.repeat(64);
+
+/** Runs test.sh against a deployment whose `/version` is this. @param suffix what the URL ends in */
+async function runAgainst(version: (url: string) => [status: number, body: string], suffix = '', env = {}) {
+  await using server = await listen((request, response) => {
+    const [status, body] = version(request.url ?? '');
+    response.writeHead(status).end(body);
+  });
+  const start = performance.now();
+  return await new Promise<{ stdout: string; stderr: string; ms: number }>((done) => {
+    execFile(
+      script,
+      [`${server.url}${suffix}`],
+      { env: { ...process.env, ...env } },
+      (_error, stdout, stderr) => done({ stdout, stderr, ms: performance.now() - start }),
+    );
+  });
+}
+
+test.each<[string, object, number, RegExp]>([
+  [
+    'invoice-app',
+    { source: other, failed: source.app, provider: { source: source.provider } },
+    200,
+    /: invoice-app does not start with the code in this folder, see its log$/,
+  ],
+  [
+    'payment-provider',
+    { source: source.app, provider: { source: other, failed: source.provider } },
+    200,
+    /: payment-provider does not start with the code in this folder, see its log$/,
+  ],
+  [
+    'an invoice-app that never did',
+    { error: `invoice-app does not start, see its log (source ${source.app})` },
+    503,
+    /: invoice-app does not start with the code in this folder, see its log$/,
+  ],
+])('that %s does not start with this code is said at once', async (_name, version, status, message) => {
+  const { stderr, ms } = await runAgainst(() => [status, JSON.stringify(version)]);
+  expect(stderr.trim()).toMatch(message);
+  expect(ms).toBeLessThan(10_000);
+});
+
+test('that other code did not start is no answer: the test waits', { timeout: 60_000 }, async () => {
+  let asked = 0;
+  const version = (): [number, string] => {
+    asked += 1;
+    const failed = asked < 5 ? other : source.app;
+    return [200, JSON.stringify({ source: other, failed, provider: { source: source.provider } })];
+  };
+  expect((await runAgainst(version)).stderr).toContain('invoice-app does not start');
+  expect(asked).toBe(5);
+});
+
+test.each(['', '/', '//'])('a URL may end in %j', async (suffix) => {
+  const paths = new Set<string>();
+  const answer = (url: string): [number, string] => {
+    paths.add(url);
+    return [url === '/invoices' ? 200 : 404, '[]'];
+  };
+  const { stdout } = await runAgainst(answer, suffix);
+  expect([...paths].slice(0, 2)).toEqual(['/version', '/invoices']);
+  expect(stdout).toContain('ok 1 - every replica runs the code in this folder # SKIP no /version here');
+});
+
+test.each([
+  ['of a terminal', '\u001B[2J\u001B]0;title\u0007gone'],
+  ['of one byte', '\u009B31mred'],
+  ['that move the cursor', 'a\rb\bc\u007F'],
+  ['on several lines', 'a\nb\n'],
+  ['and a NUL', 'a\0b'],
+])('control characters %s are not printed', async (_which, text) => {
+  for (const status of [200, 400]) {
+    const { stdout, stderr } = await runAgainst((url) => {
+      const statuses: Record<string, number> = { '/version': 404, '/reset': status };
+      return [statuses[url] ?? 200, text];
+    });
+    expect(stderr).toMatch(/^payment test failed: .*\n$/);
+    expect(stdout + stderr).not.toMatch(/[^\P{Cc}\n]/u);
+  }
+});
+
+test('nor are they where they are in a hash or a name', { timeout: 60_000 }, async () => {
+  const version = { source: '\u001B[2J', instance: '\u001B]0;title\u0007' };
+  const { stderr } = await runAgainst(() => [200, JSON.stringify(version)]);
+  expect(stderr).toMatch(/runs other code:.*\n$/);
+  expect(stderr).not.toMatch(/[^\P{Cc}\n]/u);
+});
+
+test('a folder in CDPATH does not take the place of this one', async () => {
+  const elsewhere = mkdtempSync(join(tmpdir(), 'payloop-cdpath-'));
+  mkdirSync(join(elsewhere, basename(root)));
+  const env = { ...process.env, CDPATH: elsewhere };
+  await using server = await listen(
+    (_request, response) => void response.end(JSON.stringify({ source: other, failed: source.app })),
+  );
+  const options = { env, cwd: dirname(root) };
+  const stderr = await new Promise<string>((done) =>
+    execFile('bash', [`${basename(root)}/test.sh`, server.url], options, (_error, _stdout, text) =>
+      done(text),
+    ),
+  );
+  rmSync(elsewhere, { recursive: true });
+  // It knows the hash of this folder, so it found it.
+  expect(stderr).toContain('invoice-app does not start with the code in this folder');
+});
+
+test('neither a .curlrc nor a proxy comes between', async () => {
+  const home = mkdtempSync(join(tmpdir(), 'payloop-home-'));
+  writeFileSync(join(home, '.curlrc'), 'include\nproxy = http://127.0.0.1:9\n');
+  const dead = 'http://127.0.0.1:9';
+  const env = {
+    HOME: home,
+    CURL_HOME: home,
+    http_proxy: dead,
+    all_proxy: dead,
+    no_proxy: '',
+    CDPATH: `${home}:/`,
+  };
+  const { stdout } = await runAgainst((url) => [url === '/invoices' ? 200 : 404, '[]'], '', env);
+  rmSync(home, { recursive: true });
+  expect(stdout).toContain('ok 3 - there are unpaid invoices # SKIP nothing unpaid');
+});

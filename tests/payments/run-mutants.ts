@@ -1,0 +1,140 @@
+// Takes the guards out of a copy of the code, one after the other: each test that is named has to notice.
+import { execFile } from 'node:child_process';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, relative, resolve } from 'node:path';
+import { mutants, type Mutant } from './mutants.ts';
+
+const root = resolve(import.meta.dirname, '../..');
+
+const copied = ['services', 'libraries', 'tests', 'local', 'scripts', 'k8s', 'kustomize', 'Makefile']
+  .concat(['package.json', 'tsconfig.json', 'vitest.config.ts', 'test.sh', 'Tiltfile', 'ctlptl.yaml']);
+
+/** A copy of the tree that runs its own sources, with the packages of this one. */
+function copyTree(folder: string): void {
+  for (const name of copied) {
+    cpSync(join(root, name), join(folder, name), {
+      recursive: true,
+      filter: (path) => !/[/\\](node_modules|dist|\.payloop)$/.test(path),
+    });
+  }
+  const packages = join(folder, 'node_modules');
+  mkdirSync(join(packages, '@payloop'), { recursive: true });
+  for (const name of readdirSync(join(root, 'node_modules'))) {
+    if (name === '@payloop' || name.startsWith('.v')) continue;
+    symlinkSync(join(root, 'node_modules', name), join(packages, name));
+  }
+  for (const name of readdirSync(join(root, 'node_modules/@payloop'))) {
+    const within = relative(root, realpathSync(join(root, 'node_modules/@payloop', name)));
+    symlinkSync(join(folder, within), join(packages, '@payloop', name));
+  }
+}
+
+/** Why the change cannot be made; undefined when it was. */
+function mutate(folder: string, { changes }: Mutant): string | undefined {
+  for (const [file, from, to] of changes) {
+    const path = join(folder, file);
+    const parts = readFileSync(path, 'utf8').split(from);
+    if (parts.length !== 2) return `'${from}' is ${parts.length - 1} times in ${file}`;
+    writeFileSync(path, parts.join(to));
+  }
+  return undefined;
+}
+
+interface Report {
+  testResults: {
+    name: string;
+    assertionResults: { status: string; fullName: string }[];
+  }[];
+}
+
+/** The first failed test of each file; undefined for a file that has none. */
+async function runTests(
+  folder: string,
+  files: string[],
+  ...options: string[]
+): Promise<Map<string, string | undefined>> {
+  const out = join(folder, 'report.json');
+  rmSync(out, { force: true });
+  const command = ['run', '--reporter=json', `--outputFile=${out}`, ...options, ...files];
+  await new Promise((done) => {
+    const env = { ...process.env, MODEL_SHRINK: 'off' };
+    execFile(join(root, 'node_modules/.bin/vitest'), command, { cwd: folder, env, maxBuffer: 2 ** 26 }, done);
+  });
+  const { testResults } = JSON.parse(readFileSync(out, 'utf8')) as Report;
+  const failures = new Map<string, string | undefined>();
+  for (const file of files) {
+    const result = testResults.find(({ name }) => name.endsWith(file));
+    // A file that could not be loaded proves nothing.
+    if (!result || result.assertionResults.length === 0) throw new Error(`${file} did not run`);
+    failures.set(file, result.assertionResults.find(({ status }) => status === 'failed')?.fullName);
+  }
+  return failures;
+}
+
+/** As `runTests`, each file by itself and no further than to its first failure. */
+async function runToFirstFailure(folder: string, files: string[]): Promise<Map<string, string | undefined>> {
+  const failures = new Map<string, string | undefined>();
+  for (const file of files) {
+    for (const [name, failure] of await runTests(folder, [file], '--bail=1')) failures.set(name, failure);
+  }
+  return failures;
+}
+
+/** One line on this mutant, and whether each of its tests noticed. */
+async function tryMutant(mutant: Mutant): Promise<[boolean, string]> {
+  const folder = mkdtempSync(join(tmpdir(), 'payloop-mutant-'));
+  try {
+    copyTree(folder);
+    const stale = mutate(folder, mutant);
+    if (stale !== undefined) return [false, `DOES NOT APPLY  ${mutant.name}: ${stale}`];
+    const run = mutant.changes.length === 0 ? runTests : runToFirstFailure;
+    const failures = await run(folder, mutant.tests);
+    const blind = [...failures].filter(([, failure]) => failure === undefined).map(([file]) => file);
+    if (blind.length > 0) return [false, `SURVIVED  ${mutant.name}: ${blind.join(', ')}`];
+    return [true, `caught  ${mutant.name}: ${[...failures.values()].join('; ')}`];
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+async function main(): Promise<void> {
+  const start = performance.now();
+  const only = process.env.ONLY ?? '';
+  const chosen = mutants.filter(({ name }) => name.includes(only));
+  // Else a test that fails anyway would catch everything.
+  const unchanged: Mutant = {
+    name: 'nothing changed',
+    changes: [],
+    tests: [...new Set(chosen.flatMap(({ tests }) => tests))],
+  };
+  const [noticed, line] = await tryMutant(unchanged);
+  const sound = !noticed && unchanged.tests.every((file) => line.includes(file));
+  if (!sound) console.log(`the tests do not pass without a mutant either: ${line}`);
+  let bad = sound ? 0 : 1;
+  const queue = sound ? chosen.values() : [].values();
+  const worker = async () => {
+    for (const mutant of queue) {
+      const [caught, said] = await tryMutant(mutant);
+      if (!caught) bad += 1;
+      console.log(said);
+    }
+  };
+  // Each starts a Postgres and waits for much of its time.
+  await Promise.all([worker(), worker()]);
+  const seconds = Math.round((performance.now() - start) / 1000);
+  console.log(`mutants: ${chosen.length}, ${bad} not caught, ${seconds} s`);
+  process.exitCode = bad === 0 ? 0 : 1;
+}
+
+await main();

@@ -1,0 +1,196 @@
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import * as invoiceApp from '../../services/invoice-app/src/service.ts';
+import { startTracing, stopTracing } from '../../libraries/kit/src/tracing.ts';
+import * as paymentProvider from '../../services/payment-provider/src/service.ts';
+import { startCollector, type Collector } from './collector.ts';
+import { hasPrometheus, startPrometheus, type Prometheus } from './prometheus.ts';
+import { post, startService, type RunningService } from '../support/service.ts';
+import {
+  alertsFile,
+  findMissing,
+  readAlertCases,
+  readAlerts,
+  readDashboard,
+  readExpressions,
+  readRunbook,
+  readScrape,
+  type Samples,
+} from './signals.ts';
+
+/** Made by Prometheus itself, in no scrape, with its labels. */
+const ofPrometheus: [name: string, labels: Record<string, string>][] = [
+  ['up', { job: 'invoice-app', instance: 'a' }],
+  ['up', { job: 'payment-provider', instance: 'b' }],
+  ['ALERTS', { alertname: 'any', alertstate: 'firing' }],
+];
+
+let collector: Collector;
+let provider: RunningService;
+let app: RunningService;
+const samples: Samples = new Map();
+let traceId: string;
+
+// Both services after a payment, and after the provider was away.
+beforeAll(async () => {
+  collector = await startCollector();
+  await startTracing('both', { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url });
+  provider = await startService(paymentProvider, { FAULTS: 'fail=0.5', FAULT_SEED: '1' });
+  app = await startService(invoiceApp, {
+    PAYMENT_PROVIDER_URL: `${provider.url}/payments/pay`,
+    SEED_INVOICES: '3000',
+  });
+  for (let n = 0; n < 5; n += 1) {
+    const answer = await fetch(`${app.url}/invoices/pay`, { method: 'POST' });
+    traceId = answer.headers.get('X-Request-Id')!;
+  }
+  await using lonely = await startService(invoiceApp, { PAYMENT_PROVIDER_URL: 'http://127.0.0.1:1/' });
+  for (const path of ['/invoices/pay', '/rest/v1/invoices/pay']) await post(lonely.url + path);
+  for (const [job, { metricsUrl }] of Object.entries({
+    'invoice-app': app,
+    'payment-provider': provider,
+    // Another pod of it.
+    'invoice-app ': lonely,
+  })) {
+    readScrape(samples, await (await fetch(metricsUrl)).text(), {
+      job: job.trim(),
+      instance: new URL(metricsUrl).host,
+    });
+  }
+  for (const [name, labels] of ofPrometheus) samples.set(name, [...(samples.get(name) ?? []), labels]);
+});
+afterAll(async () => {
+  await app[Symbol.asyncDispose]();
+  await provider[Symbol.asyncDispose]();
+  await stopTracing();
+  collector.close();
+});
+
+describe('what the expressions ask for is there', () => {
+  test.each(readExpressions())('%s', (_where, expr) => {
+    expect(findMissing(expr, samples)).toEqual([]);
+  });
+
+  test.each([
+    ['sum(rate(payment_total[5m]))', 'payment_total'],
+    ['payments_total{outcome="lost"}', 'payments_total{outcome="lost"}'],
+    ['payments_total{result="unknown"}', 'payments_total{result="unknown"}'],
+    ['payments_total{outcome=~"unknown|lost"}', 'payments_total{outcome=~"unknown|lost"}'],
+    ['payments_total{outcome!="lost"}', 'payments_total{outcome!="lost"}'],
+    ['sum by (route) (payments_total)', 'the label route'],
+    ['sum(rate(payments_total[5m])', 'no PromQL at 28'],
+  ])('%s is noticed', (expr, missing) => {
+    expect(findMissing(expr, samples)).toEqual([missing]);
+  });
+});
+
+const installed = hasPrometheus();
+if (!installed) process.stdout.write('prometheus: skipped, not installed\n');
+describe.skipIf(!installed)('with a real Prometheus', () => {
+  let prometheus: Prometheus;
+  beforeAll(async () => {
+    prometheus = await startPrometheus(
+      {
+        'invoice-app': new URL(app.metricsUrl).host,
+        'payment-provider': new URL(provider.metricsUrl).host,
+      },
+      alertsFile,
+    );
+  });
+  afterAll(() => prometheus.stop());
+
+  test('it scrapes both', async () => {
+    const up = () =>
+      prometheus.ask('query', { query: 'sum(up)' }).then(
+        (data) => (data as { result: { value: [number, string] }[] }).result[0]?.value[1],
+        () => undefined,
+      );
+    await expect.poll(up, { timeout: 20_000, interval: 200 }).toBe('2');
+  });
+
+  test('it takes each expression', async () => {
+    for (const [, query] of readExpressions()) {
+      await expect(prometheus.ask('query', { query })).resolves.toBeDefined();
+    }
+  });
+
+  test('the alerts are loaded, and none has an error', async () => {
+    const { groups } = (await prometheus.ask('rules')) as {
+      groups: { rules: { name: string; lastError?: string }[] }[];
+    };
+    const rules = groups.flatMap((group) => group.rules);
+    expect(rules.map(({ name }) => name)).toEqual(readAlerts().map(({ alert }) => alert));
+    expect(rules.filter(({ lastError }) => lastError)).toEqual([]);
+  });
+
+  test('the exemplar of a request has its trace', async () => {
+    const now = Date.now() / 1_000;
+    const exemplars = async () =>
+      JSON.stringify(
+        await prometheus.ask('query_exemplars', {
+          query: 'http_request_duration_seconds_bucket{route="/invoices/pay"}',
+          start: `${now - 3_600}`,
+          end: `${now + 3_600}`,
+        }),
+      );
+    await expect.poll(exemplars, { timeout: 10_000 }).toContain(traceId);
+  });
+});
+
+describe('alerts', () => {
+  test.each(readAlerts())('$alert says how bad it is, what it means and what to do', (alert) => {
+    expect(alert.for).toMatch(/^\d+m$/);
+    expect(alert.labels?.severity).toMatch(/^(critical|warning)$/);
+    expect(alert.annotations).toEqual({
+      summary: expect.stringMatching(/.{10}/),
+      description: expect.stringMatching(/First look .+\.$/),
+      runbook: `docs/runbook.md#${alert.alert.toLowerCase()}`,
+    });
+    const [, text = ''] = readRunbook().split(`\n## ${alert.alert}\n`);
+    expect(text.split('\n## ')[0]).toMatch(/^\n[^]+\n- /);
+  });
+
+  test('each is tested to fire, and to be silent', () => {
+    const cases = readAlertCases();
+    const wanted = readAlerts().flatMap(({ alert }) => [`${alert} fires`, `${alert} is silent`]);
+    expect([...new Set(cases)].toSorted()).toEqual(wanted.toSorted());
+  });
+
+  test('the runbook is about nothing else, and its links lead somewhere', () => {
+    const runbook = readRunbook();
+    const headings = [...runbook.matchAll(/^## (.*)$/gm)].map(([, heading]) => heading!);
+    expect(headings).toEqual(readAlerts().map(({ alert }) => alert));
+    const anchors = new Set(headings.map((heading) => heading.toLowerCase()));
+    for (const [, anchor] of runbook.matchAll(/\]\(#(.*?)\)/g)) expect(anchors).toContain(anchor);
+  });
+});
+
+describe('the dashboard', () => {
+  const { panels, templating } = readDashboard();
+  const graphs = panels.filter(({ type }) => type !== 'row');
+
+  test('has no id twice', () => {
+    const ids = panels.map(({ id }) => id);
+    expect(new Set(ids).size).toBe(ids.length);
+  });
+
+  test.each(graphs)('$title has an expression and a unit', ({ targets = [], fieldConfig }) => {
+    expect(targets.length).toBeGreaterThan(0);
+    for (const { expr } of targets) expect(expr).not.toBe('');
+    expect(fieldConfig?.defaults.unit).toMatch(/\w/);
+  });
+
+  test('asks the Prometheus that one chooses', () => {
+    expect(templating.list.find(({ type }) => type === 'datasource')?.name).toBe('datasource');
+    const text = JSON.stringify(panels);
+    const uids = new Set([...text.matchAll(/"uid":"(.*?)"/g)].map(([, uid]) => uid));
+    expect([...uids]).toEqual(['${datasource}']);
+  });
+
+  test('no panel lies over another, or over the edge', () => {
+    const cells = panels.flatMap(({ gridPos: { x, y, w, h } }) =>
+      Array.from({ length: w * h }, (_, n) => `${x + (n % w)},${y + Math.floor(n / w)}`),
+    );
+    expect(new Set(cells).size).toBe(cells.length);
+    expect(Math.max(...panels.map(({ gridPos: { x, w } }) => x + w))).toBe(24);
+  });
+});

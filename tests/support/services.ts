@@ -1,0 +1,28 @@
+import { Client } from 'pg';
+import * as invoiceApp from '../../services/invoice-app/src/service.ts';
+import type { Self } from '../../libraries/kit/src/run.ts';
+import * as paymentProvider from '../../services/payment-provider/src/service.ts';
+import { startService, type RunningService } from './service.ts';
+
+/** payment-provider, which may be reset. */
+export const startProvider = (env: Record<string, string> = {}, self: Partial<Self> = {}) =>
+  startService(paymentProvider, { ALLOW_RESET: 'true', ...env }, self);
+
+/** invoice-app with a provider at `url`; it may be reset. */
+export const startApp = (
+  { url }: { url: string },
+  env: Record<string, string> = {},
+  self: Partial<Self> = {},
+): Promise<RunningService> =>
+  startService(
+    invoiceApp,
+    { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env },
+    self,
+  );
+
+/** A session in a service's database, past its API. */
+export async function connect({ databaseUrl }: { databaseUrl: string }) {
+  const client = new Client({ connectionString: databaseUrl });
+  await client.connect();
+  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
+}
