@@ -1,0 +1,54 @@
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { parse } from 'yaml';
+
+/** A service of `services/`, as its folder describes it. */
+export interface Service {
+  /** The name of its folder, its namespace and its objects: a DNS label. */
+  name: string;
+  /** Where it listens, in a container and on this machine. */
+  port: number;
+  /** The tag of its image in production. */
+  release: string;
+}
+
+const root = path.resolve(import.meta.dirname, '..');
+
+/**
+ * The services that kustomize/base deploys, in its order.
+ * @throws {Error} with a message that names the file, where one of them is not described as kustomize/service wants it
+ */
+export function readServices(folder = root): Service[] {
+  const { resources = [] } = read<{ resources?: string[] }>(folder, 'kustomize/base/kustomization.yaml');
+  return resources.map((resource) => {
+    const name = /^\.\.\/\.\.\/services\/([^/]+)\/deploy$/.exec(resource)?.[1];
+    if (name === undefined)
+      throw new Error(`kustomize/base/kustomization.yaml: ${resource} is not ../../services/NAME/deploy`);
+    const file = `services/${name}/deploy/service.yaml`;
+    const { data = {} } = read<{ data?: Record<string, unknown> }>(folder, file);
+    const port = Number(data.port);
+    if (data.name !== name) throw new Error(`${file}: data.name must be ${name}, not ${String(data.name)}`);
+    if (!Number.isInteger(port) || port < 1 || port > 65_535)
+      throw new Error(`${file}: data.port must be a port, 1 to 65535, not ${String(data.port)}`);
+    return { name, port, release: String(data.release) };
+  });
+}
+
+function read<T>(folder: string, file: string): T {
+  return parse(readFileSync(path.join(folder, file), 'utf8'));
+}
+
+/** The name of its database and role, as k8s/local/postgres/databases.sh makes them. */
+export function databaseOf({ name }: Service): string {
+  return name.replaceAll('-', '_');
+}
+
+/** The prefix of the variables that are about it, such as INVOICE_APP_PORT. */
+export function variablePrefix({ name }: Service): string {
+  return name.replaceAll('-', '_').toUpperCase();
+}
+
+/** Where debuggers reach it on this machine: 9229 for port 8081, 9230 for 8082, and so on. */
+export function inspectPortOf({ port }: Service): number {
+  return port + 9229 - 8081;
+}
