@@ -38,7 +38,7 @@ function read<T>(folder: string, file: string): T {
   return parse(readFileSync(path.join(folder, file), 'utf8'));
 }
 
-/** The name of its database and role, as k8s/local/postgres/databases.sh makes them. */
+/** The name of its database and role, as k8s/local/databases.sh makes them. */
 export function databaseOf({ name }: Service): string {
   return name.replaceAll('-', '_');
 }

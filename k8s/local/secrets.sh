@@ -1,52 +1,33 @@
 #!/usr/bin/env bash
-# Makes the Secrets with the database passwords, once per cluster and where absent: `postgres` with a
-# password for each role, and from it for each service the URL of its database. What is there is never
-# replaced, so a volume that is kept keeps its passwords. Random and never shown: passwords travel through
-# pipes, as an argument would be in the list of processes.
+# Makes the Secrets with the passwords of the databases, where they are absent: `postgres` with the superuser's, and for
+# each service that k8s/ has a namespace for, `database` with the URL of its database. What is there is never replaced.
+# Random and never shown: passwords travel through pipes, as an argument would be in the list of processes.
 set -o errexit -o nounset -o pipefail
+unset CDPATH
 
 readonly context=kind-payloop
-readonly services=(invoice-app payment-provider)
 
 kube() { kubectl --context="$context" --namespace="$1" "${@:2}"; }
 
-exists() { # NAMESPACE SECRET
-  local name
-  name=$(kube "$1" get secret "$2" --ignore-not-found --output=name)
-  [[ -n $name ]]
-}
-
-# The keys and values of a Secret, as YAML. Nothing in them needs quotes or escapes.
-pair() { printf '  %s: "%s"\n' "$1" "$2"; }
-
 random() { od -An -v -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 
-# create, not apply, which would keep the values a second time, in an annotation.
-create() { # NAMESPACE SECRET PAIRS
-  printf 'apiVersion: v1\nkind: Secret\nmetadata:\n  name: %s\nstringData:\n%s\n' "$2" "$3" |
+# create, not apply, which would keep the values a second time, in an annotation. Nothing in them needs quotes or escapes.
+create_unless_there() { # NAMESPACE SECRET KEY VALUE
+  local found
+  found=$(kube "$1" get secret "$2" --ignore-not-found --output=name)
+  [[ -z $found ]] || return 0
+  printf 'apiVersion: v1\nkind: Secret\nmetadata:\n  name: %s\nstringData:\n  %s: "%s"\n' "$2" "$3" "$4" |
     kube "$1" create --filename=-
 }
 
-password() { # SERVICE; fails where there is none
-  kube postgres get secret postgres --output=json | jq --exit-status --raw-output ".data[\"$1\"] // empty | @base64d"
-}
-
 main() {
-  local pairs password service
-  if ! exists postgres postgres; then
-    pairs=$(for service in postgres "${services[@]}"; do pair "$service" "$(random)"; done)
-    create postgres postgres "$pairs"
-  fi
-  for service in "${services[@]}"; do
-    exists "$service" "$service-database" && continue
-    # Absent for a service that came after the Secret.
-    password "$service" >/dev/null || printf 'stringData:\n%s\n' "$(pair "$service" "$(random)")" |
-      kube postgres patch secret postgres --patch-file=/dev/stdin
-    password=$(password "$service")
-    local role=${service//-/_}
-    pairs=$(pair url "postgres://$role:$password@postgres.postgres:5432/$role")
-    create "$service" "$service-database" "$pairs"
-  done
+  cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+  local service role
+  create_unless_there postgres postgres postgres "$(random)"
+  while IFS= read -r service; do
+    role=${service//-/_}
+    create_unless_there "$service" database url "postgres://$role:$(random)@postgres.postgres:5432/$role"
+  done < <(sed -n 's|^ *- \.\./services/\(.*\)/namespace$|\1|p' k8s/kustomization.yaml)
 }
 
 main "$@"

@@ -36,7 +36,7 @@ async function openSessions() {
     const secret = await kubectl(
       'get',
       'secret',
-      `${service}-database`,
+      'database',
       `--namespace=${service}`,
       '--output=jsonpath={.data.url}',
     );
