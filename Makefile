@@ -20,100 +20,58 @@ export TSX_DISABLE_CACHE := 1
 OVERLAY ?= dev
 export OVERLAY
 
-.PHONY: help install up debug test check test-install test-page screenshots model sweep load mutants ci prove release review bench bench-loop bench-start bench-image prod down
+POST = curl --disable --noproxy '*' --silent --show-error --fail-with-body --write-out '\n' --request POST \
+	$(or $(URL),http://localhost:$(or $(INVOICE_APP_PORT),8081))
 
-help:
-	@echo 'make up     run the services, and the payment test on every save: in a cluster under Tilt,'
-	@echo '            or without Docker as local processes (MODE=cluster or MODE=local chooses);'
-	@echo '            OVERLAY=flaky with a provider that cannot be relied on'
-	@echo 'make debug  make up with the inspector of each service open on loopback, for .vscode/launch.json'
-	@echo 'make test   check the types, the style and the manifests, and run every test that needs no cluster'
-	@echo 'make check  just the types, the style and the manifests'
-	@echo 'make test-install  fresh clones, each with a Node and an npm that users have: make up, its test, make check'
-	@echo 'make model  run payments in RUNS random orders, with random mishaps, and check the seven rules'
-	@echo 'make sweep  kill -9 each service at every step of a payment, and check the seven rules'
-	@echo 'make load   pay beside 200 slow readers and 200 streams of the page: the time, the probes and the memory are bounded'
-	@echo 'make mutants  take the guards out of a copy of the code, one after the other: a test must notice'
-	@echo 'make test-page  the page of invoice-app in a real browser: Chromium or Chrome, CHROMIUM=path if it is not found'
-	@echo 'make screenshots  the pictures of the page in docs/'
-	@echo 'make ci     test in a cluster and tear it down (OVERLAY=dev or OVERLAY=prod)'
-	@echo 'make prove  the long tests: make sweep, make load, and in a cluster pods that die while invoices are paid, restarts and'
-	@echo '            a drained node under load, autoscaling, and each policy and each right taken out in turn'
-	@echo 'make review what a change does to production: its manifests against those of BASE (main)'
-	@echo 'make release  build and push the releases that REGISTRY lacks, and write what to apply to release.yaml'
-	@echo 'make bench  invoices paid a second, next to the plain ways'
-	@echo 'make bench-loop  how fast a save is served in a cluster (ROUNDS=50), next to the floor and the plain way'
-	@echo 'make bench-start  how long make up takes from nothing and again, and where the time goes'
-	@echo 'make bench-image  how large the prod image of SERVICE is, and what makes it so'
-	@echo 'make prod   make up with the prod overlay'
-	@echo 'make down   remove the cluster'
+# What people type. `make help` prints what is behind ##.
+.PHONY: help up debug test ci prove bench review release service pay reset down
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo 'parts of these by themselves: make $(PARTS)'
 
-install:
-	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" scripts/install.sh
-
-up: install
+up: install ## run the services, and the payment test on every save: in a cluster, or without Docker (MODE=local); OVERLAY=flaky, prod
 	@local/up.sh -- --overlay=$(OVERLAY)
 
-debug: install
+debug: install ## make up with the inspector of each service open on loopback, for .vscode/launch.json
 	@local/up.sh -- --overlay=$(OVERLAY) --debug
 
-test: check
+test: check ## the types, the style, the manifests, and every test that needs no cluster
 	@vitest run
 
-check: install
-	@scripts/check.sh
-
-test-install: install
-	@vitest run --config=tests/install/vitest.config.ts
-
-# RUNS=10000 SEED=1; AT=… replays the failure that printed it.
-model: install
-	@tsx tests/payments/run-model.ts
-
-sweep: install
-	@tsx tests/payments/run-sweep.ts
-
-load: install
-	@tsx tests/payments/run-load.ts
-
-mutants: install
-	@tsx tests/payments/run-mutants.ts
-
-test-page: install
-	@tsx services/invoice-app/page-tests/run.ts
-
-screenshots: install
-	@tsx services/invoice-app/page-tests/screenshots.ts
-
-ci: install
+ci: install ## the tests in a cluster that is made for them and torn down (OVERLAY=dev, OVERLAY=prod)
 	@scripts/ci.sh
 
-prove: sweep load
+prove: sweep load ## the long tests: kills, loads, and in a cluster chaos, restarts, drained nodes, each rule taken out in turn
 	@PROVE=yes OVERLAY=flaky scripts/ci.sh
 	@PROVE=yes OVERLAY=prod scripts/ci.sh
 
-# REGISTRY=ghcr.io/acme.
-release: install
-	@scripts/release.sh >release.yaml
-
-# Needs no npm packages.
-review:
-	@scripts/review.sh
-
-bench: install
+bench: install ## invoices paid a second, next to the plain ways
 	@tsx bench/payments.ts
 
-bench-loop: install
-	@tsx bench/loop/loop.ts
+# Needs no npm packages.
+review: ## what a change does to production: its manifests against those of BASE (main)
+	@scripts/review.sh
 
-bench-start: install
-	@tsx bench/start.ts
+release: install ## build and push the releases that REGISTRY lacks, and write what to apply to release.yaml
+	@scripts/release.sh >release.yaml
 
-bench-image:
-	@bench/image.sh
+service: install ## add a service: NAME=refunds PORT=8083
+	@PATH="$(PATH)" scripts/new-service.sh
 
-prod: install
-	@MODE=cluster local/up.sh -- --overlay=prod
+pay: ## pay, in what make up runs
+	@$(POST)/invoices/pay
 
-down: install
+reset: ## make its invoices anew
+	@$(POST)/reset
+
+down: install ## remove the cluster
 	@scripts/down.sh
+
+# The scripts of package.json. model: RUNS=10000 SEED=1, AT=… replays the failure that printed it; bench-loop: ROUNDS=50.
+PARTS := check test-install test-page test-service screenshots model sweep load mutants bench-loop bench-start bench-image
+.PHONY: install $(PARTS)
+install:
+	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" scripts/install.sh
+
+$(PARTS): install
+	@node --run $@
