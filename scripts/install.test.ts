@@ -13,7 +13,7 @@ beforeEach(async () => {
   folder = await fs.mkdtemp(path.join(os.tmpdir(), 'payloop-install-'));
   clone = path.join(folder, 'clone');
   bin = path.join(folder, 'bin');
-  await fs.mkdir(path.join(clone, 'local'), { recursive: true });
+  await fs.mkdir(path.join(clone, 'scripts'), { recursive: true });
   await fs.mkdir(bin);
   await fs.copyFile(path.join(import.meta.dirname, 'install.sh'), path.join(clone, 'scripts/install.sh'));
   await fs.writeFile(path.join(clone, 'package-lock.json'), '{}');

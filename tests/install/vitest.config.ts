@@ -2,7 +2,7 @@ import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
   test: {
-    include: ['local/test-install/*.test.ts'],
+    include: ['tests/install/*.test.ts'],
     // A first start takes half a minute, and two share the machine.
     maxConcurrency: 2,
     testTimeout: 180_000,

@@ -6,17 +6,17 @@ import { get } from 'node:http';
 import { url } from 'node:inspector';
 import { stripTypeScriptTypes } from 'node:module';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import express from 'express';
 import pg from 'pg';
 
-const services = join(process.cwd(), 'services');
 const [service = ''] = process.argv.slice(2);
+const folder = join(process.cwd(), 'services', service);
 
 process.on('disconnect', () => process.kill(process.pid, 'SIGTERM'));
 // A path as it is may hold what a URL would read in another way, such as % and #.
-const main = pathToFileURL(join(services, service, 'src/main.ts')).href;
+const main = pathToFileURL(join(folder, 'src/main.ts')).href;
 process.once('message', () => void import(main));
 process.send?.({ inspector: url() });
 
@@ -25,8 +25,8 @@ await importPackages();
 await warmUp().catch(() => {});
 
 async function importPackages(): Promise<void> {
-  for (const folder of ['kit', service]) {
-    const manifest = readFileSync(join(services, folder, 'package.json'), 'utf8');
+  for (const each of ['libraries/kit', folder]) {
+    const manifest = readFileSync(resolve(each, 'package.json'), 'utf8');
     const names = Object.keys(JSON.parse(manifest).dependencies);
     for (const name of names.filter(isLoadedAtStart)) await import(name);
   }

@@ -115,9 +115,9 @@ async function codeThatRuns(): Promise<number> {
 }
 
 test('code that another user put into the caches of the temporary folder does not run', async () => {
-  for (const folder of ['kit', 'toy']) {
-    mkdirs(join(root, 'services', folder, 'src'));
-    writeFileSync(join(root, 'services', folder, 'package.json'), '{"type":"module","dependencies":{}}');
+  for (const folder of ['libraries/kit', 'services/toy']) {
+    mkdirs(join(root, folder, 'src'));
+    writeFileSync(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }
   // The forgery is good: where it is trusted, it runs.
   const trusted = join(shared, 'trusted');

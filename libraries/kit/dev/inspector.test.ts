@@ -43,9 +43,9 @@ let port: number;
 
 beforeEach(async () => {
   root = await realpath(await mkdtemp(join(tmpdir(), 'payloop-inspect-')));
-  for (const folder of ['kit', 'toy']) {
-    await mkdir(join(root, 'services', folder, 'src'), { recursive: true });
-    await writeFile(join(root, 'services', folder, 'package.json'), '{"type":"module","dependencies":{}}');
+  for (const folder of ['libraries/kit', 'services/toy']) {
+    await mkdir(join(root, folder, 'src'), { recursive: true });
+    await writeFile(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }
   file = join(root, 'services/toy/src/greet.ts');
   await writeFile(join(root, 'services/toy/src/main.ts'), main);

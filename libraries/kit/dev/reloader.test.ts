@@ -37,9 +37,9 @@ let missed: number;
 
 beforeEach(async () => {
   root = await mkdtemp(join(tmpdir(), 'payloop-reload-'));
-  for (const folder of ['kit', 'toy']) {
-    await mkdir(join(root, 'services', folder, 'src'), { recursive: true });
-    await writeFile(join(root, 'services', folder, 'package.json'), '{"type":"module","dependencies":{}}');
+  for (const folder of ['libraries/kit', 'services/toy']) {
+    await mkdir(join(root, folder, 'src'), { recursive: true });
+    await writeFile(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }
   await write('main.ts', toy);
   await write('word.ts', `export const word: string = 'one';`);

@@ -17,10 +17,10 @@ import { hashSource, readSources } from './source.ts';
 let root: string;
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), 'payloop-source-'));
-  for (const folder of ['kit', 'invoice-app']) {
-    mkdirSync(join(root, `services/${folder}/src/deep`), { recursive: true });
+  for (const folder of ['libraries/kit', 'services/invoice-app']) {
+    mkdirSync(join(root, `${folder}/src/deep`), { recursive: true });
     for (const name of ['a.ts', 'B.ts', 'a-b.ts', 'deep/c.ts', 'ä.ts', 'a.test.ts', 'page.html']) {
-      writeFileSync(join(root, `services/${folder}/src`, name), `// ${folder} ${name}`);
+      writeFileSync(join(root, `${folder}/src`, name), `// ${folder} ${name}`);
     }
   }
   cpSync(resolve(import.meta.dirname, '../../../test.sh'), join(root, 'test.sh'));
@@ -160,7 +160,7 @@ test('a folder that is too large for its volume in a cluster is a problem', () =
     'services/invoice-app/src holds 17 MiB, 16 is the most in a cluster: Kubernetes evicts the pod above that',
   ]);
   const limits = readFileSync(
-    resolve(import.meta.dirname, '../../../kustomize/overlays/dev/live-update-invoice-app.yaml'),
+    resolve(import.meta.dirname, '../../../kustomize/overlays/dev/live-update.yaml'),
     'utf8',
   );
   expect(limits.match(/sizeLimit: .*/g)).toEqual(['sizeLimit: 16Mi', 'sizeLimit: 16Mi']);
