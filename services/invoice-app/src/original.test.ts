@@ -165,6 +165,19 @@ test(
   },
 );
 
+test('what a holder left is listed, also where its batch was claimed and given back since', async () => {
+  original.delay = 5;
+  await using app = await startApp(original, { SEED_INVOICES: '30' });
+  // As a worker leaves a batch that another one of its run has been through.
+  await query(app, 'UPDATE invoices SET asked_at = now() WHERE id = 7');
+  await query(app, `UPDATE batches SET holder = NULL, leased_until = now() - interval '1 s'`);
+  await until(
+    async () => (await query(app, 'SELECT FROM batches WHERE leased_until IS NOT NULL')).length === 0,
+  );
+  expect(await query(app, 'SELECT id FROM invoices WHERE unknown_at IS NOT NULL')).toEqual([{ id: '7' }]);
+  expect(original.charges.get('I7')).toBeUndefined();
+});
+
 test('a connection that breaks off is listed and not asked for again; the others are paid', async () => {
   original.delay = 5;
   original.fault = (id) => (id === 'I7' ? 'break off' : undefined);

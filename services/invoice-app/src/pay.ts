@@ -250,7 +250,8 @@ export class Payments {
       run.tally.unknown += unknown;
       addLeft(run.tally, unasked);
       const isListed = count(({ outcome, isFinal }) => outcome === 'unknown' && isFinal === true) > 0;
-      if (isListed || batch.abandoned) {
+      // An earlier holder may have asked and died: also one whose batch was claimed and given back since.
+      if (isListed || batch.leftOpen) {
         await this.#step('list unknown', () => batches.listUnknown(database, batch));
       }
       // What an earlier holder left, and this one did not get to ask for, stays recovery's.
