@@ -63,11 +63,11 @@ test.skipIf(!hasKustomize)('prints nothing where nothing that production runs ha
 });
 
 test.skipIf(!hasKustomize)('shows what is new, gone and changed, object by object', async () => {
-  await edit('kustomize/overlays/prod/kustomization.yaml', (text) =>
-    text.replace('newTag: 1.0.0', 'newTag: 1.0.1').replace('  - ingress.yaml\n', ''),
-  );
-  await edit('kustomize/base/invoice-app/network-policies.yaml', (text) =>
-    text.replace('from-scraper', 'from-another'),
+  const deploy = 'services/invoice-app/deploy';
+  await edit(`${deploy}/service.yaml`, (text) => text.replace('release: 1.0.0', 'release: 1.0.1'));
+  await edit(`${deploy}/kustomization.yaml`, (text) => text.replace('  - ingress.yaml\n', ''));
+  await edit(`${deploy}/network-policies.yaml`, (text) =>
+    text.replace('from-ingress-controller', 'from-another'),
   );
   const { status, stdout } = review();
   expect(status).toBe(0);
@@ -75,7 +75,7 @@ test.skipIf(!hasKustomize)('shows what is new, gone and changed, object by objec
     '== changed: Deployment invoice-app.invoice-app',
     '== gone: Ingress invoice-app.invoice-app',
     '== new: NetworkPolicy invoice-app.from-another',
-    '== gone: NetworkPolicy invoice-app.from-scraper',
+    '== gone: NetworkPolicy invoice-app.from-ingress-controller',
   ]);
   const changes = section(stdout, 'changed: Deployment invoice-app.invoice-app');
   expect(changes.filter((line) => /^[+-]/.test(line)).map((line) => line.replace(/ +/g, ' '))).toEqual([
@@ -90,7 +90,7 @@ test.skipIf(!hasKustomize)('shows what is new, gone and changed, object by objec
 });
 
 test.skipIf(!hasKustomize)('compares with the revision that BASE names', async () => {
-  await edit('kustomize/overlays/prod/ingress.yaml', (text) => text.replaceAll('example.com', 'example.org'));
+  await edit('services/invoice-app/deploy/ingress.yaml', (text) => text.replaceAll('example.com', 'example.org'));
   git('commit', '--quiet', '--all', '--message=change');
   expect(review().stdout).toBe('');
   expect(review({ BASE: 'HEAD~1' }).stdout).toContain('== changed: Ingress invoice-app.invoice-app\n');
@@ -111,7 +111,7 @@ test.skipIf(!hasKustomize)('shows which findings came and which went', async () 
   const tools = path.join(clone, 'tools');
   await fs.mkdir(tools);
   await fs.writeFile(path.join(tools, 'kube-score'), scanner, { mode: 0o755 });
-  await edit('kustomize/overlays/prod/autoscaling.yaml', (text) =>
+  await edit('kustomize/service/autoscaling.yaml', (text) =>
     text.replace('averageUtilization: 150', 'averageUtilization: 151'),
   );
   const { stdout } = review({ PATH: `${tools}:${process.env.PATH}` });
@@ -141,7 +141,7 @@ test.skipIf(!hasKustomize)('says which scanner is missing', async () => {
     const found = execFileSync('sh', ['-c', `command -v ${tool}`], { encoding: 'utf8' }).trim();
     await fs.symlink(found, path.join(tools, tool));
   }
-  await edit('kustomize/overlays/prod/ingress.yaml', (text) => text.replaceAll('example.com', 'example.org'));
+  await edit('services/invoice-app/deploy/ingress.yaml', (text) => text.replaceAll('example.com', 'example.org'));
   const { status, stdout } = review({ PATH: tools });
   expect(status).toBe(0);
   expect(stdout).toContain('== changed: Ingress');
