@@ -13,7 +13,7 @@ let clone: string;
 beforeEach(async () => {
   clone = await fs.mkdtemp(path.join(tmpdir(), 'payloop-review-'));
   folders.push(clone);
-  for (const name of ['kustomize', 'scripts/review.sh', 'scripts/scanners.sh', 'Dockerfile']) {
+  for (const name of ['kustomize', 'services', 'scripts/review.sh', 'scripts/scanners.sh', 'Dockerfile']) {
     await fs.cp(path.join(root, name), path.join(clone, name), { recursive: true });
   }
   git('init', '--quiet', '--initial-branch=main');
