@@ -34,6 +34,15 @@ export function readServices(folder = root): Service[] {
   });
 }
 
+/** The team of its namespace, as k8s/tenant binds it. */
+export function teamOf({ name }: Service, folder = root): string {
+  const file = `services/${name}/namespace/tenant.yaml`;
+  const { data = {} } = read<{ data?: Record<string, unknown> }>(folder, file);
+  if (data.name !== name) throw new Error(`${file}: data.name must be ${name}, not ${String(data.name)}`);
+  if (typeof data.team !== 'string') throw new Error(`${file}: data.team must be a group's name`);
+  return data.team;
+}
+
 function read<T>(folder: string, file: string): T {
   return parse(readFileSync(path.join(folder, file), 'utf8'));
 }

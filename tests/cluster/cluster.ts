@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Agent, setGlobalDispatcher } from 'undici';
+import { readServices } from '../../scripts/services.ts';
 
 /** What the tests ask of the cluster that ctlptl.yaml makes. */
 
@@ -12,7 +13,7 @@ export const overlay = process.env.OVERLAY ?? 'dev';
 export const url = overlay === 'prod' ? 'https://invoice-app.localhost:8443' : 'http://localhost:8081';
 /** The container that is the cluster's node. */
 export const nodeContainer = 'payloop-control-plane';
-export const services = ['invoice-app', 'payment-provider'] as const;
+export const services = readServices().map(({ name }) => name);
 /** Those that a payment takes: `/version` of the first tells the code of both. */
 export const paying = ['invoice-app', 'payment-provider'] as const;
 

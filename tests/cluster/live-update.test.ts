@@ -67,10 +67,12 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
   test('ten files saved at once are one restart', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const files = [
-      ...['config', 'database', 'log', 'money', 'server'].map((name) => `kit/src/${name}`),
-      ...['batches', 'invoices', 'pay', 'provider', 'service'].map((name) => `invoice-app/src/${name}`),
+      ...['config', 'database', 'log', 'money', 'server'].map((name) => `libraries/kit/src/${name}`),
+      ...['batches', 'invoices', 'pay', 'provider', 'service'].map(
+        (name) => `services/invoice-app/src/${name}`,
+      ),
     ];
-    await Promise.all(files.map((file) => append(tilt, `services/${file}.ts`, '// one of ten\n')));
+    await Promise.all(files.map((file) => append(tilt, `${file}.ts`, '// one of ten\n')));
     await served(tilt);
     // For as long it looks at the files again.
     await setTimeout(3_500);
@@ -156,16 +158,17 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
       await git('add', '--all');
       await git(...identity, 'commit', '--quiet', '--no-verify', `--message=${message}`);
     };
-    const inFolderOf = (name: string) => join(tilt.folder, 'services', name);
+    const onlyOne = join(tilt.folder, 'services/invoice-app/src/only-one.ts');
     const from = tilt.log.length;
     await git('init', '--quiet', '--initial-branch=one');
-    await writeFile(inFolderOf('invoice-app/src/only-one.ts'), 'export const only = 1;\n');
+    await writeFile(onlyOne, 'export const only = 1;\n');
     await commit('one');
     await git('checkout', '--quiet', '-b', 'two');
-    await rm(inFolderOf('invoice-app/src/only-one.ts'));
-    await writeFile(inFolderOf('kit/src/only-two.ts'), 'export const only = 2;\n');
-    for (const file of ['kit/src/run.ts', 'invoice-app/src/main.ts', 'payment-provider/src/main.ts']) {
-      await append(tilt, `services/${file}`, '// of branch two\n');
+    await rm(onlyOne);
+    await writeFile(join(tilt.folder, 'libraries/kit/src/only-two.ts'), 'export const only = 2;\n');
+    const inBoth = paying.map((service) => `services/${service}/src/main.ts`);
+    for (const file of ['libraries/kit/src/run.ts', ...inBoth]) {
+      await append(tilt, file, '// of branch two\n');
     }
     await append(tilt, 'services/invoice-app/src/pay.ts', "import '@payloop/kit/only-two.ts';\n");
     await commit('two');

@@ -1,12 +1,13 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from './cluster.ts';
-import { closed, describeFlow, flows, type Flow } from './policies.ts';
+import { describeFlow, type Flow } from './flows.ts';
+import { closed, flows } from './policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from './probes.ts';
 
 /** Then every other answer of this file means nothing. */
 const unenforced =
   'this cluster takes network policies and does not enforce them: a pod got through that one forbids, so nothing keeps ' +
-  'payment-provider from anyone here (kind does from v0.24 on; elsewhere the network plugin has to)';
+  'anyone from any service here (kind does from v0.24 on; elsewhere the network plugin has to)';
 
 let wrong: Flow[] = flows;
 beforeAll(async () => {

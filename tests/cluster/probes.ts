@@ -1,14 +1,17 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { inContainer, kubectl, kubectlWith, readRegistry, until, url } from './cluster.ts';
-import { bystander, closed, flows, probeId, thisMachine, type Flow, type Probe } from './policies.ts';
+import { inContainer, kubectl, kubectlWith, readRegistry, services, until, url } from './cluster.ts';
+import { bystander, probeId, thisMachine, type Flow, type Probe } from './flows.ts';
+import { closed, flows } from './policies.ts';
 
 /**
- * The pods that try the matrix of policies.ts. Each is never ready, so that no Service sends it anything, and listens on
+ * The pods that try the matrix of flows.ts. Each is never ready, so that no Service sends it anything, and listens on
  * what a policy may be about.
  */
 
 const app = 'app.kubernetes.io/name';
+/** The labels of a service's pods that the policies of others select. */
+const ofService = { 'app.kubernetes.io/component': 'service', 'app.kubernetes.io/part-of': 'payloop' };
 const open = 'payloop/probe-open';
 const label = 'payloop/probe';
 
@@ -38,7 +41,12 @@ function pod(probe: Probe): object {
     metadata: {
       name: podName(probe),
       namespace: probe.namespace,
-      labels: { [app]: probe.name, [label]: 'yes', ...(probe.open && { [open]: 'yes' }) },
+      labels: {
+        [app]: probe.name,
+        [label]: 'yes',
+        ...(probe.service && ofService),
+        ...(probe.open && { [open]: 'yes' }),
+      },
     },
     spec: {
       automountServiceAccountToken: false,
@@ -143,10 +151,6 @@ export async function findTargets(): Promise<Map<string, string>> {
   const controlPlane = '--selector=node-role.kubernetes.io/control-plane';
   const dns = await service('kube-system', 'kube-dns');
   const targets = new Map([
-    ['invoice-app:http', await service('invoice-app', 'invoice-app')],
-    ['payment-provider:http', await service('payment-provider', 'payment-provider')],
-    ['invoice-app:metrics', await metrics('invoice-app')],
-    ['payment-provider:metrics', await metrics('payment-provider')],
     ['postgres', await service('postgres', 'postgres')],
     ['api-server', await service('default', 'kubernetes')],
     ['dns over TCP', dns],
@@ -158,6 +162,10 @@ export async function findTargets(): Promise<Map<string, string>> {
     ['outside the cluster', await findOutsider()],
     [url, url],
   ]);
+  for (const name of services) {
+    targets.set(`${name}:http`, await service(name, name));
+    targets.set(`${name}:metrics`, await metrics(name));
+  }
   for (const { metadata, status } of await readProbes()) {
     const at = `${status.podIP}:${port}`;
     if (metadata.namespace === 'elsewhere' && metadata.name !== 'probe-anyone') targets.set('elsewhere', at);
@@ -201,9 +209,10 @@ wait`;
 
 /** Lets every probe try its targets. @returns the flows that are not as they should be */
 export async function wrongFlows(targets: Map<string, string>, asked = flows): Promise<Flow[]> {
-  const byProbe = Map.groupBy(asked, ({ from }) => from);
+  const byProbe = Map.groupBy(asked, ({ from }) => probeId(from));
   const found = await Promise.all(
-    [...byProbe].map(async ([from, own]) => {
+    [...byProbe.values()].map(async (own) => {
+      const { from } = own[0]!;
       const wanted = own.map(({ to }) => {
         const target = targets.get(to);
         // What is nowhere would count as reached.

@@ -1,6 +1,7 @@
+import { readServices, teamOf } from '../../scripts/services.ts';
 import { kubectl, kubectlWith } from './cluster.ts';
 
-/** Who may do what, where: the matrix that k8s/platform/roles.yaml and the folders of the apps have to come to. */
+/** Who may do what, where: the matrix that k8s/platform/roles.yaml and k8s/tenant have to come to. */
 
 export interface Case {
   verb: string;
@@ -36,15 +37,22 @@ const debug: Rights = [
 ];
 const access: Rights = [[write, ['networkpolicies.networking.k8s.io', 'serviceaccounts']]];
 
+const services = readServices();
+/** A team may have several services. */
+const byTeam = Map.groupBy(services, (service) => teamOf(service));
+/** By group, then by namespace. */
 const rights: Record<string, Record<string, Rights>> = {
-  'invoice-team': { 'invoice-app': [...deploy, ...debug] },
-  'payment-team': { 'payment-provider': [...deploy, ...debug] },
-  ci: { 'invoice-app': [...deploy, ...access], 'payment-provider': [...deploy, ...access] },
+  ...Object.fromEntries([...byTeam].map(([team, own]) => [team, inEach(own, [...deploy, ...debug])])),
+  ci: inEach(services, [...deploy, ...access]),
   // Neither a team of this project nor its pipeline.
   'other-team': {},
 };
 export const groups = Object.keys(rights);
-export const namespaces = ['invoice-app', 'payment-provider', 'postgres', 'kube-system'];
+export const namespaces = [...services.map(({ name }) => name), 'postgres', 'kube-system'];
+
+function inEach(own: readonly { name: string }[], may: Rights): Record<string, Rights> {
+  return Object.fromEntries(own.map(({ name }) => [name, may]));
+}
 
 /** What nobody may, nowhere. */
 const forbidden: Rights = [

@@ -5,7 +5,9 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     exclude: ['**/._*'],
-    include: [process.env.PROVE ? `cluster/prove/${process.env.OVERLAY}/*.test.ts` : 'cluster/*.test.ts'],
+    include: [
+      process.env.PROVE ? `tests/cluster/prove/${process.env.OVERLAY}/*.test.ts` : 'tests/cluster/*.test.ts',
+    ],
     // One cluster: what one test deletes, another would miss.
     fileParallelism: false,
     testTimeout: 60_000,

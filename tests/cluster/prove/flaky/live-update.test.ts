@@ -190,11 +190,7 @@ test(
   async () => {
     // From here on the pods are made of the image of what is in the folder.
     const before = await Promise.all(paying.map(podOf));
-    const mend = await replace(
-      'Dockerfile',
-      'FROM sources AS dev\n',
-      'FROM sources AS dev\nENV FRESH=yes\n',
-    );
+    const mend = await replace('Dockerfile', 'FROM sources AS dev\n', 'FROM sources AS dev\nENV FRESH=yes\n');
     await renewed(before);
     const undo = await append(tilt, 'libraries/kit/src/run.ts', '// only live\n');
     await served(tilt, seconds);

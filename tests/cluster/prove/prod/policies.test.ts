@@ -1,7 +1,8 @@
 import { setTimeout } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from '../../cluster.ts';
-import { closed, describeFlow, flows, nodes, type Flow } from '../../policies.ts';
+import { describeFlow, type Flow } from '../../flows.ts';
+import { closed, flows, nodes, notShown } from '../../policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from '../../probes.ts';
 
 /** Each policy taken out in turn: what it let through is stopped, what it stopped gets through, nothing else changes. */
@@ -17,10 +18,8 @@ const policies = list.filter(
   ({ metadata }) => closed.includes(metadata.namespace) && metadata.name !== 'probe-open',
 );
 
-/** What lets a pod and a node speak: where there is but one node, which its pods always reach, nothing shows it. */
-const betweenNodes = ['payment-provider/to-api-server', 'ingress/to-api-server', 'metrics-server/to-nodes'];
-/** And the API server's way to metrics-server, whose place no pod can take: it has a test of its own. */
-const notShown = new Set(['metrics-server/from-api-server', ...(nodes > 1 ? [] : betweenNodes)]);
+/** The API server's way to metrics-server has a test of its own: no pod can take the API server's place. */
+const notTried = new Set(['metrics-server/from-api-server', ...notShown]);
 
 let targets: Map<string, string>;
 beforeAll(async () => {
@@ -52,7 +51,7 @@ describe('without', () => {
   test.each(
     policies
       .map((policy) => [`${policy.metadata.namespace}/${policy.metadata.name}`, policy] as const)
-      .filter(([name]) => !notShown.has(name)),
+      .filter(([name]) => !notTried.has(name)),
   )('%s', { timeout: 120_000 }, async (name, policy) => {
     const expected = flows.filter(({ by }) => by.includes(name));
     expect(expected).not.toEqual([]);

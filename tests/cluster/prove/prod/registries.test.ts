@@ -4,13 +4,14 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { readServices, type Service } from '../../../../scripts/services.ts';
 import { startOddRegistry, type Oddity, type OddRegistry } from './odd-registry.ts';
 
 /** How a release is made where the registry does not say plainly whether it has the release. Needs Docker, no cluster. */
 
 const run = promisify(execFile);
 const root = resolve(import.meta.dirname, '../../../..');
-const services = ['invoice-app', 'payment-provider'];
+const services = readServices();
 const minutes = 60_000;
 
 let folder: string;
@@ -47,8 +48,9 @@ async function release(name: string, variables: NodeJS.ProcessEnv = {}) {
 }
 
 /** The digest that the registry really has for a release, or undefined where it has none. */
-async function digestOf(name: string, service: string): Promise<string | undefined> {
-  const response = await fetch(`http://${registry.plainHost}/v2/${name}/${service}/manifests/1.0.0`, {
+async function digestOf(name: string, service: Service): Promise<string | undefined> {
+  const repository = `http://${registry.plainHost}/v2/${name}/${service.name}`;
+  const response = await fetch(`${repository}/manifests/${service.release}`, {
     headers: {
       accept:
         'application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json',
@@ -64,7 +66,7 @@ async function pushEarlier(name: string): Promise<(string | undefined)[]> {
   const dockerfile = join(folder, 'docker');
   await writeFile(dockerfile, 'FROM scratch\nCOPY runbook.md /\n');
   for (const service of services) {
-    const image = `${registry.plainHost}/${name}/${service}:1.0.0`;
+    const image = `${registry.plainHost}/${name}/${service.name}:${service.release}`;
     await run('docker', ['build', '--quiet', `--file=${dockerfile}`, `--tag=${image}`, join(folder, 'docs')]);
     await run('docker', ['push', '--quiet', image]);
   }
@@ -75,7 +77,8 @@ async function pushEarlier(name: string): Promise<(string | undefined)[]> {
 
 const isRead = ({ method, kind }: Parameters<Oddity>[0]) =>
   kind === 'manifests' && (method === 'GET' || method === 'HEAD');
-const isRelease = ({ reference }: Parameters<Oddity>[0]) => reference === '1.0.0';
+const isRelease = ({ reference }: Parameters<Oddity>[0]) =>
+  services.some(({ release }) => release === reference);
 
 describe('a first release is made where reading a repository that does not exist is', () => {
   const answers: [string, Oddity, boolean][] = [
@@ -97,7 +100,8 @@ describe('a first release is made where reading a repository that does not exist
     expect(made).toMatchObject({ code: 0 });
     const digests = await digestsOf(name);
     for (const [n, service] of services.entries()) {
-      expect(made.manifests).toContain(`image: ${registry.host}/${name}/${service}:1.0.0@${digests[n]}\n`);
+      const image = `${registry.host}/${name}/${service.name}:${service.release}`;
+      expect(made.manifests).toContain(`image: ${image}@${digests[n]}\n`);
     }
 
     const again = await release(name);
@@ -114,7 +118,7 @@ describe('a release that exists stays as it is where', () => {
     [
       'only the release is denied',
       (asked) => (isRead(asked) && isRelease(asked) ? 403 : undefined),
-      /does not tell whether it has .*invoice-app:1\.0\.0$/m,
+      /does not tell whether it has .*\/[a-z0-9-]+:[0-9.]+$/m,
     ],
     [
       'nothing may be read or written',
@@ -141,8 +145,9 @@ describe('a release that exists stays as it is where', () => {
     });
     const made = await release(name);
     expect(made).toMatchObject({ code: 0 });
-    expect(made.said.match(/is in the registry already/g)).toHaveLength(2);
-    for (const digest of digests) expect(made.manifests).toContain(`:1.0.0@${digest}\n`);
+    expect(made.said.match(/is in the registry already/g)).toHaveLength(services.length);
+    for (const [n, { release: tag }] of services.entries())
+      expect(made.manifests).toContain(`:${tag}@${digests[n]}\n`);
     expect(await digestsOf(name)).toEqual(digests);
   });
 });
@@ -169,9 +174,11 @@ test(
     await rm(file);
     expect(made).toMatchObject({ code: 1, manifests: '' });
     expect(made.said).toMatch(
-      /invoice-app:1\.0\.0 cannot be read with this login, and there are changes that are/,
+      /[a-z0-9-]+:[0-9.]+ cannot be read with this login, and there are changes that are/,
     );
-    const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/invoice-app/tags/list`);
-    expect(status).toBe(404);
+    for (const service of services) {
+      const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/${service.name}/tags/list`);
+      expect(status).toBe(404);
+    }
   },
 );
