@@ -102,7 +102,7 @@ export function readFlows(overlay: string, url: string, folder = root): Flow[] {
   ];
   // In development there is no controller, and its namespace is the test's own: its policies are not there.
   const isThere = (policy: string) => closed.includes(policy.split('/')[0]!);
-  return matrix.map((flow) => ({ ...flow, by: flow.by.filter(isThere) }));
+  return matrix.map(({ from, to, reaches, by }) => ({ from, to, reaches, by: by.filter(isThere) }));
 }
 
 function serviceNames(folder = root): string[] {
@@ -183,7 +183,7 @@ function ownFlows(service: string, services: string[], folder: string): Flow[] {
 /** One flow needs the policies of both its ends. */
 function merge(flows: Flow[]): Flow[] {
   const byFlow = Map.groupBy(flows, ({ from, to }) => `${probeId(from)} ${to}`);
-  return [...byFlow.values()].map((same) => ({ ...same[0]!, by: same.flatMap(({ by }) => by) }));
+  return [...byFlow.values()].map((same) => may(same[0]!.from, same[0]!.to, ...same.flatMap(({ by }) => by)));
 }
 
 const edge: Flow[] = [

@@ -57,9 +57,12 @@ describe.skipIf(!hasKustomize).each([
     );
     expect(between.length).toBeGreaterThan(0);
     for (const flow of between) {
-      const namespaces = flow.by.map((policy) => policy.split('/')[0]);
-      const wanted = [flow.from.namespace, flow.to.split(':')[0]];
-      expect(namespaces.toSorted(), describeFlow(flow)).toEqual(wanted.toSorted());
+      const namespaces = flow.by.map((policy) => policy.split('/')[0]!);
+      const wanted = [flow.from.namespace, flow.to.split(':')[0]!];
+      expect({ to: flow.to, namespaces: namespaces.toSorted() }).toEqual({
+        to: flow.to,
+        namespaces: wanted.toSorted(),
+      });
     }
   });
 });

@@ -78,7 +78,7 @@ async function pushEarlier(name: string): Promise<(string | undefined)[]> {
 const isRead = ({ method, kind }: Parameters<Oddity>[0]) =>
   kind === 'manifests' && (method === 'GET' || method === 'HEAD');
 const isRelease = ({ reference }: Parameters<Oddity>[0]) =>
-  services.some(({ release }) => release === reference);
+  services.some((service) => service.release === reference);
 
 describe('a first release is made where reading a repository that does not exist is', () => {
   const answers: [string, Oddity, boolean][] = [
