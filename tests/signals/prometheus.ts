@@ -21,24 +21,31 @@ export function hasPrometheus(): boolean {
   }
 }
 
-/**
- * Starts a real Prometheus that scrapes once a second.
- * @param targets host and port, by job
- */
+/** A pod's port, as Prometheus finds it in a cluster. */
+export interface Target {
+  /** Host and port. */
+  address: string;
+  /** `__meta_kubernetes_…` */
+  labels: Record<string, string>;
+}
+
+/** Starts a real Prometheus that scrapes once a second, and labels as it would in a cluster. */
 export async function startPrometheus(
-  targets: Record<string, string>,
+  targets: Target[],
+  relabeling: object[],
   ruleFile: string,
 ): Promise<Prometheus> {
   const folder = mkdtempSync(join(tmpdir(), 'payloop-prometheus-'));
-  const scrapes = Object.entries(targets).map(([job, target]) => ({
-    job_name: job,
-    static_configs: [{ targets: [target] }],
-  }));
+  const scrape = {
+    job_name: 'payloop',
+    static_configs: targets.map(({ address, labels }) => ({ targets: [address], labels })),
+    relabel_configs: relabeling,
+  };
   // JSON is YAML.
   const config = {
     global: { scrape_interval: '1s', evaluation_interval: '1s' },
     rule_files: [ruleFile],
-    scrape_configs: scrapes,
+    scrape_configs: [scrape],
   };
   writeFileSync(join(folder, 'prometheus.yml'), JSON.stringify(config));
   const address = `127.0.0.1:${await freePort()}`;

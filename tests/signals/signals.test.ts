@@ -12,15 +12,16 @@ import {
   readAlerts,
   readDashboard,
   readExpressions,
+  readRelabeling,
   readRunbook,
   readScrape,
   type Samples,
 } from './signals.ts';
 
+const jobs = ['invoice-app', 'payment-provider'];
 /** Made by Prometheus itself, in no scrape, with its labels. */
 const ofPrometheus: [name: string, labels: Record<string, string>][] = [
-  ['up', { job: 'invoice-app', instance: 'a' }],
-  ['up', { job: 'payment-provider', instance: 'b' }],
+  ...jobs.map((job): [string, Record<string, string>] => ['up', { part_of: 'payloop', job, instance: job }]),
   ['ALERTS', { alertname: 'any', alertstate: 'firing' }],
 ];
 
@@ -52,6 +53,7 @@ beforeAll(async () => {
     'invoice-app ': lonely,
   })) {
     readScrape(samples, await (await fetch(metricsUrl)).text(), {
+      part_of: 'payloop',
       job: job.trim(),
       instance: new URL(metricsUrl).host,
     });
@@ -66,7 +68,7 @@ afterAll(async () => {
 });
 
 describe('what the expressions ask for is there', () => {
-  test.each(readExpressions())('%s', (_where, expr) => {
+  test.each(readExpressions(jobs))('%s', (_where, expr) => {
     expect(findMissing(expr, samples)).toEqual([]);
   });
 
@@ -83,32 +85,51 @@ describe('what the expressions ask for is there', () => {
   });
 });
 
+/** The prefix of what Prometheus knows of a pod. */
+const pod = '__meta_kubernetes_pod';
 const installed = hasPrometheus();
 if (!installed) process.stdout.write('prometheus: skipped, not installed\n');
 describe.skipIf(!installed)('with a real Prometheus', () => {
   let prometheus: Prometheus;
   beforeAll(async () => {
-    prometheus = await startPrometheus(
-      {
-        'invoice-app': new URL(app.metricsUrl).host,
-        'payment-provider': new URL(provider.metricsUrl).host,
+    const target = (
+      name: string,
+      { metricsUrl }: RunningService,
+      port = 'metrics',
+      component = 'service',
+    ) => ({
+      address: new URL(metricsUrl).host,
+      labels: {
+        [`${pod}_label_app_kubernetes_io_name`]: name,
+        [`${pod}_label_app_kubernetes_io_part_of`]: 'payloop',
+        [`${pod}_label_app_kubernetes_io_component`]: component,
+        [`${pod}_container_port_name`]: port,
       },
-      alertsFile,
-    );
+    });
+    const targets = [
+      target('invoice-app', app),
+      target('payment-provider', provider),
+      // None of ours.
+      target('invoice-app', app, 'http'),
+      target('postgres', provider, 'metrics', 'database'),
+    ];
+    prometheus = await startPrometheus(targets, readRelabeling(), alertsFile);
   });
   afterAll(() => prometheus.stop());
 
-  test('it scrapes both', async () => {
-    const up = () =>
-      prometheus.ask('query', { query: 'sum(up)' }).then(
-        (data) => (data as { result: { value: [number, string] }[] }).result[0]?.value[1],
-        () => undefined,
-      );
-    await expect.poll(up, { timeout: 20_000, interval: 200 }).toBe('2');
+  test('it scrapes both, each with its labels', async () => {
+    const up = async () => {
+      const data = await prometheus.ask('query', { query: 'sum by (job, part_of) (up)' });
+      const { result } = data as { result: { metric: object; value: [number, string] }[] };
+      return new Set(result.map(({ metric, value }) => Object.assign(metric, { up: value[1] })));
+    };
+    await expect
+      .poll(up, { timeout: 20_000, interval: 200 })
+      .toEqual(new Set(jobs.map((job) => ({ part_of: 'payloop', job, up: '1' }))));
   });
 
   test('it takes each expression', async () => {
-    for (const [, query] of readExpressions()) {
+    for (const [, query] of readExpressions(jobs)) {
       await expect(prometheus.ask('query', { query })).resolves.toBeDefined();
     }
   });

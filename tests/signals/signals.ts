@@ -46,14 +46,29 @@ export function readDashboard(): Dashboard {
   return JSON.parse(readFileSync(resolve(root, 'k8s/monitoring/dashboard.json'), 'utf8'));
 }
 
+/** How Prometheus labels what it scrapes. */
+export function readRelabeling(): object[] {
+  const { scrape_configs } = parse(readFileSync(resolve(root, 'k8s/monitoring/scrape.yaml'), 'utf8')) as {
+    scrape_configs: { relabel_configs: object[] }[];
+  };
+  return scrape_configs.flatMap(({ relabel_configs }) => relabel_configs);
+}
+
 export function readRunbook(): string {
   return readFileSync(resolve(root, 'docs/runbook.md'), 'utf8');
 }
 
-/** Each expression of the alerts and of the dashboard, with where it is, and Grafana's variables filled in. */
-export function readExpressions(): [where: string, expr: string][] {
+/** What a variable of the dashboard takes its values from, such as `label_values(up, job)`. */
+const labelValues = /^label_values\((.*), (\w+)\)$/;
+
+/**
+ * Each expression of the alerts and of the dashboard, with where it is, and Grafana's variables filled in.
+ * @param jobs the services, which Grafana would find
+ */
+export function readExpressions(jobs: string[]): [where: string, expr: string][] {
   const { panels, annotations, templating } = readDashboard();
-  const values = new Map(templating.list.map(({ name, query }) => [name, query.replaceAll(',', '|')]));
+  const variables = templating.list.filter(({ type }) => type === 'query');
+  const values = new Map(variables.map(({ name }) => [name, jobs.join('|')]));
   const fill = (expr: string) =>
     expr
       .replaceAll('$__rate_interval', '5m')
@@ -64,6 +79,11 @@ export function readExpressions(): [where: string, expr: string][] {
       targets.map(({ expr }): [string, string] => [`panel ${title}`, fill(expr)]),
     ),
     ...annotations.list.map(({ expr }): [string, string] => ['annotation', fill(expr)]),
+    // As an expression that needs the same metric, with the same labels.
+    ...variables.map(({ name, query }): [string, string] => [
+      `variable ${name}`,
+      query.replace(labelValues, 'count by ($2) ($1)'),
+    ]),
   ];
 }
 
