@@ -19,13 +19,13 @@ const root = path.resolve(import.meta.dirname, '..');
  * @throws {Error} with a message that names the file, where one of them is not described as kustomize/service wants it
  */
 export function readServices(folder = root): Service[] {
-  const { resources = [] } = read<{ resources?: string[] }>(folder, 'kustomize/base/kustomization.yaml');
+  const { resources = [] } = read(folder, 'kustomize/base/kustomization.yaml');
   return resources.map((resource) => {
     const name = /^\.\.\/\.\.\/services\/([^/]+)\/deploy$/.exec(resource)?.[1];
     if (name === undefined)
       throw new Error(`kustomize/base/kustomization.yaml: ${resource} is not ../../services/NAME/deploy`);
     const file = `services/${name}/deploy/service.yaml`;
-    const { data = {} } = read<{ data?: Record<string, unknown> }>(folder, file);
+    const { data = {} } = read(folder, file);
     const port = Number(data.port);
     if (data.name !== name) throw new Error(`${file}: data.name must be ${name}, not ${String(data.name)}`);
     if (!Number.isInteger(port) || port < 1 || port > 65_535)
@@ -37,13 +37,19 @@ export function readServices(folder = root): Service[] {
 /** The team of its namespace, as k8s/tenant binds it. */
 export function teamOf({ name }: Service, folder = root): string {
   const file = `services/${name}/namespace/tenant.yaml`;
-  const { data = {} } = read<{ data?: Record<string, unknown> }>(folder, file);
+  const { data = {} } = read(folder, file);
   if (data.name !== name) throw new Error(`${file}: data.name must be ${name}, not ${String(data.name)}`);
   if (typeof data.team !== 'string') throw new Error(`${file}: data.team must be a group's name`);
   return data.team;
 }
 
-function read<T>(folder: string, file: string): T {
+/** The parts of a kustomization or a ConfigMap that this is about. */
+interface Manifest {
+  resources?: string[];
+  data?: Record<string, unknown>;
+}
+
+function read(folder: string, file: string): Manifest {
   return parse(readFileSync(path.join(folder, file), 'utf8'));
 }
 

@@ -61,7 +61,17 @@ export async function startEmbedded(): Promise<Embedded> {
 async function copyTree(folder: string): Promise<void> {
   const modules = join(folder, 'node_modules');
   await mkdir(join(modules, '@payloop'), { recursive: true });
-  for (const name of ['services', 'libraries', 'scripts', 'kustomize', 'local', 'Makefile', 'test.sh', 'package.json', 'package-lock.json']) {
+  for (const name of [
+    'services',
+    'libraries',
+    'scripts',
+    'kustomize',
+    'local',
+    'Makefile',
+    'test.sh',
+    'package.json',
+    'package-lock.json',
+  ]) {
     await cp(join(root, name), join(folder, name), { recursive: true });
   }
   for (const name of await readdir(join(root, 'node_modules'))) {

@@ -74,7 +74,14 @@ async function measureCluster(): Promise<Rounds> {
 
 async function copyForPlain(folder: string): Promise<void> {
   await mkdir(join(folder, 'plain'));
-  for (const name of ['package.json', 'package-lock.json', '.npmrc', 'local/package.json', 'services']) {
+  for (const name of [
+    'package.json',
+    'package-lock.json',
+    '.npmrc',
+    'local/package.json',
+    'services',
+    'libraries',
+  ]) {
     await cp(join(folder, name), join(folder, 'plain', name), { recursive: true });
   }
 }

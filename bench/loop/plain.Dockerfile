@@ -1,4 +1,4 @@
-# invoice-app the plain way, from a folder with the packages' files and services/.
+# invoice-app the plain way, from a folder with the packages' files, services/ and libraries/.
 FROM node:24-bookworm-slim
 WORKDIR /app
 COPY --chown=65532:65532 . .

@@ -1,11 +1,12 @@
 // What is saved, and how its code is told from another.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { kubectl } from '../../tests/cluster/cluster.ts';
+import { kubectl, paying } from '../../tests/cluster/cluster.ts';
 import { hashSource } from '../../libraries/kit/src/source.ts';
 import { bodyOf, type Way } from './clock.ts';
 
-export const services = ['invoice-app', 'payment-provider'] as const;
+/** Those whose code `/version` of the first tells. */
+export const services = paying;
 export type Service = (typeof services)[number];
 
 /** As `/version` of invoice-app says; the provider can be seen there only. */
