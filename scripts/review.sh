@@ -5,7 +5,7 @@
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
-readonly base=${BASE:-main} dockerfile=Dockerfile
+readonly base=${BASE:-main}
 
 fail() {
   printf 'review: %s\n' "$*" >&2
@@ -45,8 +45,8 @@ compare_objects() {
 
 # What came since the base with a +, what went with a -.
 compare_findings() { # SCANNER FUNCTION
-  "$2" "$work/old.yaml" "$work/base/$dockerfile" >"$work/old.findings"
-  "$2" "$work/new.yaml" "$dockerfile" >"$work/new.findings"
+  "$2" "$work/old.yaml" "$old_dockerfile" >"$work/old.findings"
+  "$2" "$work/new.yaml" Dockerfile >"$work/new.findings"
   local found
   found=$({ git --no-pager diff --no-index --no-color --unified=0 "$work/old.findings" "$work/new.findings" || true; } |
     sed '1,/^+++ /d; /^@@/d')
@@ -68,12 +68,15 @@ main() {
 
   mkdir "$work/base"
   git archive "$base" | tar -x -C "$work/base"
+  old_dockerfile=$work/base/Dockerfile
+  # Where it was before services/ had nothing but services.
+  [[ -f $old_dockerfile ]] || old_dockerfile=$work/base/services/Dockerfile
   render "$work/base" >"$work/old.yaml"
   render . >"$work/new.yaml"
   split "$work/old" <"$work/old.yaml"
   split "$work/new" <"$work/new.yaml"
   compare_objects
-  if cmp -s "$work/old.yaml" "$work/new.yaml" && cmp -s "$work/base/$dockerfile" "$dockerfile"; then return; fi
+  if cmp -s "$work/old.yaml" "$work/new.yaml" && cmp -s "$old_dockerfile" Dockerfile; then return; fi
   if command -v kube-score >/dev/null; then compare_findings kube-score kube_score; else echo '== kube-score: not installed'; fi
   if has_checkov; then compare_findings checkov checkov; else echo "== checkov: not installed, \`make ci OVERLAY=prod\` does it"; fi
 }
