@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a pipeline runs, as `make ci`: makes the cluster, runs `tilt ci` and then the tests of this folder in it,
+# What a pipeline runs, as `make ci`: makes the cluster, runs `tilt ci` and then the tests of tests/cluster in it,
 # and tears it down. OVERLAY is dev or prod. On failure it says what is wrong with which pod. With PROVE=yes it runs
-# the long tests that prove/ has for the overlay.
+# the long tests that tests/cluster/prove/ has for the overlay.
 #
 # A cluster that was there before stays, with its volumes and Secrets; `tilt down` takes out what `tilt ci`
 # put in. It refuses to start while a `tilt up` runs, which would fight over the same pods: it asks Tilt's API

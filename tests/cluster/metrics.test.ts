@@ -7,7 +7,11 @@ async function metricsOf(service: string): Promise<string> {
 }
 
 test.each(services)('%s has metrics on a port of their own', async (service) => {
-  expect(await metricsOf(service)).toContain('\nnodejs_eventloop_lag_seconds ');
+  const metrics = await metricsOf(service);
+  expect(metrics).toContain('\nnodejs_eventloop_lag_seconds ');
+  // Postgres has this many for a pod: tests/contract/connections.test.ts.
+  const connections = /^database_connections_max (\d+)$/m.exec(metrics)?.[1];
+  expect(Number(connections)).toBeLessThanOrEqual(10);
 });
 
 test.each(paying)('%s has those of payments', async (service) => {
