@@ -72,13 +72,13 @@ test('Postgres runs as its own user, on a root that is read-only', async () => {
   expect(report).toMatch(/^999\n.*Read-only file system/);
 });
 
-test.each(services)('of all the databases %s can read its own', async (service) => {
+test.each(services)('of all databases %s can connect to its own only', async (service) => {
   const list = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'";
   const all = (await sql('postgres', `${list} ORDER BY 1`)).trim().split('\n');
   const own = service.replaceAll('-', '_');
   expect(all).toEqual(expect.arrayContaining(services.map((each) => each.replaceAll('-', '_'))));
-  const readable = await sql('postgres', `${list} AND has_database_privilege('${own}', datname, 'CONNECT')`);
-  expect(readable.trim()).toBe(own);
+  const open = await sql('postgres', `${list} AND has_database_privilege('${own}', datname, 'CONNECT')`);
+  expect(open.trim()).toBe(own);
 });
 
 /** In development it has a port of the node. */
