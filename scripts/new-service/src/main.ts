@@ -1,0 +1,3 @@
+import { run } from '@payloop/kit/run.ts';
+
+void run('new-service', () => import('./service.ts'));

@@ -1,0 +1,106 @@
+import { integer, readConfig } from '@payloop/kit/config.ts';
+import { Database, type Migration } from '@payloop/kit/database.ts';
+import { crossSite } from '@payloop/kit/guard.ts';
+import { HttpError } from '@payloop/kit/http-error.ts';
+import { createLog } from '@payloop/kit/log.ts';
+import { Metrics } from '@payloop/kit/metrics.ts';
+import { databaseErrors, error, json } from '@payloop/kit/openapi.ts';
+import { version, type Self, type Version } from '@payloop/kit/run.ts';
+import { route, startServer, type Running } from '@payloop/kit/server.ts';
+import express, { type Handler } from 'express';
+import { z } from 'zod';
+
+const service = 'new-service';
+
+/** A released migration never changes: append the next one. */
+const migrations: Migration[] = [
+  {
+    name: '1-notes',
+    sql: `
+      CREATE TABLE notes (
+        id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        text text NOT NULL
+      )`,
+  },
+];
+
+/** The most notes in an answer. */
+const mostNotes = 100;
+
+const newNote = z.object({ text: z.string().min(1).max(1_000) });
+const note = () => z.object({ id: z.int(), text: z.string() }).meta({ id: 'Note' });
+type Note = z.infer<ReturnType<typeof note>>;
+
+/**
+ * Starts the service.
+ * @throws {ConfigError} when a variable or the port cannot be used
+ */
+export async function start({ env, source, instance, failed }: Self): Promise<Running> {
+  const config = readConfig({ PORT: integer(0, 65_535) }, env);
+  const log = createLog(service, config.LOG_LEVEL);
+  const database = new Database({ service, url: config.databaseUrl, migrations, log });
+  const options = {
+    name: service,
+    host: config.HOST,
+    port: config.PORT,
+    environment: config.ENVIRONMENT,
+    shutdownDelay: config.SHUTDOWN_DELAY_MS,
+    database,
+    metrics: new Metrics(database),
+    metricsPort: config.METRICS_PORT,
+    log,
+  };
+
+  const getVersion: Handler = (_request, response) => {
+    response.json({ service, source, instance, failed: failed?.() } satisfies Version);
+  };
+
+  const listNotes: Handler = async (_request, response) => {
+    const { rows } = await database.query<Note>('SELECT id, text FROM notes ORDER BY id DESC LIMIT $1', [
+      mostNotes,
+    ]);
+    response.json(rows);
+  };
+
+  const addNote: Handler = async (request, response) => {
+    const { success, data } = newNote.safeParse(request.body);
+    // Postgres stores every character but NUL.
+    if (!success || data.text.includes('\0')) {
+      throw new HttpError(400, 'the body must be JSON such as {"text":"Buy milk"}');
+    }
+    const { rows } = await database.query<Note>('INSERT INTO notes (text) VALUES ($1) RETURNING id, text', [
+      data.text,
+    ]);
+    response.status(201).json(rows[0]);
+  };
+
+  return startServer(options, (app) => {
+    route(app, '/version', { get: getVersion }, describeVersion);
+    route(app, '/notes', { get: listNotes, post: [express.json(), addNote] }, describeNotes);
+  });
+}
+
+// For GET /openapi.json.
+
+const describeVersion = () => ({
+  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version()) } },
+});
+
+const describeNotes = () => ({
+  get: {
+    summary: `The last ${mostNotes} notes, newest first`,
+    answers: { 200: json('The notes.', z.array(note())), ...databaseErrors() },
+  },
+  post: {
+    summary: 'Adds a note',
+    body: { description: 'The note.', required: true, content: { 'application/json': newNote } },
+    answers: {
+      201: json('The note, with its id.', note()),
+      400: error('The body is not a note.'),
+      413: error('The body is larger than 100 kB.'),
+      415: error('The encoding of the body is unknown.'),
+      ...crossSite(),
+      ...databaseErrors(),
+    },
+  },
+});
