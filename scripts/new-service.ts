@@ -1,0 +1,204 @@
+// `make service NAME=refunds PORT=8083 TEAM=refunds-team` copies scripts/new-service to services/refunds, adds a line to
+// each of the two lists, and adds the service to the lockfile as npm does. It writes all of that or nothing.
+import * as fs from 'node:fs';
+import path from 'node:path';
+import { parse } from 'yaml';
+import { inspectPortOf, readServices, type Service } from './services.ts';
+
+/** Thrown with a line for the user. */
+class Refusal extends Error {}
+
+const root = path.resolve(import.meta.dirname, '..');
+const template = 'scripts/new-service';
+const at = (...names: string[]) => path.join(root, ...names);
+const read = (file: string) => fs.readFileSync(at(file), 'utf8');
+
+/** The lists, each with the line of a service. */
+const lists = {
+  'kustomize/base/kustomization.yaml': (name: string) => `  - ../../services/${name}/deploy`,
+  'k8s/kustomization.yaml': (name: string) => `  - ../services/${name}/namespace`,
+};
+const lockfile = 'package-lock.json';
+/** What scripts/install.sh compares the lockfile with. */
+const installed = 'node_modules/.package-lock.installed.json';
+
+/** A role of Postgres has at most 63 characters, and an overlay such as `flaky` adds its name to the database's. */
+const longestName = 50;
+
+/** What a name would collide with, and the names. */
+const reserved: Record<string, RegExp> = {
+  'a namespace that is there already':
+    /^(default|elsewhere|ingress|kube-.*|local-path-storage|metrics-server|monitoring|postgres)$/,
+  'a resource of Tilt, or a part of make up':
+    /^(certificate|databases|namespaces|payment-test|secrets|test|traefik|up)$/,
+  'a role or a database of Postgres': /^(none|pg-.*|public|template[01])$/,
+  // METRICS_PORT and INSPECT_PORT are about every service, and A_INSPECT_PORT is about service a.
+  'part of the name of a variable': /^(metrics|(.*-)?inspect)$/,
+  'a package of this repository': /^(kit|local)$/,
+};
+
+const usage = 'make service NAME=refunds PORT=8083';
+
+/** YAML reads some words as another type, such as `on`. */
+const isText = (word: string) => parse(word, { version: '1.1' }) === word;
+
+function checkName(name: string | undefined): string {
+  if (!name) throw new Refusal(`NAME is missing: ${usage}`);
+  if (!/^[a-z]([a-z0-9-]*[a-z0-9])?$/.test(name) || name.length > longestName) {
+    throw new Refusal(
+      `NAME must be at most ${longestName} of a-z, 0-9 and -, start with a letter and not end with -, not ${JSON.stringify(name)}`,
+    );
+  }
+  const meaning = Object.keys(reserved).find((each) => reserved[each]!.test(name));
+  if (meaning !== undefined) throw new Refusal(`NAME must not be ${name}, which is ${meaning}`);
+  if (!isText(name)) throw new Refusal(`NAME must not be ${name}, which YAML reads as no text`);
+  if (fs.existsSync(at('services', name))) throw new Refusal(`services/${name} is there already`);
+  for (const [file, line] of Object.entries(lists)) {
+    if (read(file).split('\n').includes(line(name))) throw new Refusal(`${file} lists ${name} already`);
+  }
+  return name;
+}
+
+/** Who has which port: the environment, or a service and its debugger. */
+function portsInUse(services: Service[]): Map<number, string> {
+  const hostPorts = [...read('ctlptl.yaml').matchAll(/hostPort: (\d+)/g)].map(([, port]) => Number(port));
+  return new Map([
+    [9091, 'where each service has its metrics'],
+    [9229, 'where each container lets a debugger in'],
+    [10_350, "Tilt's"],
+    [25_432, "the local Postgres's"],
+    ...hostPorts.map((port) => [port, 'a host port of ctlptl.yaml'] as const),
+    ...services.map((each) => [inspectPortOf(each), `where a debugger finds ${each.name}`] as const),
+    ...services.map(({ name, port }) => [port, `${name}'s`] as const),
+  ]);
+}
+
+function checkPort(text: string | undefined, name: string): Service {
+  const services = readServices();
+  const inUse = portsInUse(services);
+  const of = (port: number): Service => ({ name, port, release: '1.0.0' });
+  const isFree = (port: number) => !inUse.has(port) && !inUse.has(inspectPortOf(of(port)));
+  let free = 8081;
+  while (!isFree(free)) free += 1;
+
+  if (!text)
+    throw new Refusal(`PORT is missing, and ${free} is free: make service NAME=${name} PORT=${free}`);
+  const port = Number(text);
+  const most = 65_535 - inspectPortOf(of(0));
+  if (!/^[1-9]\d*$/.test(text) || port < 1024 || port > most) {
+    throw new Refusal(`PORT must be a whole number from 1024 to ${most}, not ${JSON.stringify(text)}`);
+  }
+  if (inUse.has(port)) throw new Refusal(`PORT ${port} is ${inUse.get(port)}: ${free} is free`);
+  const inspectPort = inspectPortOf(of(port));
+  if (inUse.has(inspectPort)) {
+    throw new Refusal(
+      `PORT ${port} has its debugger at ${inspectPort}, which is ${inUse.get(inspectPort)}: ${free} is free`,
+    );
+  }
+  return of(port);
+}
+
+/** A group of the identity provider; `system:` is Kubernetes' own. */
+function checkTeam(team: string): string {
+  if (/^[a-z][\w.:@/-]{0,127}$/i.test(team) && !team.startsWith('system:') && isText(team)) return team;
+  throw new Refusal(
+    `TEAM must be the name of a group, at most 128 letters, digits and _.:@/-, that starts with a letter and not with ` +
+      `system:, not ${JSON.stringify(team)}`,
+  );
+}
+
+/** The text of each file of the service, by its path in the service's folder. */
+function filesOf({ name, port }: Service, team: string): Map<string, string> {
+  const files = fs
+    .readdirSync(at(template), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && !entry.name.startsWith('.'))
+    .map((entry) => path.join(entry.parentPath, entry.name));
+  const values: Record<string, string> = {
+    'new-service-team': team,
+    'new-service': name,
+    8080: String(port),
+  };
+  const made = files.map((file): [string, string] => [
+    path.relative(at(template), file),
+    fs.readFileSync(file, 'utf8').replaceAll(/new-service(-team)?|8080/g, (each) => values[each]!),
+  ]);
+  const { dependencies, ...names } = packageOf(name);
+  const about = { private: true, description: 'Keeps notes', type: 'module' };
+  return new Map([...made, ['package.json', toJson({ ...names, ...about, dependencies })]]);
+}
+
+/** What npm knows of it: the versions are the kit's, so there is nothing to install. */
+function packageOf(name: string) {
+  const { name: kit, version, dependencies } = JSON.parse(read('libraries/kit/package.json'));
+  const { express, zod } = dependencies;
+  return { name: `@payloop/${name}`, version: '1.0.0', dependencies: { [kit]: version, express, zod } };
+}
+
+const toJson = (value: object) => `${JSON.stringify(value, null, 2)}\n`;
+
+/** The lockfile as npm 12 writes it. npm 9 to 11.3 would also drop the `libc` of each package. */
+function lockfileWith(name: string): string {
+  const lock = JSON.parse(read(lockfile));
+  const folder = `services/${name}`;
+  const packages = Object.entries({
+    ...lock.packages,
+    [`node_modules/@payloop/${name}`]: { resolved: folder, link: true },
+    [folder]: packageOf(name),
+  });
+  packages.sort(([a], [b]) => a.localeCompare(b, 'en'));
+  return toJson({ ...lock, packages: Object.fromEntries(packages) });
+}
+
+/** A list with one more line, after those of the other services. */
+function withLine(file: string, line: string): string {
+  const lines = read(file).split('\n');
+  const last = lines.findLastIndex((each) => /^resources:$|^ +- [./]+\/services\//.test(each));
+  if (last === -1) throw new Refusal(`${file} has no list of resources`);
+  return lines.toSpliced(last + 1, 0, line).join('\n');
+}
+
+function write(service: Service, team: string): void {
+  const { name } = service;
+  const folder = at('services', name);
+  const link = at('node_modules/@payloop', name);
+  const files = filesOf(service, team);
+  const edits = Object.entries(lists).map(([file, line]) => [file, withLine(file, line(name))] as const);
+  edits.push([lockfile, lockfileWith(name)]);
+  const before = edits.map(([file]) => [file, read(file)] as const);
+
+  fs.mkdirSync(folder);
+  try {
+    for (const [file, text] of files) {
+      fs.mkdirSync(path.dirname(path.join(folder, file)), { recursive: true });
+      fs.writeFileSync(path.join(folder, file), text);
+    }
+    for (const [file, text] of edits) fs.writeFileSync(at(file), text);
+    // What npm ci would do, which takes a minute.
+    fs.rmSync(link, { force: true });
+    fs.symlinkSync(`../../services/${name}`, link);
+    fs.copyFileSync(at(lockfile), at(installed));
+  } catch (error) {
+    for (const [file, text] of before) fs.writeFileSync(at(file), text);
+    for (const made of [folder, link]) fs.rmSync(made, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+function main({ NAME, PORT, TEAM }: NodeJS.ProcessEnv): void {
+  const service = checkPort(PORT, checkName(NAME));
+  const { name, port } = service;
+  const team = checkTeam(TEAM || `${name}-team`);
+  write(service, team);
+  console.log(`${name} is in services/${name}, and has a line in ${Object.keys(lists).join(' and ')}.
+  Run it        make up serves it too; without a cluster it is at http://127.0.0.1:${port}/notes
+  Change it     services/${name}/src/service.ts has its endpoints and its table; make test runs its test
+  Read on       docs/adding-a-service.md: calls between services, variables, its team
+  Take it out   rm -r services/${name}, remove both lines, and run npm install`);
+}
+
+try {
+  main(process.env);
+} catch (error) {
+  console.error(`make service: ${error instanceof Error ? error.message : String(error)}`);
+  process.exitCode = 1;
+}

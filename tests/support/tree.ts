@@ -1,0 +1,58 @@
+import { execFileSync } from 'node:child_process';
+import * as fs from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+
+const root = path.resolve(import.meta.dirname, '../..');
+
+/**
+ * Copies this tree as it is now, committed or not, to a temporary folder: with a commit that has all of it, and with
+ * the installed packages.
+ * @returns the folder, in another that a user without rights can pass through: Postgres does not run as root
+ */
+export async function copyTree(): Promise<string> {
+  const temporary = await fs.realpath(await fs.mkdtemp(path.join(tmpdir(), 'payloop-tree-')));
+  await fs.chmod(temporary, 0o711);
+  const copy = path.join(temporary, 'copy');
+  const listed = execFileSync('git', ['ls-files', '-z', '--cached', '--others', '--exclude-standard'], {
+    cwd: root,
+    encoding: 'utf8',
+  });
+  for (const file of listed.split('\0').filter(Boolean)) {
+    // A file that is deleted and not yet committed is listed as well.
+    await fs.cp(path.join(root, file), path.join(copy, file)).catch(() => {});
+  }
+  const modules = path.join(copy, 'node_modules');
+  await fs.cp(path.join(root, 'node_modules/@payloop'), path.join(modules, '@payloop'), {
+    recursive: true,
+    verbatimSymlinks: true,
+  });
+  for (const name of await fs.readdir(path.join(root, 'node_modules'))) {
+    if (name === '@payloop' || name.startsWith('.vite') || name.startsWith('.package-lock')) continue;
+    await fs.symlink(path.join(root, 'node_modules', name), path.join(modules, name));
+  }
+  await fs.copyFile(path.join(copy, 'package-lock.json'), path.join(modules, '.package-lock.installed.json'));
+  const identity = ['-c', 'user.name=A', '-c', 'user.email=a@example.com'];
+  for (const args of [
+    ['init', '--quiet'],
+    ['add', '.'],
+    [...identity, 'commit', '--quiet', '--message=base'],
+  ]) {
+    execFileSync('git', args, { cwd: copy });
+  }
+  return copy;
+}
+
+/** Removes it with the folder around it. */
+export function removeTree(copy: string): Promise<void> {
+  return fs.rm(path.dirname(copy), { recursive: true, force: true });
+}
+
+/** The paths that differ from the commit, as `git status` marks them. */
+export function changesIn(copy: string): string[] {
+  const status = execFileSync('git', ['status', '--porcelain', '--untracked-files=all'], {
+    cwd: copy,
+    encoding: 'utf8',
+  });
+  return status.split('\n').filter(Boolean);
+}
