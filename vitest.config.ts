@@ -3,8 +3,13 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['{services,libraries,tests,scripts,local}/**/*.test.ts'],
-    // They need a cluster, a browser or minutes: make ci, make test-page, make test-install.
-    exclude: ['**/node_modules/**', 'tests/cluster/**', 'services/*/page-tests/**', 'tests/install/**', '**/._*'],
+    // They need a cluster, a browser or minutes: make ci, make test-page, make test-install, make test-service.
+    exclude: [
+      '**/node_modules/**',
+      'tests/{cluster,install,service}/**',
+      'services/*/page-tests/**',
+      '**/._*',
+    ],
     globalSetup: ['tests/support/postgres.ts'],
     // More than there are cores: most tests wait for a process, a timeout or the database.
     maxWorkers: 4,
