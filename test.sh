@@ -5,6 +5,10 @@
 # It waits until REPLICAS processes of each service run the code in this folder (without a number: until ten
 # answers running came from it), resets where that is allowed, pays, and pays again. It fails at once where that code
 # does not start, and waits for another test of the same URL. Needs curl and jq.
+#
+# invoice-app's /version tells of payment-provider too. Every other service of kustomize/base is asked at its own port of
+# this machine: the one in its deploy/service.yaml, or NAME_PORT. They are asked only where URL is http on this machine.
+# With the prod overlay, which is https, no port leads to them, and Tilt waits for their rollouts instead.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -15,8 +19,9 @@ lock=${url/127.0.0.1/localhost}
 lock=.payloop/payment-test-${lock//[^A-Za-z0-9]/_}
 # No .curlrc: what it adds to an answer would be taken for the answer. On this machine no proxy either.
 curl=(curl --disable)
+is_here=''
 case ${url#*://} in
-  localhost | localhost[:/]* | *.localhost | *.localhost[:/]* | 127.* | '[::1]'*) curl+=(--noproxy '*') ;;
+  localhost | localhost[:/]* | *.localhost | *.localhost[:/]* | 127.* | '[::1]'*) curl+=(--noproxy '*') is_here=yes ;;
 esac
 if command -v sha256sum >/dev/null; then sha256=(sha256sum); else sha256=(shasum -a 256); fi
 count=0
@@ -79,39 +84,79 @@ take_turn() {
   SECONDS=0
 }
 
-# Judges the answers of /version so far, of which all but the last came from this code.
+# The services that are deployed, one a line.
+list_services() { sed 's/#.*//' kustomize/base/kustomization.yaml | grep -o 'services/[^/]*/deploy' | cut -d / -f 2; }
+
+# Sets `services` to the ones whose code is waited for, and `asked` and `addresses` to those that are asked themselves.
+find_services() {
+  local names service variable port
+  services=(invoice-app payment-provider) asked=(invoice-app) addresses=("$url")
+  names=$(list_services) || fail "$1" 'kustomize/base/kustomization.yaml lists no service'
+  for service in $names; do
+    [[ " ${services[*]} " != *" $service "* ]] || continue
+    if [[ $is_here != yes || $url != http://* ]]; then
+      echo "# the code of $service is not checked: no port leads to it from here"
+      continue
+    fi
+    variable=$(tr 'a-z-' 'A-Z_' <<<"$service")_PORT
+    port=${!variable:-$(sed -n "s/^ *port: *[\"']\{0,1\}\([0-9]\{1,\}\).*/\1/p" "services/$service/deploy/service.yaml" 2>/dev/null)} || true
+    [[ -n $port ]] || fail "$1" "services/$service/deploy/service.yaml has no port"
+    services+=("$service") asked+=("$service") addresses+=("http://localhost:$port")
+  done
+}
+
+# The code of each service in this folder, as JSON.
+hash_services() {
+  local service
+  for service in "${services[@]}"; do printf '%s %s\n' "$service" "$(hash_source "$service")"; done |
+    jq --raw-input --null-input --compact-output '[inputs | split(" ") | {(.[0]): .[1]}] | add'
+}
+
+# Judges `answers`, of which all but each service's last came from this code: a line has the service, its address and
+# its answer to /version. The worst that is found counts; a service without a line has not answered.
 judge() {
-  jq --slurp --raw-output --arg app "$app" --arg provider "$provider" --argjson replicas "$replicas" '
-    def other(name): "\(name) (\(.instance)) runs other code: \(.source)"; def seen(f): map(f) | unique | length;
-    def broken(name): "\(name) does not start with the code in this folder, see its log";
-    if (last | .failed? == $app or (.error? // "" | tostring | contains($app))) then broken("invoice-app")
-    elif (last.provider? | .failed? == $provider) then broken("payment-provider")
-    elif last.source != $app then last | other("invoice-app")
-    elif last.provider == null then "invoice-app gets no answer from payment-provider"
-    elif last.provider.source != $provider then last.provider | other("payment-provider")
-    elif (if $replicas == 0 then length < 10 else ([seen(.instance), seen(.provider.instance)] | min) < $replicas end)
-    then "only \(seen(.instance)) invoice-app and \(seen(.provider.instance)) payment-provider answered, not \($replicas)"
-    else "ready" end' <<<"$answers" 2>/dev/null || echo "no answer from $url/version: $body"
+  jq --raw-input --null-input --raw-output --argjson codes "$codes" --argjson replicas "$replicas" '
+    def verdict($service; $code):
+      last as {$silence, $answer} | ([.[].answer.instance?] | unique | length) as $seen
+      | if ($answer | type) != "object" then [1, $silence // "no answer from \($service)"]
+        elif $answer.failed == $code or ($answer.error | tostring | contains($code))
+        then [0, "\($service) does not start with the code in this folder, see its log"]
+        elif $answer.source != $code then [1, "\($service) (\($answer.instance)) runs other code: \($answer.source)"]
+        elif (if $replicas == 0 then length < 10 else $seen < $replicas end)
+        then [2, "only \($seen) of \($service) answered, not \($replicas)"]
+        else [3, "ready"] end;
+    [inputs | capture("^(?<service>[^ ]*) (?<address>[^ ]*) (?<body>.*)$"; "s")
+      | {service, silence: "no answer from \(.service) at \(.address)/version: \(.body)", answer: (.body | fromjson? // null)}
+      | ., (select(.service == "invoice-app") | .answer | objects
+          | {service: "payment-provider", silence: "invoice-app gets no answer from payment-provider", answer: .provider})
+    ] as $all
+    | [$codes | to_entries[] | . as {$key, $value} | [$all[] | select(.service == $key)] | verdict($key; $value)]
+    | min_by(.[0])[1]' <<<"$answers" 2>&1 || true
 }
 
 wait_for_code() {
-  local name='every replica runs the code in this folder' app='' provider='' verdict='' answers=''
+  local name='every replica runs the code in this folder' codes='' verdict='' answers='' index
+  local -a services asked addresses
+  find_services "$name"
   until [[ $verdict == ready ]]; do
     if [[ $verdict != only* ]]; then
       # The folder may have changed meanwhile: it counts as it is now.
-      answers='' app=$(hash_source invoice-app) provider=$(hash_source payment-provider)
+      answers='' codes=$(hash_services)
     fi
     [[ $verdict != *' does not start '* ]] || fail "$name" "$verdict"
     ((SECONDS < wait_seconds)) || fail "$name" "after $wait_seconds s: $verdict"
-    request --max-time 5 "$url/version"
-    if [[ $status == 404 ]] && request "$url/invoices" && ((status == 200)); then
-      ok "$name # SKIP no /version here" && return
-    fi
-    answers+=$body$'\n' verdict=$(judge)
+    for index in "${!asked[@]}"; do
+      request --max-time 5 "${addresses[index]}/version"
+      if ((index == 0)) && [[ $status == 404 ]] && request "$url/invoices" && ((status == 200)); then
+        ok "$name # SKIP no /version here" && return
+      fi
+      answers+="${asked[index]} ${addresses[index]} ${body//$'\n'/ }"$'\n'
+    done
+    verdict=$(judge)
     [[ $verdict == ready ]] || sleep 0.1 # leaves a starting service the processor
   done
   ok "$name"
-  printf '# %s %s\n' invoice-app "$app" payment-provider "$provider"
+  jq --raw-output 'to_entries[] | "# \(.key) \(.value)"' <<<"$codes"
 }
 
 # Sets `invoices` (all of them) and `unpaid` (how many).

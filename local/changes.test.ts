@@ -27,7 +27,9 @@ afterEach(() => {
 
 test.each([
   ['package.json', 'it installs what changed'],
-  ['services/invoice-app/package.json', 'it installs what changed'],
+  ['services/refunds/package.json', 'it installs what changed'],
+  ['libraries/kit/package.json', 'it installs what changed'],
+  ['services/refunds/deploy/service.yaml', 'nothing takes it up before'],
   ['libraries/kit/dev/serve.ts', 'nothing takes it up before'],
   ['local/new.ts', 'nothing takes it up before'],
 ])('a change of %s is said once, with what to do', async (file, why) => {

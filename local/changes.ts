@@ -6,11 +6,19 @@ import path from 'node:path';
 /** Files that the processes of `make up` have read and do not read again, and what to do when one changes. */
 const needed = [
   {
-    files: ['package.json', 'package-lock.json', 'services/*/package.json', 'local/package.json'],
+    files: ['package.json', 'package-lock.json', '{services,libraries}/*/package.json', 'local/package.json'],
     why: 'it installs what changed',
   },
   {
-    files: ['libraries/kit/dev/*', 'local/*.ts', 'local/*.sh', 'Makefile', 'kustomize/**/*.yaml'],
+    files: [
+      'libraries/kit/dev/*',
+      'local/*.ts',
+      'local/*.sh',
+      'scripts/services.ts',
+      'Makefile',
+      'kustomize/**/*.yaml',
+      'services/*/deploy/*.yaml',
+    ],
     why: 'nothing takes it up before',
   },
 ];

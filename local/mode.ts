@@ -1,7 +1,14 @@
 // Decides how `make up` runs the services: prints `cluster` or `local`, and the PATH to run it with.
 // Why it took that one goes to standard error, in one line.
 import { OverlayError, readOverlay } from './overlay.ts';
-import { describe, findUnsuitable, installUnsuitable, isOnPath, run, type Unsuitable } from '../scripts/tools.ts';
+import {
+  describe,
+  findUnsuitable,
+  installUnsuitable,
+  isOnPath,
+  run,
+  type Unsuitable,
+} from '../scripts/tools.ts';
 
 /** What tells whether a cluster can be had; each is asked only if it matters. */
 export interface Probe {

@@ -1,5 +1,9 @@
-import { expect, test } from 'vitest';
-import { OverlayError, readOverlay } from './overlay.ts';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { stringify } from 'yaml';
+import { OverlayError, readAddresses, readOverlay } from './overlay.ts';
 
 test('flaky is what its component sets, by service', () => {
   expect(readOverlay('flaky')).toEqual({
@@ -26,3 +30,66 @@ test.each(['prod', 'prod-local', 'nonsense', '', '../overlays/flaky'])(
     );
   },
 );
+
+const services = [
+  { name: 'shop', port: 8081, localPort: 18_081 },
+  { name: 'bank-a', port: 8082, localPort: 18_082 },
+  { name: 'refunds', port: 8083, localPort: 18_083 },
+];
+
+/** The addresses of a service whose folder sets these variables, inline or in a file. */
+function addresses(variables: Record<string, string>, isInline = false): Record<string, string> {
+  const folder = mkdtempSync(path.join(os.tmpdir(), 'payloop-overlay-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const deploy = path.join(folder, 'services/shop/deploy');
+  mkdirSync(deploy, { recursive: true });
+  const env = Object.entries(variables).map(([name, value]) => ({ name, value }));
+  const patch = stringify({
+    kind: 'Deployment',
+    spec: {
+      template: {
+        spec: { containers: [{ name: 'app', env: [...env, { name: 'NODE', valueFrom: { fieldRef: {} } }] }] },
+      },
+    },
+  });
+  writeFileSync(path.join(deploy, 'deployment.yaml'), patch);
+  const patches = [
+    isInline ? { patch } : { path: 'deployment.yaml' },
+    { patch: '- op: remove\n  path: /metadata/labels\n' },
+  ];
+  writeFileSync(path.join(deploy, 'kustomization.yaml'), stringify({ patches }));
+  return readAddresses('shop', services, folder);
+}
+
+test.each([true, false])(
+  'the addresses of other services are those of this machine, inline: %s',
+  (isInline) => {
+    const variables = {
+      BANK_URL: 'http://bank-a.bank-a:8082/payments/pay?a=http://bank-a.bank-a:8082/',
+      REFUNDS_URL: 'http://refunds.refunds:8083',
+      TOKEN_FILE: '/run/secrets/identity/token',
+      STRANGER_URL: 'http://stranger.stranger:8082/',
+      OTHER_NAMESPACE: 'http://refunds.shop:8083/',
+      LONGER_PORT: 'http://refunds.refunds:8083x',
+      AUTH: 'required',
+    };
+    expect(addresses(variables, isInline)).toEqual({
+      BANK_URL: 'http://127.0.0.1:18082/payments/pay?a=http://bank-a.bank-a:8082/',
+      REFUNDS_URL: 'http://127.0.0.1:18083',
+    });
+  },
+);
+
+test('a port that is not the one of the service is said in a line', () => {
+  expect(() => addresses({ REFUNDS_URL: 'http://refunds.refunds:8082/' })).toThrow(
+    new OverlayError('services/shop/deploy: REFUNDS_URL has port 8082 of refunds, which listens on 8083'),
+  );
+});
+
+test('what invoice-app needs on this machine is where payment-provider is', () => {
+  const real = [{ name: 'payment-provider', port: 8082, localPort: 9 }];
+  expect(readAddresses('invoice-app', real)).toEqual({
+    PAYMENT_PROVIDER_URL: 'http://127.0.0.1:9/payments/pay',
+  });
+  expect(readAddresses('payment-provider', real)).toEqual({});
+});

@@ -1,7 +1,8 @@
-// What an overlay of kustomize/ changes for local processes: the environment of each service.
+// What the manifests set for local processes: the environment of each service.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { parse } from 'yaml';
+import { readServices, type Service } from '../scripts/services.ts';
 
 /** Variables by service. */
 export type Environments = Record<string, Record<string, string>>;
@@ -16,11 +17,38 @@ interface Kustomization {
 }
 interface Deployment {
   kind: string;
-  metadata: { name: string };
-  spec: { template: { spec: { containers: { name: string; env: { name: string; value: string }[] }[] } } };
+  metadata?: { name: string };
+  spec: { template: { spec: { containers: { name: string; env?: { name: string; value?: string }[] }[] } } };
 }
 
-const overlays = path.resolve(import.meta.dirname, '../kustomize/overlays');
+const root = path.resolve(import.meta.dirname, '..');
+
+/**
+ * Reads the addresses of other services that a service's folder sets, as they are on this machine. The other variables
+ * there, such as the paths of tokens, mean something in a cluster only.
+ * @param services those of the list, each with its port in a cluster and the one that it has here
+ * @throws {OverlayError} where a port is not that of the service that has the name
+ */
+export function readAddresses(
+  service: string,
+  services: (Pick<Service, 'name' | 'port'> & { localPort: number })[],
+  folder = root,
+): Record<string, string> {
+  const deploy = path.join(folder, 'services', service, 'deploy');
+  const variables = readPatches(deploy).flatMap((patch) => environmentOf(patch) ?? []);
+  const addresses: Record<string, string> = {};
+  for (const { name, value = '' } of variables) {
+    const [origin = '', host, port] = /^http:\/\/([^./]+)\.\1:(\d+)(?=\/|$)/.exec(value) ?? [];
+    const called = services.find((each) => each.name === host);
+    if (called === undefined) continue;
+    if (called.port !== Number(port))
+      throw new OverlayError(
+        `services/${service}/deploy: ${name} has port ${port} of ${host}, which listens on ${called.port}`,
+      );
+    addresses[name] = value.replace(origin, `http://127.0.0.1:${called.localPort}`);
+  }
+  return addresses;
+}
 
 /**
  * Reads what an overlay sets beyond dev.
@@ -30,7 +58,8 @@ export function readOverlay(name: string): Environments {
   if (name === 'dev') return {};
   const environments = /^[\w-]+$/.test(name) ? read(name) : undefined;
   if (environments !== undefined) return environments;
-  const possible = readdirSync(overlays).filter((each) => each === 'dev' || read(each) !== undefined);
+  const overlays = readdirSync(path.join(root, 'kustomize/overlays'));
+  const possible = overlays.filter((each) => each === 'dev' || read(each) !== undefined);
   throw new OverlayError(
     `OVERLAY=${name} is not for local processes, which can be ${possible.join(' or ')}: MODE=cluster has the others`,
   );
@@ -38,30 +67,37 @@ export function readOverlay(name: string): Environments {
 
 /** Undefined where it is not dev with components that set variables. */
 function read(name: string): Environments | undefined {
-  const folder = path.join(overlays, name);
+  const folder = path.join(root, 'kustomize/overlays', name);
   if (!existsSync(path.join(folder, 'kustomization.yaml'))) return undefined;
   const { resources, components = [], ...others } = readKustomization(folder);
   const isDev = resources?.join() === '../dev';
   if (!isDev || Object.keys(others).some((key) => key !== 'apiVersion' && key !== 'kind')) return undefined;
+  const services = readServices();
   const environments: Environments = {};
   for (const component of components) {
-    const { patches = [], resources: more } = readKustomization(path.join(folder, component));
-    if (more !== undefined) return undefined;
-    for (const { patch } of patches) {
-      const deployment: Deployment | undefined = patch === undefined ? undefined : parse(patch);
-      const env = deployment?.spec.template.spec.containers.find((each) => each.name === 'app')?.env;
+    const componentFolder = path.join(folder, component);
+    if (readKustomization(componentFolder).resources !== undefined) return undefined;
+    for (const patch of readPatches(componentFolder)) {
+      const env = environmentOf(patch);
+      const service = services.find((each) => each.name === patch.metadata?.name)?.name;
       // A name that is no service's stands for any.
-      if (deployment?.kind !== 'Deployment' || env === undefined || !isService(deployment.metadata.name))
-        return undefined;
-      const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value]));
-      environments[deployment.metadata.name] = { ...environments[deployment.metadata.name], ...variables };
+      if (env === undefined || service === undefined) return undefined;
+      const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value ?? '']));
+      environments[service] = { ...environments[service], ...variables };
     }
   }
   return environments;
 }
 
-function isService(name: string): boolean {
-  return existsSync(path.resolve(import.meta.dirname, '../services', name, 'src/main.ts'));
+function readPatches(folder: string): Deployment[] {
+  const { patches = [] } = readKustomization(folder);
+  return patches.map((each) => parse(each.patch ?? readFileSync(path.join(folder, each.path ?? ''), 'utf8')));
+}
+
+/** The variables that a patch sets; undefined for one that is not of a Deployment's environment. */
+function environmentOf(patch: Deployment) {
+  if (patch.kind !== 'Deployment') return undefined;
+  return patch.spec.template.spec.containers.find(({ name }) => name === 'app')?.env;
 }
 
 function readKustomization(folder: string): Kustomization {

@@ -7,9 +7,10 @@ import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { watch } from '../libraries/kit/dev/watcher.ts';
 import { hashSource, sourceFolders } from '../libraries/kit/src/source.ts';
+import { readServices } from '../scripts/services.ts';
 
 const root = resolve(import.meta.dirname, '..');
-const services = ['invoice-app', 'payment-provider'];
+const services = readServices().map(({ name }) => name);
 /** How long after a save the test starts, in milliseconds: the service that loads needs the processor first. */
 const delay = 50;
 /** How often the sources are looked at for a save that nodemon missed, in milliseconds. */

@@ -7,15 +7,21 @@ import { styleText } from 'node:util';
 import { watchForRestart } from './changes.ts';
 import { endGroup, startGroup, type Command, type Group } from './groups.ts';
 import { createOutput, readable, wantsColour } from './output.ts';
-import { OverlayError, readOverlay } from './overlay.ts';
+import { OverlayError, readAddresses, readOverlay } from './overlay.ts';
 import { whyTaken } from './ports.ts';
 import { PostgresError, startPostgres, type Postgres } from './postgres.ts';
 import { processOf, signal } from './processes.ts';
+import {
+  databaseOf,
+  inspectPortOf,
+  readServices,
+  variablePrefix,
+  type Service as Listed,
+} from '../scripts/services.ts';
 
-interface Service {
-  name: string;
+interface Service extends Listed {
   database: string;
-  port: number;
+  localPort: number;
   /** Where debuggers are let in, if they are. */
   inspectPort: number | undefined;
   env: NodeJS.ProcessEnv;
@@ -29,7 +35,10 @@ const state = path.join(root, '.payloop');
 const paymentTest = 'local/payment-test.ts';
 const reload = 'libraries/kit/dev/serve.ts';
 
-const speakers = ['up', 'payment-provider', 'invoice-app', 'test'];
+/** The service that people and the payment test talk to. */
+const front = 'invoice-app';
+const listed = readList();
+const speakers = ['up', ...listed.map(({ name }) => name), 'test'];
 const colour = wantsColour(process.stdout, process.env);
 const output = createOutput(speakers, { write: (text) => process.stdout.write(text), colour });
 /** Whoever sets LOG_LEVEL wants to see every line; else a save that is served and passes the test is one. */
@@ -41,36 +50,23 @@ const say = output('up');
 async function main(): Promise<void> {
   const overlay = process.argv.findLast((each) => each.startsWith('--overlay='))?.slice(10) ?? 'dev';
   const environments = readOverlay(overlay);
-  // Data of its own: a database that is there already is not filled anew, and dev's should stay as they are.
-  const databaseOf = (name: string) => (overlay === 'dev' ? name : `${name}_${overlay}`);
-  const ports = {
-    INVOICE_APP_PORT: portFrom('INVOICE_APP_PORT', 8081),
-    PAYMENT_PROVIDER_PORT: portFrom('PAYMENT_PROVIDER_PORT', 8082),
-    POSTGRES_PORT: portFrom('POSTGRES_PORT', 25432),
-    ...(process.argv.includes('--debug') && {
-      INVOICE_APP_INSPECT_PORT: portFrom('INVOICE_APP_INSPECT_PORT', 9229),
-      PAYMENT_PROVIDER_INSPECT_PORT: portFrom('PAYMENT_PROVIDER_INSPECT_PORT', 9230),
-    }),
-  };
-  const services: Service[] = [
-    {
-      name: 'payment-provider',
-      database: databaseOf('payment_provider'),
-      port: ports.PAYMENT_PROVIDER_PORT,
-      inspectPort: ports.PAYMENT_PROVIDER_INSPECT_PORT,
-      env: { ...environments['payment-provider'] },
-    },
-    {
-      name: 'invoice-app',
-      database: databaseOf('invoice_app'),
-      port: ports.INVOICE_APP_PORT,
-      inspectPort: ports.INVOICE_APP_INSPECT_PORT,
-      env: {
-        PAYMENT_PROVIDER_URL: `http://127.0.0.1:${ports.PAYMENT_PROVIDER_PORT}/payments/pay`,
-        ...environments['invoice-app'],
-      },
-    },
-  ];
+  const isDebug = process.argv.includes('--debug');
+  const ports: Record<string, number> = {};
+  const portOf = (variable: string, fallback: number) => (ports[variable] = portFrom(variable, fallback));
+  const located = listed.map((service) => ({
+    ...service,
+    // Data of its own: a database that is there already is not filled anew, and dev's should stay as they are.
+    database: overlay === 'dev' ? databaseOf(service) : `${databaseOf(service)}_${overlay}`,
+    localPort: portOf(`${variablePrefix(service)}_PORT`, service.port),
+    inspectPort: isDebug
+      ? portOf(`${variablePrefix(service)}_INSPECT_PORT`, inspectPortOf(service))
+      : undefined,
+  }));
+  const postgresPort = portOf('POSTGRES_PORT', 25432);
+  const services = located.map((service): Service => ({
+    ...service,
+    env: { ...readAddresses(service.name, located), ...environments[service.name] },
+  }));
   const start = performance.now();
   const stop = stopRequest();
   await checkFolder();
@@ -79,7 +75,7 @@ async function main(): Promise<void> {
 
   const postgres = await startPostgres({
     folder: path.join(state, 'postgres'),
-    port: ports.POSTGRES_PORT,
+    port: postgresPort,
     databases: services.map(({ database }) => database),
   });
   say(`Postgres on 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
@@ -116,13 +112,14 @@ async function main(): Promise<void> {
     stop.onAgain = () => {
       for (const { pid } of groups) signal(-pid, 'SIGKILL');
     };
+    // In any order: each waits for its database, and calls the others only when it is asked.
     for (const service of services) {
       if (!stop.requested) await keepRunning(serve(service, postgres));
     }
-    const url = `http://localhost:${ports.INVOICE_APP_PORT}`;
+    const url = `http://localhost:${services.find(({ name }) => name === front)!.localPort}`;
     // A test that came before the migrations would fail.
     await Promise.race([announce(services, url, start), end]);
-    if (!stop.requested) await keepRunning(test(url));
+    if (!stop.requested) await keepRunning(test(url, ports));
     watchForRestart(root, say);
     const why = await end;
     if (why !== undefined) throw new UpError(why);
@@ -131,6 +128,16 @@ async function main(): Promise<void> {
     isEnding = true;
     await restarts;
     await endAll(groups, postgres);
+  }
+}
+
+/** Ends this process where it cannot: each line that it says is as wide as the longest name. */
+function readList(): Listed[] {
+  try {
+    return readServices();
+  } catch (error) {
+    process.stdout.write(`make up: ${(error as Error).message}\n`);
+    process.exit(1);
   }
 }
 
@@ -172,7 +179,7 @@ async function checkFolder(): Promise<void> {
   }
 }
 
-function serve({ name, database, port, inspectPort, env }: Service, postgres: Postgres): Command {
+function serve({ name, database, localPort, inspectPort, env }: Service, postgres: Postgres): Command {
   // The user's would contradict what is set here.
   const { DATABASE_URL_FILE: _file, PAYMENT_PROVIDER_ENDPOINT: _endpoint, ...inherited } = process.env;
   return {
@@ -187,10 +194,10 @@ function serve({ name, database, port, inspectPort, env }: Service, postgres: Po
       ALLOW_RESET: 'true',
       // Not for the whole network: the service pays whoever asks.
       HOST: '127.0.0.1',
-      PORT: String(port),
+      PORT: String(localPort),
       // Any free one, said in the log: nothing scrapes here.
       METRICS_PORT: '0',
-      // Empty, not absent: one of the user's shell would be the same for both.
+      // Empty, not absent: one of the user's shell would be the same for all.
       INSPECT_PORT: String(inspectPort ?? ''),
       DATABASE_URL: postgres.url(database),
       ...env,
@@ -199,8 +206,11 @@ function serve({ name, database, port, inspectPort, env }: Service, postgres: Po
   };
 }
 
-function test(url: string): Command {
-  return { name: 'test', file: process.execPath, args: [paymentTest, url], env: process.env, cwd: root };
+/** @param ports by the variables that tell test.sh of them */
+function test(url: string, ports: Record<string, number>): Command {
+  const variables = Object.entries(ports).map(([variable, port]) => [variable, String(port)]);
+  const env = { ...process.env, ...Object.fromEntries(variables) };
+  return { name: 'test', file: process.execPath, args: [paymentTest, url], env, cwd: root };
 }
 
 function createListener(name: string): (line: string) => void {
@@ -214,17 +224,17 @@ function createListener(name: string): (line: string) => void {
   };
 }
 
-/** Says once where the services are, when both are ready. */
+/** Says once where the services are, when all are ready. */
 async function announce(services: Service[], url: string, start: number): Promise<void> {
-  for (const { port } of services) {
-    while (!(await isReady(port))) await delay(50);
+  for (const { localPort } of services) {
+    while (!(await isReady(localPort))) await delay(50);
   }
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   say(
     `serving ${url} after ${seconds} s; every save restarts what it touches and runs the test; Ctrl-C ends it`,
   );
-  for (const { name, port, inspectPort } of services) {
-    if (name !== 'invoice-app') say(`${name} is at http://127.0.0.1:${port}`);
+  for (const { name, localPort, inspectPort } of services) {
+    if (name !== front) say(`${name} is at http://127.0.0.1:${localPort}`);
     if (inspectPort !== undefined) say(`a debugger finds ${name} at 127.0.0.1:${inspectPort}`);
   }
 }

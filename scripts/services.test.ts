@@ -1,0 +1,71 @@
+import { execFileSync } from 'node:child_process';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { beforeEach, expect, onTestFinished, test } from 'vitest';
+import { databaseOf, inspectPortOf, readServices, variablePrefix } from './services.ts';
+
+const root = path.resolve(import.meta.dirname, '..');
+const base = 'kustomize/base/kustomization.yaml';
+let folder: string;
+let list: string;
+
+beforeEach(() => {
+  folder = mkdtempSync(path.join(os.tmpdir(), 'payloop-services-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  for (const file of [base, 'test.sh', ...readServices().map(serviceFile)])
+    cpSync(path.join(root, file), path.join(folder, file));
+  list = readFileSync(path.join(folder, base), 'utf8');
+});
+
+function serviceFile({ name }: { name: string }): string {
+  return `services/${name}/deploy/service.yaml`;
+}
+
+/** Adds a service as its folder and its line would. */
+function add(
+  line = '  - ../../services/refunds/deploy\n',
+  data = "name: refunds, port: '8083', release: 0.1.0",
+) {
+  mkdirSync(path.join(folder, 'services/refunds/deploy'), { recursive: true });
+  writeFileSync(path.join(folder, 'services/refunds/deploy/service.yaml'), `data: { ${data} }\n`);
+  writeFileSync(path.join(folder, base), `${list}${line}`);
+}
+
+test('a service is a folder and a line', () => {
+  const before = readServices(folder);
+  expect(before).toEqual(readServices());
+  add();
+  const refunds = { name: 'refunds', port: 8083, release: '0.1.0' };
+  expect(readServices(folder)).toEqual([...before, refunds]);
+  expect([databaseOf(refunds), variablePrefix(refunds), inspectPortOf(refunds)]).toEqual([
+    'refunds',
+    'REFUNDS',
+    9231,
+  ]);
+});
+
+test('two words of a name are joined as Postgres and shells want it', () => {
+  const service = { name: 'payment-provider', port: 8082, release: '1.0.0' };
+  expect([databaseOf(service), variablePrefix(service)]).toEqual(['payment_provider', 'PAYMENT_PROVIDER']);
+});
+
+test.each([
+  ['  - ../../services/refunds/namespace\n', undefined, `${base}: ../../services/refunds/namespace is not `],
+  [undefined, "name: refund, port: '8083'", 'deploy/service.yaml: data.name must be refunds, not refund'],
+  [undefined, 'name: refunds', 'deploy/service.yaml: data.port must be a port, 1 to 65535, not undefined'],
+  [undefined, "name: refunds, port: '70000'", 'data.port must be a port, 1 to 65535, not 70000'],
+])('%j with %j is said with its file', (line, data, message) => {
+  add(line, data);
+  expect(() => readServices(folder)).toThrow(message);
+});
+
+test.each([
+  '  - ../../services/refunds/deploy # new\n',
+  '  - "../../services/refunds/deploy"\n  # - ../../services/gone/deploy\n',
+])('test.sh reads the same list, with %j', (line) => {
+  add(line);
+  const script = `eval "$(grep '^list_services()' test.sh)"; list_services`;
+  const names = execFileSync('bash', ['-c', script], { cwd: folder, encoding: 'utf8' });
+  expect(names.trim().split('\n')).toEqual(readServices(folder).map(({ name }) => name));
+});
