@@ -9,6 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { readServices, variablePrefix } from '../scripts/services.ts';
 import { Debugger } from '../tests/support/debugger.ts';
 import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
@@ -16,14 +17,14 @@ import { exists, signal } from './processes.ts';
 
 const run = promisify(execFile);
 
+const services = readServices();
+const prefixes = [...services.map(variablePrefix), 'REFUNDS'];
 const portVariables = [
-  'INVOICE_APP_PORT',
-  'PAYMENT_PROVIDER_PORT',
   'POSTGRES_PORT',
-  'INVOICE_APP_INSPECT_PORT',
-  'PAYMENT_PROVIDER_INSPECT_PORT',
+  ...prefixes.flatMap((prefix) => [`${prefix}_PORT`, `${prefix}_INSPECT_PORT`]),
 ];
 
+const base = 'kustomize/base/kustomization.yaml';
 const original = path.resolve(import.meta.dirname, '..');
 let temporary: string;
 let clone: string;
@@ -39,9 +40,10 @@ beforeAll(async () => {
   await fs.mkdir(clone, { mode: 0o700 });
   for (const name of [
     'services',
+    'libraries',
     'local',
+    'scripts',
     'kustomize',
-    'cluster',
     'Makefile',
     'test.sh',
     'mise.toml',
@@ -190,7 +192,7 @@ test(
     expect(await served()).toBe(first);
 
     const { groups } = await state();
-    expect(groups).toHaveLength(3);
+    expect(groups).toHaveLength(services.length + 1);
     expect(await up.end('SIGINT')).toBe('SIGINT');
     await expectNothingLeft(groups);
   },
@@ -207,7 +209,7 @@ test(
     await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
     const third = makeUp();
     await third.line(
-      /^up +\| port \d+ is taken by process \d+ \(.*services\/kit\/dev\/serve\.ts invoice-app\): end it/,
+      /^up +\| port \d+ is taken by process \d+ \(.*libraries\/kit\/dev\/serve\.ts invoice-app\): end it/,
     );
     await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
     expect(await served()).toMatch(/^\w{64}$/);
@@ -271,13 +273,13 @@ test('what ends by itself is started again', { timeout: 90_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
   await delay(5_000);
-  for (const name of ['payment-provider', 'invoice-app', 'test']) {
+  for (const name of [...services.map((each) => each.name), 'test']) {
     const { groups } = await state();
     signal(groups[0]!, 'SIGKILL');
     await up.line(new RegExp(`^up +\\| ${name} ended by itself \\(SIGKILL\\) and is started again$`));
     const now = async () => (await state()).groups;
     await expect.poll(now, { timeout: 15_000 }).not.toContain(groups[0]);
-    await expect.poll(now).toHaveLength(3);
+    await expect.poll(now).toHaveLength(services.length + 1);
   }
   await up.line(green);
   const good = await fs.readFile(service(), 'utf8');
@@ -423,8 +425,105 @@ test('what takes effect at the next start only is said', { timeout: 60_000 }, as
   }
 });
 
+/** A third service as its folder and its line say it: it answers with what its folder sets. */
+async function addRefunds(): Promise<string> {
+  const folder = path.join(clone, 'services/refunds');
+  const files = {
+    'package.json': '{ "name": "@payloop/refunds", "type": "module" }',
+    'src/main.ts': `import { run } from '@payloop/kit/run.ts';\nvoid run('refunds', () => import('./service.ts'));`,
+    'src/service.ts': `
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import type { Self } from '@payloop/kit/run.ts';
+
+export async function start({ env, source, instance, failed }: Self) {
+  const { PAYMENT_PROVIDER_URL: provider, TOKEN_FILE: token, DATABASE_URL: database } = env;
+  const self = () => ({ service: 'refunds', source, instance, failed: failed?.(), provider, token, database });
+  const server = createServer((_, response) => response.end(JSON.stringify(self())));
+  await new Promise<void>((done) => server.listen(Number(env.PORT), '127.0.0.1', done));
+  const { port } = server.address() as AddressInfo;
+  return { port, metricsPort: 0, ready: Promise.resolve(true), stop: async () => void server.close() };
+}
+`,
+    'deploy/service.yaml': `data: { name: refunds, port: '8083', release: 0.1.0 }`,
+    'deploy/kustomization.yaml': 'patches: [{ path: deployment.yaml, target: { kind: Deployment } }]',
+    'deploy/deployment.yaml': `
+kind: Deployment
+spec:
+  template:
+    spec:
+      containers:
+        - name: app
+          env:
+            - { name: PAYMENT_PROVIDER_URL, value: 'http://payment-provider.payment-provider:8082/payments/pay' }
+            - { name: TOKEN_FILE, value: /run/secrets/identity/token }
+`,
+  };
+  for (const [name, content] of Object.entries(files)) {
+    await fs.mkdir(path.dirname(path.join(folder, name)), { recursive: true });
+    await fs.writeFile(path.join(folder, name), content);
+  }
+  await fs.appendFile(path.join(clone, base), '  - ../../services/refunds/deploy\n');
+  return folder;
+}
+
+test(
+  'a service that its folder and one line add is run, reloaded and waited for like the others',
+  { timeout: 90_000 },
+  async () => {
+    const list = await fs.readFile(path.join(clone, base), 'utf8');
+    const folder = await addRefunds();
+    try {
+      up = makeUp('debug');
+      await up.line(new RegExp(`^up +\\| refunds is at http://127\\.0\\.0\\.1:${port('REFUNDS_PORT')}$`));
+      await up.line(
+        new RegExp(`^up +\\| a debugger finds refunds at 127\\.0\\.0\\.1:${port('REFUNDS_INSPECT_PORT')}$`),
+      );
+      const [, first] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
+      await up.line(passed);
+      const version = async () => {
+        const response = await fetch(`http://127.0.0.1:${port('REFUNDS_PORT')}/version`);
+        return JSON.parse(await response.text());
+      };
+      const said = await version();
+      expect(said).toMatchObject({
+        source: first,
+        provider: `http://127.0.0.1:${port('PAYMENT_PROVIDER_PORT')}/payments/pay`,
+        database: expect.stringMatching(/\/refunds$/),
+      });
+      expect(said.token).toBeUndefined();
+
+      const file = path.join(folder, 'src/service.ts');
+      const good = await fs.readFile(file, 'utf8');
+      await fs.writeFile(file, `${good}// saved\n`);
+      const [, second] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
+      await up.line(passed);
+      expect(second).not.toBe(first);
+      expect(await version()).toMatchObject({ source: second });
+      await fs.writeFile(file, `${good}const = ;\n`);
+      await up.line(/^test +\| payment test failed: .*: refunds does not start with the code in this folder/);
+      const { groups } = await state();
+      await up.end('SIGINT');
+      await expectNothingLeft(groups);
+    } finally {
+      await fs.writeFile(path.join(clone, base), list);
+      await fs.rm(folder, { recursive: true });
+    }
+  },
+);
+
+test('a list that cannot be read is said in one line', async () => {
+  const list = await fs.readFile(path.join(clone, base), 'utf8');
+  await fs.appendFile(path.join(clone, base), '  - ../../services/refunds\n');
+  up = makeUp();
+  await up.line(/^make up: kustomize\/base\/kustomization.yaml: \.\.\/\.\.\/services\/refunds is not \S+$/);
+  await up.line(/^make: .*Error 1$/);
+  expect(up.rest()).toEqual([]);
+  await fs.writeFile(path.join(clone, base), list);
+});
+
 test('every port that is taken is named in one go', async () => {
-  const names = ['INVOICE_APP_PORT', 'PAYMENT_PROVIDER_PORT', 'POSTGRES_PORT'];
+  const names = [...services.map((each) => `${variablePrefix(each)}_PORT`), 'POSTGRES_PORT'];
   const servers = names.map((name) => createServer().listen(port(name), '127.0.0.1'));
   await Promise.all(servers.map((server) => once(server, 'listening')));
   up = makeUp();
