@@ -118,15 +118,17 @@ judge() {
   jq --raw-input --null-input --raw-output --argjson codes "$codes" --argjson replicas "$replicas" '
     def verdict($service; $code):
       last as {$silence, $answer} | ([.[].answer.instance?] | unique | length) as $seen
-      | if ($answer | type) != "object" then [1, $silence // "no answer from \($service)"]
-        elif $answer.failed == $code or ($answer.error | tostring | contains($code))
+      | ($answer | type == "object") as $isObject
+      | if $isObject and ($answer.failed == $code or ($answer.error | tostring | contains($code)))
         then [0, "\($service) does not start with the code in this folder, see its log"]
+        elif $isObject == false or $answer.source == null then [1, $silence // "no answer from \($service)"]
         elif $answer.source != $code then [1, "\($service) (\($answer.instance)) runs other code: \($answer.source)"]
         elif (if $replicas == 0 then length < 10 else $seen < $replicas end)
         then [2, "only \($seen) of \($service) answered, not \($replicas)"]
         else [3, "ready"] end;
     [inputs | capture("^(?<service>[^ ]*) (?<address>[^ ]*) (?<body>.*)$"; "s")
-      | {service, silence: "no answer from \(.service) at \(.address)/version: \(.body)", answer: (.body | fromjson? // null)}
+      | {service, silence: "\(.address)/version does not say which code \(.service) runs: \(.body)",
+        answer: (.body | fromjson? // null)}
       | ., (select(.service == "invoice-app") | .answer | objects
           | {service: "payment-provider", silence: "invoice-app gets no answer from payment-provider", answer: .provider})
     ] as $all

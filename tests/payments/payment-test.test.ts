@@ -1,8 +1,8 @@
 import { execFile } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
-import { expect, test } from 'vitest';
+import { describe, expect, onTestFinished, test } from 'vitest';
 import { hashSource } from '../../libraries/kit/src/source.ts';
 import { listen } from '../support/service.ts';
 
@@ -239,4 +239,124 @@ test('neither a .curlrc nor a proxy comes between', async () => {
   const { stdout } = await runAgainst((url) => [url === '/invoices' ? 200 : 404, '[]'], '', env);
   rmSync(home, { recursive: true });
   expect(stdout).toContain('ok 3 - there are unpaid invoices # SKIP nothing unpaid');
+});
+
+describe('with a third service', () => {
+  const ready = 'every replica runs the code in this folder';
+
+  interface Answers {
+    /** Its answers to /version, by how often it was asked before; undefined: nothing listens. */
+    refunds?: (source: string, asked: number) => object;
+    args?: (url: string) => string[];
+    env?: (port: string) => NodeJS.ProcessEnv;
+    /** What its folder says, of the port that it has. */
+    data?: (port: string) => string;
+  }
+
+  /** Runs the test.sh of a copy that has a service refunds too, against an invoice-app that runs this code. */
+  async function runWithRefunds({ refunds, args = (url) => [url, '1'], env, data }: Answers) {
+    const folder = mkdtempSync(join(tmpdir(), 'payloop-third-'));
+    onTestFinished(() => rmSync(folder, { recursive: true }));
+    for (const name of ['test.sh', 'kustomize/base', 'libraries/kit/src', 'services'])
+      cpSync(join(root, name), join(folder, name), { recursive: true });
+    appendFileSync(join(folder, 'kustomize/base/kustomization.yaml'), '  - ../../services/refunds/deploy\n');
+    for (const part of ['src', 'deploy'])
+      mkdirSync(join(folder, 'services/refunds', part), { recursive: true });
+    writeFileSync(join(folder, 'services/refunds/src/main.ts'), '// refunds');
+    const [app, provider, own] = ['invoice-app', 'payment-provider', 'refunds'].map((name) =>
+      hashSource(folder, name),
+    );
+    let asked = 0;
+    await using third = await listen((request, response) => {
+      if (refunds === undefined) request.destroy();
+      else response.end(JSON.stringify(refunds(own!, asked++)));
+    });
+    const { port } = new URL(third.url);
+    const described = data?.(port) ?? `name: refunds\n  port: '${port}'`;
+    writeFileSync(join(folder, 'services/refunds/deploy/service.yaml'), `data:\n  ${described}\n`);
+    let instance = 0;
+    await using server = await listen((request, response) => {
+      instance += 1;
+      const isVersion = request.url?.endsWith('/version');
+      response.writeHead(isVersion ? 200 : 404);
+      response.end(
+        JSON.stringify(isVersion ? { source: app, instance, provider: { source: provider, instance } } : {}),
+      );
+    });
+    const start = performance.now();
+    return await new Promise<{ stdout: string; stderr: string; ms: number; own: string; asked: number }>(
+      (done) =>
+        execFile(
+          join(folder, 'test.sh'),
+          args(server.url),
+          { env: { ...process.env, ...env?.(port), http_proxy: server.url } },
+          (_error, stdout, stderr) =>
+            done({ stdout, stderr, ms: performance.now() - start, own: own!, asked }),
+        ),
+    );
+  }
+
+  test('its code is waited for, and said', async () => {
+    const { stdout, own, asked } = await runWithRefunds({
+      refunds: (source, count) => ({ source: count < 3 ? other : source }),
+    });
+    expect(stdout).toMatch(
+      new RegExp(`ok 1 - ${ready}\n# invoice-app \\w{64}\n# payment-provider \\w{64}\n# refunds ${own}\n`),
+    );
+    expect(asked).toBe(4);
+  });
+
+  test.each<[string, Pick<Answers, 'data' | 'env'>]>([
+    ['an unquoted port', { data: (port) => `port: ${port} # free` }],
+    ['a port in double quotes', { data: (port) => `port: "${port}"` }],
+    ['REFUNDS_PORT before that', { data: () => 'port: 1', env: (port) => ({ REFUNDS_PORT: port }) }],
+  ])('it is asked at %s', async (_which, settings) => {
+    const { stdout } = await runWithRefunds({ refunds: (source) => ({ source }), ...settings });
+    expect(stdout).toContain(`ok 1 - ${ready}\n`);
+  });
+
+  test('that it does not start with this code is said at once', async () => {
+    const { stderr, ms } = await runWithRefunds({ refunds: (source) => ({ source: other, failed: source }) });
+    expect(stderr.trim()).toBe(
+      `payment test failed: ${ready}: refunds does not start with the code in this folder, see its log`,
+    );
+    expect(ms).toBeLessThan(10_000);
+  });
+
+  test(
+    'no answer, an answer that says nothing and too few processes are failures',
+    { timeout: 60_000 },
+    async () => {
+      const [silent, empty, few] = await Promise.all([
+        runWithRefunds({}),
+        runWithRefunds({ refunds: () => ({ error: 'no such page' }) }),
+        runWithRefunds({ refunds: (source) => ({ source, instance: 'one' }), args: (url) => [url, '2'] }),
+      ]);
+      expect(silent.stderr).toMatch(
+        /: after 20 s: http:\S+\/version does not say which code refunds runs: curl: .*\n$/,
+      );
+      expect(empty.stderr).toMatch(
+        /\/version does not say which code refunds runs: \{"error":"no such page"\}\n$/,
+      );
+      expect(few.stderr).toMatch(/: after 20 s: only 1 of refunds answered, not 2\n$/);
+    },
+  );
+
+  test('a folder without a port is named', async () => {
+    const { stderr, stdout } = await runWithRefunds({ data: () => 'name: refunds' });
+    expect(stderr.trim()).toBe(
+      `payment test failed: ${ready}: services/refunds/deploy/service.yaml has no port`,
+    );
+    expect(stdout).toContain('not ok 1 - ');
+  });
+
+  test('it is not asked where the address is not of this machine, which is said', async () => {
+    const { stdout } = await runWithRefunds({
+      args: () => ['http://far.example', '1'],
+    });
+    expect(stdout).toContain('# the code of refunds is not checked: no port leads to it from here\n');
+    expect(stdout).toMatch(
+      new RegExp(`ok 1 - ${ready}\n# invoice-app .*\n# payment-provider .*\n(?!# refunds)`),
+    );
+  });
 });
