@@ -132,12 +132,12 @@ async function expectNothingLeft(groups: number[]): Promise<void> {
 }
 
 test.for([
-  { target: 'up', tilt: 'up -- --overlay=dev' },
-  { target: 'debug', tilt: 'up -- --overlay=dev --debug' },
-  { target: 'prod', tilt: 'up -- --overlay=prod' },
+  { target: 'up', OVERLAY: 'dev', tilt: 'up -- --overlay=dev' },
+  { target: 'debug', OVERLAY: 'dev', tilt: 'up -- --overlay=dev --debug' },
+  { target: 'up', OVERLAY: 'prod', tilt: 'up -- --overlay=prod' },
 ])(
-  'make $target makes the cluster, hands over to Tilt, and passes on how it ended',
-  async ({ target, tilt }) => {
+  'make $target with $OVERLAY makes the cluster, hands over to Tilt, and passes on how it ended',
+  async ({ target, OVERLAY, tilt }) => {
     const tools = path.join(temporary, 'tools');
     await fs.mkdir(tools, { recursive: true });
     for (const tool of ['docker', 'ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt']) {
@@ -146,7 +146,7 @@ test.for([
       const script = `#!/bin/sh\n${tool === 'docker' ? docker : version}\necho "${tool} $*"\n${tool === 'tilt' ? 'exit 3' : ''}\n`;
       await fs.writeFile(path.join(tools, tool), script, { mode: 0o755 });
     }
-    up = makeUp(target, { MODE: '', PATH: [tools, env.PATH].join(path.delimiter) });
+    up = makeUp(target, { MODE: '', OVERLAY, PATH: [tools, env.PATH].join(path.delimiter) });
     expect(await up.line(/^make up: cluster, /)).toMatch(/\(MODE=local for local processes\)$/);
     await up.line(/^ctlptl apply -f ctlptl.yaml$/);
     expect(await up.line(/^tilt /)).toBe(`tilt ${tilt}`);
@@ -429,7 +429,7 @@ test('what takes effect at the next start only is said', { timeout: 60_000 }, as
 async function addRefunds(): Promise<string> {
   const folder = path.join(clone, 'services/refunds');
   const files = {
-    'package.json': '{ "name": "@payloop/refunds", "type": "module" }',
+    'package.json': '{ "name": "@payloop/refunds", "type": "module", "dependencies": {} }',
     'src/main.ts': `import { run } from '@payloop/kit/run.ts';\nvoid run('refunds', () => import('./service.ts'));`,
     'src/service.ts': `
 import { createServer } from 'node:http';
@@ -554,7 +554,7 @@ function canMount(): boolean {
   return spawnSync(file!, [...args, mountAndUp, os.tmpdir()]).status === 0;
 }
 
-test('make prod and make down without Docker are one line each', { timeout: 60_000 }, async () => {
+test('OVERLAY=prod and make down without Docker are one line each', { timeout: 60_000 }, async () => {
   // All commands but docker.
   const folder = path.join(temporary, 'no-docker');
   await fs.mkdir(folder);
@@ -565,11 +565,9 @@ test('make prod and make down without Docker are one line each', { timeout: 60_0
     }
   }
   const without = { MODE: '', PATH: folder };
-  up = makeUp('prod', without);
-  await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
-  await up.line(/^make: .*Error 1$/);
   up = makeUp('up', { ...without, OVERLAY: 'prod' });
   await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
+  await up.line(/^make: .*Error 1$/);
   up = makeUp('down', without);
   expect(await up.line(/^make/)).toMatch(
     /^make down: there is no docker command here, so there is no cluster to remove$/,
