@@ -445,7 +445,7 @@ export async function start({ env, source, instance, failed }: Self) {
   return { port, metricsPort: 0, ready: Promise.resolve(true), stop: async () => void server.close() };
 }
 `,
-    'deploy/service.yaml': `data: { name: refunds, port: '8083', release: 0.1.0 }`,
+    'deploy/service.yaml': `data:\n  name: refunds\n  port: '${port('REFUNDS_PORT')}'\n`,
     'deploy/kustomization.yaml': 'patches: [{ path: deployment.yaml, target: { kind: Deployment } }]',
     'deploy/deployment.yaml': `
 kind: Deployment
@@ -474,7 +474,8 @@ test(
     const list = await fs.readFile(path.join(clone, base), 'utf8');
     const folder = await addRefunds();
     try {
-      up = makeUp('debug');
+      // Its port is the one of its folder; that of its inspector is moved.
+      up = makeUp('debug', { REFUNDS_PORT: '' });
       await up.line(new RegExp(`^up +\\| refunds is at http://127\\.0\\.0\\.1:${port('REFUNDS_PORT')}$`));
       await up.line(
         new RegExp(`^up +\\| a debugger finds refunds at 127\\.0\\.0\\.1:${port('REFUNDS_INSPECT_PORT')}$`),
@@ -495,6 +496,9 @@ test(
 
       const file = path.join(folder, 'src/service.ts');
       const good = await fs.readFile(file, 'utf8');
+      // Counts at the next start, and until then for nobody.
+      await fs.writeFile(path.join(folder, 'deploy/service.yaml'), `data:\n  name: refunds\n  port: '1'\n`);
+      await up.line(/ services\/refunds\/deploy\/service\.yaml has changed: /);
       await fs.writeFile(file, `${good}// saved\n`);
       const [, second] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
       await up.line(passed);

@@ -312,7 +312,7 @@ describe('with a third service', () => {
     ['REFUNDS_PORT before that', { data: () => 'port: 1', env: (port) => ({ REFUNDS_PORT: port }) }],
   ])('it is asked at %s', async (_which, settings) => {
     const { stdout } = await runWithRefunds({ refunds: (source) => ({ source }), ...settings });
-    expect(stdout).toContain(`ok 1 - ${ready}\n`);
+    expect(stdout).toContain(`\nok 1 - ${ready}\n`);
   });
 
   test('that it does not start with this code is said at once', async () => {
