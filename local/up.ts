@@ -19,7 +19,7 @@ import {
   type Service as Listed,
 } from '../scripts/services.ts';
 
-interface Service extends Listed {
+interface Service extends Pick<Listed, 'name' | 'port'> {
   database: string;
   localPort: number;
   /** Where debuggers are let in, if they are. */
@@ -53,20 +53,19 @@ async function main(): Promise<void> {
   const isDebug = process.argv.includes('--debug');
   const ports: Record<string, number> = {};
   const portOf = (variable: string, fallback: number) => (ports[variable] = portFrom(variable, fallback));
-  const located = listed.map((service) => ({
-    ...service,
+  const services = listed.map((service): Service => ({
+    name: service.name,
+    port: service.port,
     // Data of its own: a database that is there already is not filled anew, and dev's should stay as they are.
     database: overlay === 'dev' ? databaseOf(service) : `${databaseOf(service)}_${overlay}`,
     localPort: portOf(`${variablePrefix(service)}_PORT`, service.port),
     inspectPort: isDebug
       ? portOf(`${variablePrefix(service)}_INSPECT_PORT`, inspectPortOf(service))
       : undefined,
+    env: {},
   }));
   const postgresPort = portOf('POSTGRES_PORT', 25432);
-  const services = located.map((service): Service => ({
-    ...service,
-    env: { ...readAddresses(service.name, located), ...environments[service.name] },
-  }));
+  for (const { name, env } of services) Object.assign(env, readAddresses(name, services), environments[name]);
   const start = performance.now();
   const stop = stopRequest();
   await checkFolder();

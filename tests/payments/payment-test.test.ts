@@ -245,8 +245,8 @@ describe('with a third service', () => {
   const ready = 'every replica runs the code in this folder';
 
   interface Answers {
-    /** Its answers to /version, by how often it was asked before; undefined: nothing listens. */
-    refunds?: (source: string, asked: number) => object;
+    /** Its answers to /version, by the hash of its code and how often it was asked before; undefined: none. */
+    refunds?: (own: string, asked: number) => object;
     args?: (url: string) => string[];
     env?: (port: string) => NodeJS.ProcessEnv;
     /** What its folder says, of the port that it has. */
@@ -298,7 +298,7 @@ describe('with a third service', () => {
 
   test('its code is waited for, and said', async () => {
     const { stdout, own, asked } = await runWithRefunds({
-      refunds: (source, count) => ({ source: count < 3 ? other : source }),
+      refunds: (code, count) => ({ source: count < 3 ? other : code }),
     });
     expect(stdout).toMatch(
       new RegExp(`ok 1 - ${ready}\n# invoice-app \\w{64}\n# payment-provider \\w{64}\n# refunds ${own}\n`),
@@ -311,12 +311,12 @@ describe('with a third service', () => {
     ['a port in double quotes', { data: (port) => `port: "${port}"` }],
     ['REFUNDS_PORT before that', { data: () => 'port: 1', env: (port) => ({ REFUNDS_PORT: port }) }],
   ])('it is asked at %s', async (_which, settings) => {
-    const { stdout } = await runWithRefunds({ refunds: (source) => ({ source }), ...settings });
+    const { stdout } = await runWithRefunds({ refunds: (own) => ({ source: own }), ...settings });
     expect(stdout).toContain(`\nok 1 - ${ready}\n`);
   });
 
   test('that it does not start with this code is said at once', async () => {
-    const { stderr, ms } = await runWithRefunds({ refunds: (source) => ({ source: other, failed: source }) });
+    const { stderr, ms } = await runWithRefunds({ refunds: (own) => ({ source: other, failed: own }) });
     expect(stderr.trim()).toBe(
       `payment test failed: ${ready}: refunds does not start with the code in this folder, see its log`,
     );
@@ -330,7 +330,7 @@ describe('with a third service', () => {
       const [silent, empty, few] = await Promise.all([
         runWithRefunds({}),
         runWithRefunds({ refunds: () => ({ error: 'no such page' }) }),
-        runWithRefunds({ refunds: (source) => ({ source, instance: 'one' }), args: (url) => [url, '2'] }),
+        runWithRefunds({ refunds: (own) => ({ source: own, instance: 'one' }), args: (url) => [url, '2'] }),
       ]);
       expect(silent.stderr).toMatch(
         /: after 20 s: http:\S+\/version does not say which code refunds runs: curl: .*\n$/,
