@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
+import { inspectPortOf, readServices } from '../../scripts/services.ts';
 import { Debugger } from '../support/debugger.ts';
 import {
   isReady,
@@ -24,7 +25,6 @@ const root = resolve(import.meta.dirname, '../..');
 
 interface Attach {
   name: string;
-  port: number;
   remoteRoot: string;
 }
 
@@ -72,7 +72,8 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
 
   /** Attaches as an editor does, and makes a request that stops. */
   async function stopped(service: (typeof paying)[number]) {
-    const { port, remoteRoot } = configurations.find(({ name }) => name === `${service} (cluster)`)!;
+    const { remoteRoot } = configurations.find(({ name }) => name === 'service (cluster)')!;
+    const port = inspectPortOf(readServices().find(({ name }) => name === service)!);
     const attached = await until(`an inspector at ${port}`, 20, () => Debugger.attach(port));
     const file = `services/${service}/src/service.ts`;
     const { line: text, condition, ask } = stops[service];
