@@ -90,7 +90,9 @@ test.skipIf(!hasKustomize)('shows what is new, gone and changed, object by objec
 });
 
 test.skipIf(!hasKustomize)('compares with the revision that BASE names', async () => {
-  await edit('services/invoice-app/deploy/ingress.yaml', (text) => text.replaceAll('example.com', 'example.org'));
+  await edit('services/invoice-app/deploy/ingress.yaml', (text) =>
+    text.replaceAll('example.com', 'example.org'),
+  );
   git('commit', '--quiet', '--all', '--message=change');
   expect(review().stdout).toBe('');
   expect(review({ BASE: 'HEAD~1' }).stdout).toContain('== changed: Ingress invoice-app.invoice-app\n');
@@ -141,7 +143,9 @@ test.skipIf(!hasKustomize)('says which scanner is missing', async () => {
     const found = execFileSync('sh', ['-c', `command -v ${tool}`], { encoding: 'utf8' }).trim();
     await fs.symlink(found, path.join(tools, tool));
   }
-  await edit('services/invoice-app/deploy/ingress.yaml', (text) => text.replaceAll('example.com', 'example.org'));
+  await edit('services/invoice-app/deploy/ingress.yaml', (text) =>
+    text.replaceAll('example.com', 'example.org'),
+  );
   const { status, stdout } = review({ PATH: tools });
   expect(status).toBe(0);
   expect(stdout).toContain('== changed: Ingress');

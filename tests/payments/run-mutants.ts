@@ -17,8 +17,14 @@ import { mutants, type Mutant } from './mutants.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 
-const copied = ['services', 'libraries', 'tests', 'local', 'scripts', 'k8s', 'kustomize', 'Makefile']
-  .concat(['package.json', 'tsconfig.json', 'vitest.config.ts', 'test.sh', 'Tiltfile', 'ctlptl.yaml']);
+const copied = ['services', 'libraries', 'tests', 'local', 'scripts', 'k8s', 'kustomize', 'Makefile'].concat([
+  'package.json',
+  'tsconfig.json',
+  'vitest.config.ts',
+  'test.sh',
+  'Tiltfile',
+  'ctlptl.yaml',
+]);
 
 /** A copy of the tree that runs its own sources, with the packages of this one. */
 function copyTree(folder: string): void {

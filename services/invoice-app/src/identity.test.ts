@@ -11,7 +11,14 @@ import { createDatabase } from '../../../tests/support/database.ts';
 import { Issuer, subject } from '../../../tests/support/issuer.ts';
 import { ProjectedToken } from '../../../tests/support/projected-token.ts';
 import { brokenRules } from '../../../tests/payments/rules.ts';
-import { ask, listen, post, startService, untilReady, type RunningService } from '../../../tests/support/service.ts';
+import {
+  ask,
+  listen,
+  post,
+  startService,
+  untilReady,
+  type RunningService,
+} from '../../../tests/support/service.ts';
 import * as services from '../../../tests/support/services.ts';
 import { connect } from '../../../tests/support/services.ts';
 

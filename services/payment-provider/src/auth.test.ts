@@ -7,7 +7,14 @@ import { exportSPKI, importJWK, type CryptoKey, type JWK } from 'jose';
 import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { Issuer, subject } from '../../../tests/support/issuer.ts';
-import { ask, listen, post, startService, startUnready, type RunningService } from '../../../tests/support/service.ts';
+import {
+  ask,
+  listen,
+  post,
+  startService,
+  startUnready,
+  type RunningService,
+} from '../../../tests/support/service.ts';
 import * as paymentProvider from './service.ts';
 
 const body = '{"id":"I1","value":1,"currency":"EUR"}';
