@@ -17,7 +17,7 @@ const original = resolve(import.meta.dirname, '../../..');
 const main = `
 import { createServer } from 'node:http';
 import { resolve } from 'node:path';
-import { hashSource } from '../src/source.ts';
+import { hashSource } from '../../../libraries/kit/src/source.ts';
 const source = hashSource(resolve(import.meta.dirname, '../../..'), 'toy');
 const { word } = await import('./word.ts');
 if (typeof word !== 'string') throw new Error('there is no word');
