@@ -13,9 +13,9 @@ import { Client } from 'pg';
 import { freePort } from '../local/ports.ts';
 import { startPostgres } from '../local/postgres.ts';
 import { batchSize, migrations, resetInvoices, seed } from '../services/invoice-app/src/invoices.ts';
-import { Payments } from '../services/invoice-app/src/pay.ts';
+import { Payments } from '../services/invoice-app/src/payments.ts';
 import { Provider, type ProviderOptions } from '../services/invoice-app/src/provider.ts';
-import { untilReady } from '../tests/support/service.ts';
+import { untilReady } from '../tests/support/start-service.ts';
 
 const count = Number(process.env.COUNT || 100_000);
 /** The naive loop is too slow for all of them. */

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { freePort } from '../../local/ports.ts';
-import { statusOf } from '../support/service.ts';
+import { statusOf } from '../support/start-service.ts';
 import { kubectl, overlay, services } from './cluster.ts';
 
 /** What the image of production is, whatever the manifests make of it. */

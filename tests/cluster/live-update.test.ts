@@ -170,7 +170,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     for (const file of ['libraries/kit/src/run.ts', ...inBoth]) {
       await append(tilt, file, '// of branch two\n');
     }
-    await append(tilt, 'services/invoice-app/src/pay.ts', "import '@payloop/kit/only-two.ts';\n");
+    await append(tilt, 'services/invoice-app/src/payments.ts', "import '@payloop/kit/only-two.ts';\n");
     await commit('two');
     await served(tilt);
 

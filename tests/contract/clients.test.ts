@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
-import { startService, type RunningService } from '../support/service.ts';
+import { startService, type RunningService } from '../support/start-service.ts';
 
 /** One address for several services: each connection goes to the next. */
 async function balance(services: RunningService[]): Promise<AsyncDisposable & { url: string }> {

@@ -9,8 +9,8 @@ import * as paymentProvider from '../../services/payment-provider/src/service.ts
 import { createDatabase } from '../support/database.ts';
 import { Description, send, type Asked } from './described.ts';
 import { Issuer } from '../support/issuer.ts';
-import { startService, type RunningService } from '../support/service.ts';
-import { startApp, startProvider } from '../support/services.ts';
+import { startService, type RunningService } from '../support/start-service.ts';
+import { startApp, startProvider } from '../support/app-and-provider.ts';
 
 /** What is asked, and what is to come back: the body as JSON where it is, else as text. */
 type Row = [Asked, status: number, body?: unknown, headers?: Record<string, string>];

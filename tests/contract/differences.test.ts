@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { RunningService } from '../support/service.ts';
-import { startApp, startProvider } from '../support/services.ts';
+import type { RunningService } from '../support/start-service.ts';
+import { startApp, startProvider } from '../support/app-and-provider.ts';
 
 const page = readFileSync(join(import.meta.dirname, '../../docs/differences.md'), 'utf8');
 /** The rows below a heading: method, path, and the status that the page says it has here. */

@@ -5,8 +5,8 @@ import { connect } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { createGateway } from '../../libraries/kit/dev/gateway.ts';
-import { startUnready, type RunningService } from '../support/service.ts';
-import { startApp, startProvider } from '../support/services.ts';
+import { startUnready, type RunningService } from '../support/start-service.ts';
+import { startApp, startProvider } from '../support/app-and-provider.ts';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import type { AddressInfo } from 'node:net';
 

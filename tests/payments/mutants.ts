@@ -17,15 +17,15 @@ export const mutants: Mutant[] = [
   {
     name: 'no unique key: a charge is stored as often as it is asked for',
     changes: [
-      [`${provider}/payments.ts`, 'CREATE UNIQUE INDEX', 'CREATE INDEX'],
-      [`${provider}/payments.ts`, 'ON CONFLICT (idempotency_key) DO NOTHING', ''],
+      [`${provider}/charges.ts`, 'CREATE UNIQUE INDEX', 'CREATE INDEX'],
+      [`${provider}/charges.ts`, 'ON CONFLICT (idempotency_key) DO NOTHING', ''],
     ],
     tests: [`${provider}/cashier.test.ts`, model],
   },
   {
     name: 'no SKIP LOCKED: a claim waits for rows that others hold',
     changes: [[`${app}/batches.ts`, 'FOR UPDATE SKIP LOCKED', 'FOR UPDATE']],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no stored key: a new one for each request',
@@ -33,12 +33,12 @@ export const mutants: Mutant[] = [
       [`${app}/provider.ts`, 'idempotencyKey: attempt.key', 'idempotencyKey: crypto.randomUUID()'],
       [`${app}/provider.ts`, `'Idempotency-Key': attempt.key`, `'Idempotency-Key': crypto.randomUUID()`],
     ],
-    tests: [`${app}/pay.test.ts`, model],
+    tests: [`${app}/payments.test.ts`, model],
   },
   {
     name: 'no lease check: a batch is claimed whoever holds it',
     changes: [[`${app}/batches.ts`, 'AND (holder IS NULL OR NOT (${isLive}))', '']],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no 422: a key is answered whatever it is used for',
@@ -67,7 +67,7 @@ export const mutants: Mutant[] = [
         'WHERE invoices.id = answers.id\n         AND',
       ],
     ],
-    tests: [`${app}/pay.test.ts`, model],
+    tests: [`${app}/payments.test.ts`, model],
   },
   {
     name: 'no compare-and-set of the key: an answer ends whichever attempt is open',
@@ -83,33 +83,33 @@ export const mutants: Mutant[] = [
   {
     name: 'no new key after a decline: the invoice is declined for ever',
     changes: [[`${app}/batches.ts`, 'ELSE uuidv7() END', 'ELSE key END']],
-    tests: [`${app}/pay.test.ts`, model],
+    tests: [`${app}/payments.test.ts`, model],
   },
   {
     name: 'no trigger: the history can be changed',
     changes: [[`${app}/invoices.ts`, 'BEFORE UPDATE OR DELETE OR TRUNCATE', 'BEFORE TRUNCATE']],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no recovery: leases that ran out are nobody’s',
     changes: [[`${app}/service.ts`, 'payments.startRecovery();', '']],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no lease after an unknown outcome: recovery does not know of it',
     changes: [
       [
-        `${app}/pay.ts`,
+        `${app}/payments.ts`,
         'batches.release(this.#options.database, batch, isUnknown)',
         'batches.release(this.#options.database, batch, false)',
       ],
     ],
-    tests: [`${app}/pay.test.ts`, model],
+    tests: [`${app}/payments.test.ts`, model],
   },
   {
     name: 'no refusals: an invoice that the provider refuses counts as unknown, and so as the provider down',
     changes: [[`${app}/provider.ts`, `return status === 400 || status === 422 ?`, 'return status === 0 ?']],
-    tests: [`${app}/pay.test.ts`, model],
+    tests: [`${app}/payments.test.ts`, model],
   },
   {
     name: 'refused invoices are asked for again before somebody has changed them',
@@ -120,7 +120,7 @@ export const mutants: Mutant[] = [
         'paid_at IS NULL AND asked_at',
       ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no reopening: a refused invoice stays refused when somebody changes it',
@@ -131,7 +131,7 @@ export const mutants: Mutant[] = [
         '',
       ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'any unusable answer is a provider that is down',
@@ -142,7 +142,7 @@ export const mutants: Mutant[] = [
         'return status > 0;',
       ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no proof: a 402 without a reason is a decline',
@@ -153,7 +153,7 @@ export const mutants: Mutant[] = [
         `if (typeof error !== 'string') return status === 402 ? { outcome: 'declined' } : unknown;`,
       ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'outcomes are matched by their place',
@@ -164,19 +164,23 @@ export const mutants: Mutant[] = [
         'return attempts.map((attempt, at) => {\n    const answer = (answers as ({ status?: unknown } | null)[])[at] ?? undefined;',
       ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no count: an array of fewer outcomes is taken',
     changes: [[`${app}/provider.ts`, ' || answers.length !== attempts.length', '']],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'a batch is paid twice in a run whose workers are slow to claim',
     changes: [
-      [`${app}/pay.ts`, '!run.remaining.delete(batch.first)', 'run.remaining.delete(batch.first) && false'],
+      [
+        `${app}/payments.ts`,
+        '!run.remaining.delete(batch.first)',
+        'run.remaining.delete(batch.first) && false',
+      ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no marks: a provider that ignores keys is asked again by whoever comes next',
@@ -193,18 +197,20 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'what is unknown at a provider without keys is not listed',
-    changes: [[`${app}/pay.ts`, 'if (isListed || batch.leftOpen) {', 'if (isListed) {']],
+    changes: [[`${app}/payments.ts`, 'if (isListed || batch.leftOpen) {', 'if (isListed) {']],
     tests: [`${app}/original.test.ts`, model],
   },
   {
     name: 'what is unknown is not listed where the batch was claimed and given back since',
-    changes: [[`${app}/pay.ts`, 'if (isListed || batch.leftOpen) {', 'if (isListed || batch.abandoned) {']],
+    changes: [
+      [`${app}/payments.ts`, 'if (isListed || batch.leftOpen) {', 'if (isListed || batch.abandoned) {'],
+    ],
     // The order that the model would need is rare: once in 5,900 runs.
     tests: [`${app}/original.test.ts`],
   },
   {
     name: 'no heartbeat: a lease runs out under a holder that is at work',
-    changes: [[`${app}/pay.ts`, 'lease.keep();', '']],
+    changes: [[`${app}/payments.ts`, 'lease.keep();', '']],
     tests: [`${app}/original.test.ts`],
   },
   {
@@ -226,12 +232,14 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'half of a character is taken for a key',
-    changes: [[`${provider}/payment.ts`, String.raw`/^[^\0\ud800-\udfff]*$/u`, String.raw`/^[^\0]*$/`]],
+    changes: [
+      [`${provider}/payment-request.ts`, String.raw`/^[^\0\ud800-\udfff]*$/u`, String.raw`/^[^\0]*$/`],
+    ],
     tests: [`${provider}/edges.test.ts`],
   },
   {
     name: 'bytes that are no UTF-8 are replaced',
-    changes: [[`${provider}/payment.ts`, 'fatal: true', 'fatal: false']],
+    changes: [[`${provider}/payment-request.ts`, 'fatal: true', 'fatal: false']],
     tests: [`${provider}/edges.test.ts`],
   },
   {
@@ -243,14 +251,14 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'a prototype’s fields are the payment’s',
-    changes: [[`${provider}/payment.ts`, 'Object.create(null)', '{}']],
+    changes: [[`${provider}/payment-request.ts`, 'Object.create(null)', '{}']],
     tests: [`${provider}/edges.test.ts`],
   },
   {
     name: 'a number that a double cannot hold is charged as another',
     changes: [
       [
-        `${provider}/payment.ts`,
+        `${provider}/payment-request.ts`,
         'isNumber && !isExact(value, source) ? NaN : value',
         'isNumber && isExact(0, source) ? value : value',
       ],
@@ -259,7 +267,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'what rounds to 0 is charged',
-    changes: [[`${provider}/payment.ts`, 'if (minor === 0n) throw', 'if (minor === null) throw']],
+    changes: [[`${provider}/payment-request.ts`, 'if (minor === 0n) throw', 'if (minor === null) throw']],
     tests: [`${provider}/edges.test.ts`],
   },
   {
@@ -269,7 +277,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no length: an id may be as long as a body',
-    changes: [[`${provider}/payment.ts`, ".max(idLength, tooLong('payment id', idLength))", '']],
+    changes: [[`${provider}/payment-request.ts`, ".max(idLength, tooLong('payment id', idLength))", '']],
     tests: [`${provider}/edges.test.ts`],
   },
   {
@@ -303,14 +311,14 @@ export const mutants: Mutant[] = [
         'WHEN (false)',
       ],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'an invoice can change while it may be charged',
     changes: [
       [`${app}/invoices.ts`, 'IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN', 'IF false THEN'],
     ],
-    tests: [`${app}/pay.test.ts`],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'a lease lasts as long as the clock went back',
@@ -321,12 +329,12 @@ export const mutants: Mutant[] = [
         'leased_until >= now()',
       ],
     ],
-    tests: [`${app}/pay.test.ts`, model],
+    tests: [`${app}/payments.test.ts`, model],
   },
   {
     name: 'a run waits for others without end',
-    changes: [[`${app}/pay.ts`, 'if (performance.now() - gotAt > patience) return;', '']],
-    tests: [`${app}/pay.test.ts`],
+    changes: [[`${app}/payments.ts`, 'if (performance.now() - gotAt > patience) return;', '']],
+    tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'a database that can only be read is ready',
@@ -342,7 +350,7 @@ export const mutants: Mutant[] = [
     name: 'no epoch: a payment of data that were reset since is charged',
     changes: [
       [
-        `${provider}/payments.ts`,
+        `${provider}/charges.ts`,
         'WHERE NOT EXISTS (SELECT FROM retired_epochs WHERE epoch = $6)',
         'WHERE $6::uuid IS NULL OR true',
       ],
@@ -390,7 +398,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'nobody finishes a reset that was left',
-    changes: [[`${app}/pay.ts`, 'await this.#options.resets?.finishAbandoned();', '']],
+    changes: [[`${app}/payments.ts`, 'await this.#options.resets?.finishAbandoned();', '']],
     tests: [`${app}/reset.test.ts`],
   },
   {

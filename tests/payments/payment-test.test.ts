@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { hashSource } from '../../libraries/kit/src/source.ts';
-import { listen } from '../support/service.ts';
+import { listen } from '../support/start-service.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 const script = join(root, 'test.sh');

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { brokenRules, takeSnapshot } from './rules.ts';
-import { post, startService, type RunningService } from '../support/service.ts';
+import { post, startService, type RunningService } from '../support/start-service.ts';
 
 let services: RunningService[];
 let app: Client;

@@ -11,7 +11,7 @@ import { promisify } from 'node:util';
 import { parseAllDocuments } from 'yaml';
 import { freePort } from '../../local/ports.ts';
 import { startPostgres } from '../../local/postgres.ts';
-import { post, untilReady } from '../support/service.ts';
+import { post, untilReady } from '../support/start-service.ts';
 
 const invoices = 100_000;
 const load = { readers: 200, streams: 200, pays: 50 };

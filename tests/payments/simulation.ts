@@ -10,14 +10,14 @@ import type { AxiosAdapter } from 'axios';
 import type { Scheduler } from 'fast-check';
 import { Client } from 'pg';
 import { batchSize, migrations } from '../../services/invoice-app/src/invoices.ts';
-import { Payments, type Tally } from '../../services/invoice-app/src/pay.ts';
+import { Payments, type Tally } from '../../services/invoice-app/src/payments.ts';
 import { Provider } from '../../services/invoice-app/src/provider.ts';
 import { Resets } from '../../services/invoice-app/src/reset.ts';
 import { createUndiciAdapter } from '../../services/invoice-app/src/undici-adapter.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { createDatabase } from '../support/database.ts';
 import { brokenRules, takeSnapshot } from './rules.ts';
-import { untilReady } from '../support/service.ts';
+import { untilReady } from '../support/start-service.ts';
 
 /** What can happen to one step. */
 export const mishaps = [

@@ -3,12 +3,12 @@ import { join, resolve } from 'node:path';
 
 /** The files that a payment goes through, each with its service. A file that joins the path is added here. */
 const path = {
-  'invoice-app': ['service.ts', 'antaeus.ts', 'pay.ts', 'lease.ts', 'provider.ts', 'reset.ts'],
+  'invoice-app': ['service.ts', 'antaeus.ts', 'payments.ts', 'lease.ts', 'provider.ts', 'reset.ts'],
   'payment-provider': ['service.ts', 'cashier.ts', 'ledger.ts'],
 };
 
 /** Files whose functions are the work of one step: each awaits one statement, and nothing else. */
-const statements = ['invoice-app/src/batches.ts', 'payment-provider/src/payments.ts'];
+const statements = ['invoice-app/src/batches.ts', 'payment-provider/src/charges.ts'];
 
 /** What else these files await, and why nothing has to be stopped there. */
 const elsewhere: [awaited: RegExp, reason: string][] = [
@@ -25,8 +25,8 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
     'a reset',
   ],
   [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
-  [/^asking\.(mark|unmark|store)\(/, 'steps of pay.ts'],
-  [/^payAll\(/, 'what the steps of pay.ts come to'],
+  [/^asking\.(mark|unmark|store)\(/, 'steps of payments.ts'],
+  [/^payAll\(/, 'what the steps of payments.ts come to'],
   [/^span\('batch'/, 'a span around steps of its own'],
   [/^forAll\(/, 'says whose trace the steps in it are part of'],
   [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],

@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import { brokenRules, takeSnapshot, type Snapshot } from './rules.ts';
-import { post, untilReady } from '../support/service.ts';
+import { post, untilReady } from '../support/start-service.ts';
 import type { Form } from './simulation.ts';
 import { findSteps, type NamedStep, type ServiceName } from './steps.ts';
 import type { Order } from './victim.ts';

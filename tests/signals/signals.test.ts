@@ -4,7 +4,7 @@ import { startTracing, stopTracing } from '../../libraries/kit/src/tracing.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { startCollector, type Collector } from './collector.ts';
 import { hasPrometheus, startPrometheus, type Prometheus } from './prometheus.ts';
-import { post, startService, type RunningService } from '../support/service.ts';
+import { post, startService, type RunningService } from '../support/start-service.ts';
 import {
   alertsFile,
   findMissing,

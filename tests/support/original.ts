@@ -1,6 +1,6 @@
 import { json } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { listen } from './service.ts';
+import { listen } from './start-service.ts';
 
 /** A provider as the original one in Go is: it refuses arrays, ignores keys, and takes its time for each answer. */
 export interface Original extends AsyncDisposable {

@@ -13,7 +13,7 @@ import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../../services/payment-provider/src/service.ts';
-import { startUnready } from '../../../tests/support/service.ts';
+import { startUnready } from '../../../tests/support/start-service.ts';
 import { createGateway } from './gateway.ts';
 
 const cleanup: (() => void)[] = [];

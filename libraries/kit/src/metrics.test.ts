@@ -12,7 +12,7 @@ import {
   startUnready,
   statusOf,
   type RunningService,
-} from '../../../tests/support/service.ts';
+} from '../../../tests/support/start-service.ts';
 
 let provider: RunningService;
 let app: RunningService;

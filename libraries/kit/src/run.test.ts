@@ -6,7 +6,7 @@ import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import { createDatabase, type TestDatabase } from '../../../tests/support/database.ts';
-import { statusOf, untilReady } from '../../../tests/support/service.ts';
+import { statusOf, untilReady } from '../../../tests/support/start-service.ts';
 import { hashSource } from './source.ts';
 
 const root = resolve(import.meta.dirname, '../../..');

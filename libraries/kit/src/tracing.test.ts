@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
 import { startCollector, type Collector, type SentSpan } from '../../../tests/signals/collector.ts';
 import { createDatabase, type TestDatabase } from '../../../tests/support/database.ts';
-import { post, untilReady } from '../../../tests/support/service.ts';
+import { post, untilReady } from '../../../tests/support/start-service.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
 const openMetrics = 'application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5';

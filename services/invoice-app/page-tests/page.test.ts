@@ -4,8 +4,8 @@ import { Client } from 'pg';
 import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import { createDatabase } from '../../../tests/support/database.ts';
-import { post, type RunningService } from '../../../tests/support/service.ts';
-import { startApp, startProvider } from '../../../tests/support/services.ts';
+import { post, type RunningService } from '../../../tests/support/start-service.ts';
+import { startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import { launch, longestTask, open, ownComplaints, type Watched } from './browser.ts';
 
 /** How long the page may take to show what is expected, in milliseconds. */

@@ -4,7 +4,7 @@ import { join, resolve } from 'node:path';
 import type { BrowserContextOptions, Page } from 'playwright-core';
 import { startPostgres } from '../../../local/postgres.ts';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { startService } from '../../../tests/support/service.ts';
+import { startService } from '../../../tests/support/start-service.ts';
 import * as invoiceApp from '../src/service.ts';
 import { findChromium, launch, open } from './browser.ts';
 

@@ -4,8 +4,8 @@ import { readOverlay } from '../../../local/overlay.ts';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { createDatabase } from '../../../tests/support/database.ts';
 import { brokenRules } from '../../../tests/payments/rules.ts';
-import { ask, post, startService, type RunningService } from '../../../tests/support/service.ts';
-import { startApp, startProvider } from '../../../tests/support/services.ts';
+import { ask, post, startService, type RunningService } from '../../../tests/support/start-service.ts';
+import { startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import * as invoiceApp from './service.ts';
 
 const pending = [

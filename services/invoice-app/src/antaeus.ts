@@ -5,7 +5,7 @@ import { databaseErrors, error, json } from '@payloop/kit/openapi.ts';
 import { route } from '@payloop/kit/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
-import { neverRead } from './api.ts';
+import { neverRead } from './description.ts';
 import {
   findCustomer,
   findInvoice,
@@ -14,7 +14,7 @@ import {
   type Customer,
   type ListedInvoice,
 } from './invoices.ts';
-import { sendPages } from './pages.ts';
+import { sendPages } from './pagination.ts';
 
 /** An invoice as clients of Antaeus know it. */
 const antaeusInvoice = () =>

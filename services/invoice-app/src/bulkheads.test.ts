@@ -3,8 +3,8 @@ import { once } from 'node:events';
 import { connect as connectSocket, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { ask, post, type RunningService } from '../../../tests/support/service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
+import { ask, post, type RunningService } from '../../../tests/support/start-service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 let provider: RunningService;
 let app: RunningService;

@@ -18,9 +18,9 @@ import {
   startService,
   untilReady,
   type RunningService,
-} from '../../../tests/support/service.ts';
-import * as services from '../../../tests/support/services.ts';
-import { connect } from '../../../tests/support/services.ts';
+} from '../../../tests/support/start-service.ts';
+import * as services from '../../../tests/support/app-and-provider.ts';
+import { connect } from '../../../tests/support/app-and-provider.ts';
 
 let issuer: Issuer;
 let provider: RunningService;

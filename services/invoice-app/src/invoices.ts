@@ -1,7 +1,7 @@
 import type { Database, Migration, Query } from '@payloop/kit/database.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
 import { z } from 'zod';
-import { readPages, type Range } from './pages.ts';
+import { readPages, type Range } from './pagination.ts';
 
 /** An invoice as it is stored. */
 export interface Invoice {

@@ -5,8 +5,8 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { startOriginal, type Original } from '../../../tests/support/original.ts';
-import { ask, post, untilReady, type RunningService } from '../../../tests/support/service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
+import { ask, post, untilReady, type RunningService } from '../../../tests/support/start-service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 let original: Original;
 beforeEach(async () => {

@@ -2,8 +2,8 @@ import type { Step } from '@payloop/kit/step.ts';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { EventStream } from '../../../tests/support/events.ts';
-import { ask, post, startService, type RunningService } from '../../../tests/support/service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
+import { ask, post, startService, type RunningService } from '../../../tests/support/start-service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 let provider: RunningService;
 let app: RunningService;

@@ -115,7 +115,7 @@ const maxContentLength = 1_000_000;
 const connections = 64;
 /**
  * Requests at a time for one batch, where each is for one payment: with the batches that are under way together
- * (`workers` in pay.ts) no more than there are connections, as one that waits for a connection runs out of time.
+ * (`workers` in payments.ts) no more than there are connections, as one that waits for a connection runs out of time.
  */
 const concurrency = 10;
 /** Payments of one request each whose answers are stored together. */

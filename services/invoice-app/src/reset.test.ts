@@ -2,8 +2,8 @@ import { request as send } from 'node:http';
 import { buffer } from 'node:stream/consumers';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { brokenRules } from '../../../tests/payments/rules.ts';
-import { ask, listen, post, type RunningService } from '../../../tests/support/service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
+import { ask, listen, post, type RunningService } from '../../../tests/support/start-service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 /** A way to the provider on which a test can hold up requests, and answers. */
 async function startWay(provider: RunningService) {

@@ -2,8 +2,14 @@ import type { RequestListener } from 'node:http';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { EventStream } from '../../../tests/support/events.ts';
-import { ask, listen, post, startService, type RunningService } from '../../../tests/support/service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
+import {
+  ask,
+  listen,
+  post,
+  startService,
+  type RunningService,
+} from '../../../tests/support/start-service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import * as invoiceApp from './service.ts';
 
 const seeded = [

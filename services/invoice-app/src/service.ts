@@ -9,7 +9,7 @@ import { step as direct } from '@payloop/kit/step.ts';
 import type { Handler, Request, Response } from 'express';
 import { z } from 'zod';
 import { addAntaeusRoutes } from './antaeus.ts';
-import * as api from './api.ts';
+import * as description from './description.ts';
 import { readOldestLease } from './batches.ts';
 import {
   countRefused,
@@ -23,8 +23,8 @@ import {
 } from './invoices.ts';
 import { Overview } from './overview.ts';
 import { addPage } from './page.ts';
-import { createListLimit, sendPages } from './pages.ts';
-import { batchStates, Payments } from './pay.ts';
+import { createListLimit, sendPages } from './pagination.ts';
+import { batchStates, Payments } from './payments.ts';
 import { Progress } from './progress.ts';
 import { Resets } from './reset.ts';
 import { everyOutcome, Provider, type AppVersion } from './provider.ts';
@@ -135,10 +135,10 @@ export async function start({ env, source, instance, failed, step = direct }: Se
       };
       response.json(self);
     };
-    route(app, '/version', { get: version }, api.describeVersion);
+    route(app, '/version', { get: version }, description.describeVersion);
     const invoices: Handler = (request, response) => sendInvoices(database, request, response);
     const listLimit = createListLimit();
-    route(app, '/invoices', { get: [listLimit, invoices] }, api.describeInvoices);
+    route(app, '/invoices', { get: [listLimit, invoices] }, description.describeInvoices);
     const payAll = (response: Response) => {
       progress.attend();
       return payments.pay(requestId(response)).finally(() => progress.attend());
@@ -146,11 +146,11 @@ export async function start({ env, source, instance, failed, step = direct }: Se
     // The body is never read: clients send none, a form, or broken JSON.
     const pay: Handler = async (_request, response) => {
       const tally = await payAll(response);
-      const shortfall = api.describeShortfall(tally);
+      const shortfall = description.describeShortfall(tally);
       if (shortfall === undefined) response.json({});
-      else response.status(502).json({ error: shortfall, ...tally } satisfies api.Unreliable);
+      else response.status(502).json({ error: shortfall, ...tally } satisfies description.Unreliable);
     };
-    route(app, '/invoices/pay', { post: pay }, api.describePay);
+    route(app, '/invoices/pay', { post: pay }, description.describePay);
     addAntaeusRoutes(app, {
       database,
       listLimit,
@@ -165,7 +165,7 @@ export async function start({ env, source, instance, failed, step = direct }: Se
         await resets.reset();
         response.json({});
       };
-      route(app, '/reset', { post: answerReset }, api.describeReset);
+      route(app, '/reset', { post: answerReset }, description.describeReset);
     }
   });
   payments.startRecovery();
@@ -173,7 +173,7 @@ export async function start({ env, source, instance, failed, step = direct }: Se
 }
 
 async function sendInvoices(database: Database, request: Request, response: Response): Promise<void> {
-  const query = api.invoiceQuery.safeParse(request.query);
+  const query = description.invoiceQuery.safeParse(request.query);
   if (!query.success) throw new HttpError(400, describe(query.error));
   const { status, limit, after } = query.data;
   const pages = listInvoices(database, { paid: status && status === 'paid', limit, after });

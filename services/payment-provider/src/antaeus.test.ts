@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { parse } from 'yaml';
-import { post, startService, type RunningService } from '../../../tests/support/service.ts';
+import { post, startService, type RunningService } from '../../../tests/support/start-service.ts';
 import * as paymentProvider from './service.ts';
 
 let provider: RunningService;

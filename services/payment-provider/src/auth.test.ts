@@ -14,7 +14,7 @@ import {
   startService,
   startUnready,
   type RunningService,
-} from '../../../tests/support/service.ts';
+} from '../../../tests/support/start-service.ts';
 import * as paymentProvider from './service.ts';
 
 const body = '{"id":"I1","value":1,"currency":"EUR"}';

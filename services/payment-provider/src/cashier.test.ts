@@ -1,7 +1,7 @@
 import { step as direct, type Step } from '@payloop/kit/step.ts';
 import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { startService, type RunningService } from '../../../tests/support/service.ts';
+import { startService, type RunningService } from '../../../tests/support/start-service.ts';
 import * as paymentProvider from './service.ts';
 
 let service: RunningService;

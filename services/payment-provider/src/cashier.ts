@@ -10,7 +10,7 @@ import {
   parsePayment,
   readId,
   type Payment,
-} from './payment.ts';
+} from './payment-request.ts';
 
 /** An HTTP answer. */
 export interface Reply {

@@ -1,7 +1,7 @@
 // Texts and numbers that one of JSON, JavaScript and Postgres would keep as another.
 import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { startService, type RunningService } from '../../../tests/support/service.ts';
+import { startService, type RunningService } from '../../../tests/support/start-service.ts';
 import * as paymentProvider from './service.ts';
 
 let service: RunningService;

@@ -3,7 +3,7 @@ import { runInNewContext } from 'node:vm';
 import { ConfigError } from '@payloop/kit/config.ts';
 import { Client } from 'pg';
 import { describe, expect, test } from 'vitest';
-import { startService, type RunningService } from '../../../tests/support/service.ts';
+import { startService, type RunningService } from '../../../tests/support/start-service.ts';
 import { Faults, lateness } from './faults.ts';
 import * as paymentProvider from './service.ts';
 

@@ -1,7 +1,7 @@
 import { isLockTimeout, type Database } from '@payloop/kit/database.ts';
 import type { Step } from '@payloop/kit/step.ts';
 import { currentPlace, forAll, type Place } from '@payloop/kit/tracing.ts';
-import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './payments.ts';
+import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './charges.ts';
 
 /** What a charge came to. */
 export type Answer =

@@ -1,6 +1,6 @@
 import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { ask, post, startService, type RunningService } from '../../../tests/support/service.ts';
+import { ask, post, startService, type RunningService } from '../../../tests/support/start-service.ts';
 import * as paymentProvider from './service.ts';
 
 let service: RunningService;

@@ -16,13 +16,13 @@ import {
   describeReset,
   describeToken,
   describeVersion,
-} from './api.ts';
+} from './description.ts';
 import { authVariables, readTokenRules, requireToken } from './auth.ts';
 import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
 import { faultRates, Faults, lateness } from './faults.ts';
 import { Ledger } from './ledger.ts';
-import { parseBody, parseEpoch } from './payment.ts';
-import { deletePayments, lockPayments, migrations, retireEpoch } from './payments.ts';
+import { parseBody, parseEpoch } from './payment-request.ts';
+import { deletePayments, lockPayments, migrations, retireEpoch } from './charges.ts';
 
 const service = 'payment-provider';
 

@@ -3,7 +3,14 @@ import { error, json, databaseErrors, type Addition, type Answers, type Body } f
 import { version } from '@payloop/kit/run.ts';
 import { z } from 'zod';
 import { antaeusResult, charged, outcomeBody } from './cashier.ts';
-import { antaeusFields, epoch, idempotencyKey, keyLength, mostPayments, paymentFields } from './payment.ts';
+import {
+  antaeusFields,
+  epoch,
+  idempotencyKey,
+  keyLength,
+  mostPayments,
+  paymentFields,
+} from './payment-request.ts';
 
 const lenient =
   'The body is JSON whatever `Content-Type` says. Keys match in any case, further fields are ignored, and null is ' +

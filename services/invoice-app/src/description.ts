@@ -4,7 +4,7 @@ import { errorBody } from '@payloop/kit/http-error.ts';
 import { databaseErrors, error, json, type Body } from '@payloop/kit/openapi.ts';
 import { z } from 'zod';
 import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
-import { tallyBody, type Tally } from './pay.ts';
+import { tallyBody, type Tally } from './payments.ts';
 import { appVersion } from './provider.ts';
 
 /** The most that may be asked for at a time. */

@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { connect, type AddressInfo } from 'node:net';
 import express from 'express';
 import { expect, test } from 'vitest';
-import { readPages, sendPages } from './pages.ts';
+import { readPages, sendPages } from './pagination.ts';
 
 test('a client that reads nothing for 30 s is cut off', async () => {
   const ended = Promise.withResolvers<unknown>();

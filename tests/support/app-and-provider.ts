@@ -2,7 +2,7 @@ import { Client } from 'pg';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import type { Self } from '../../libraries/kit/src/run.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
-import { startService, type RunningService } from './service.ts';
+import { startService, type RunningService } from './start-service.ts';
 
 /** payment-provider, which may be reset. */
 export const startProvider = (env: Record<string, string> = {}, self: Partial<Self> = {}) =>

@@ -5,10 +5,10 @@ import { createLog } from '@payloop/kit/log.ts';
 import type { Step } from '@payloop/kit/step.ts';
 import { describe, expect, test } from 'vitest';
 import { brokenRules } from '../../../tests/payments/rules.ts';
-import { ask, listen, post, type RunningService } from '../../../tests/support/service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/services.ts';
+import { ask, listen, post, type RunningService } from '../../../tests/support/start-service.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import { migrations } from './invoices.ts';
-import { Payments } from './pay.ts';
+import { Payments } from './payments.ts';
 import { Provider } from './provider.ts';
 
 const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
