@@ -1,7 +1,14 @@
 import pino from 'pino';
-import { idsForLog, isTracing } from './tracing.ts';
 
 export type Log = pino.Logger;
+
+/** Fields of every line; undefined where traces are off. */
+let context: (() => object) | undefined;
+
+/** Adds fields to every line of the loggers that are created from here on. */
+export function addToLines(fields: () => object): void {
+  context = fields;
+}
 
 /**
  * A logger that writes one JSON line an event, with the ids of the span that it is part of where traces are on.
@@ -16,7 +23,7 @@ export function createLog(service: string, level: string): Log {
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label) => ({ level: label }) },
     serializers: { err: reduceError },
-    ...(isTracing() && { mixin: () => idsForLog() ?? {} }),
+    ...(context && { mixin: context }),
   });
 }
 

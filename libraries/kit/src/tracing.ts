@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { httpUrl, logLevel, readVariables } from './config.ts';
+import { addToLines } from './log.ts';
 // Its types only: it is loaded where traces are on.
 import type { Attributes, Place, RequestSpan, SpanIds, Tracer } from './otel.ts';
 
@@ -22,6 +23,7 @@ export async function startTracing(service: string, env: NodeJS.ProcessEnv): Pro
   const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, LOG_LEVEL } = readVariables(variables, env);
   const { createTracer } = await import('./otel.ts');
   tracer = createTracer({ service, endpoint, logLevel: LOG_LEVEL });
+  addToLines(() => tracer?.ids() ?? {});
 }
 
 /** Sends what is left, for a second at most, and makes no more traces. */
@@ -41,16 +43,7 @@ export function startRequest(headers: IncomingHttpHeaders): RequestSpan | undefi
   return tracer?.request(headers);
 }
 
-export function isTracing(): boolean {
-  return tracer !== undefined;
-}
-
-/** What a log line says of the span that it is written in. */
-export function idsForLog(): SpanIds | undefined {
-  return tracer?.ids();
-}
-
-/** The same for an exemplar: undefined also where nobody keeps the trace. */
+/** The ids of the active span, for an exemplar: undefined also where nobody keeps the trace. */
 export function idsForExemplar(): SpanIds | undefined {
   return tracer?.sampledIds();
 }

@@ -1,5 +1,5 @@
 import type { Database } from '@payloop/kit/database.ts';
-import type { Invoice } from './invoices.ts';
+import type { Attempt } from './invoices.ts';
 import type { Ending } from './provider.ts';
 
 /** Invoices that are claimed together, by their ids. */
@@ -14,11 +14,6 @@ export interface Batch {
   epoch: string;
   /** Whether its last holder, dead or not, left invoices whose outcome is unknown. */
   leftOpen: boolean;
-}
-
-/** An invoice to pay, under the key of its open attempt. */
-export interface Attempt extends Invoice {
-  key: string;
 }
 
 /** How long a batch is its holder's after a claim or a renewal, in seconds. */

@@ -12,6 +12,11 @@ export interface Invoice {
   currency: string;
 }
 
+/** An invoice to pay, under the key of its open attempt. */
+export interface Attempt extends Invoice {
+  key: string;
+}
+
 /** An invoice as clients see it. */
 export interface ListedInvoice extends Invoice {
   customerId: number;

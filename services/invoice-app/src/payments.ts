@@ -12,7 +12,7 @@ import {
 } from 'cockatiel';
 import { z } from 'zod';
 import * as batches from './batches.ts';
-import { countStuck } from './invoices.ts';
+import { countStuck, type Attempt } from './invoices.ts';
 import { Lease } from './lease.ts';
 import type { Resets } from './reset.ts';
 import { everyOutcome, type Asking, type Ending, type Outcome, type Provider } from './provider.ts';
@@ -268,12 +268,12 @@ export class Payments {
 
   /** Asks for each attempt, and again where its outcome is unknown. @returns how each ended, or did not */
   async #payAttempts(
-    attempts: batches.Attempt[],
+    attempts: Attempt[],
     batch: batches.Batch,
     lease: Lease,
     run: Run,
-  ): Promise<Map<batches.Attempt, Ending>> {
-    const endings = new Map<batches.Attempt, Ending>();
+  ): Promise<Map<Attempt, Ending>> {
+    const endings = new Map<Attempt, Ending>();
     if (attempts.length === 0) return endings;
     const asking = this.#createAsking(batch, lease, run);
     let open = attempts;
@@ -297,14 +297,13 @@ export class Payments {
 
   #createAsking(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): Asking {
     const { database, count } = this.#options;
-    const mark = async (attempts: batches.Attempt[]) => {
+    const mark = async (attempts: Attempt[]) => {
       const marked = await this.#step('mark', () => batches.mark(database, batch, attempts));
       if (marked === undefined) lease.lose();
       return marked ?? [];
     };
-    const unmark = (attempts: batches.Attempt[]) =>
-      this.#step('unmark', () => batches.unmark(database, attempts));
-    const store = async (attempts: batches.Attempt[], endings: Ending[]) => {
+    const unmark = (attempts: Attempt[]) => this.#step('unmark', () => batches.unmark(database, attempts));
+    const store = async (attempts: Attempt[], endings: Ending[]) => {
       await this.#step('record', () => batches.record(database, attempts, endings));
       const numberOf = (outcome: Outcome) => endings.filter((ending) => ending.outcome === outcome).length;
       if (numberOf('refused') > 0) {

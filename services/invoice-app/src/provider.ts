@@ -8,7 +8,7 @@ import { version } from '@payloop/kit/run.ts';
 import { annotate, traceHeaders } from '@payloop/kit/tracing.ts';
 import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
 import { z } from 'zod';
-import type { Attempt } from './batches.ts';
+import type { Attempt } from './invoices.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
 /**
