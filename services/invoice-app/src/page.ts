@@ -6,7 +6,7 @@ import { HttpError } from '@payloop/kit/http-error.ts';
 import { limitRequests } from '@payloop/kit/limit.ts';
 import { databaseErrors, error, json, type Answers } from '@payloop/kit/openapi.ts';
 import { route } from '@payloop/kit/server.ts';
-import type { Express, Handler, Request, Response } from 'express';
+import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { filters, rowsBody, type Overview } from './overview.ts';
 import { describeProgress, type Progress } from './progress.ts';
@@ -14,14 +14,8 @@ import { describeProgress, type Progress } from './progress.ts';
 /** Beside this file, or beside the one file that the build makes: there import.meta is empty. */
 const folder = join(import.meta.dirname ?? __dirname, 'page');
 
-const types: Record<string, string> = {
-  '.html': 'text/html; charset=utf-8',
-  '.js': 'text/javascript; charset=utf-8',
-  '.css': 'text/css; charset=utf-8',
-  '.svg': 'image/svg+xml',
-};
-
-const fileName = /^[\w-]+\.\w+$/;
+/** A file of the page: beside them lies one for the type checker. */
+const fileName = /^[\w-]+\.(html|js|css|svg)$/;
 
 /** What the page's own document says of the server, replaced where it allows a reset. */
 const resetRefused = 'data-reset="refused"';
@@ -31,14 +25,14 @@ const resetRefused = 'data-reset="refused"';
  * @param allowReset whether the page offers to reset the invoices
  */
 export function addPage(app: Express, overview: Overview, progress: Progress, allowReset: boolean): void {
-  const sendPage: Handler = (request, response) =>
-    sendFile('index.html', request, response, (html) =>
+  const sendPage: Handler = (_request, response) =>
+    sendFile('index.html', response, (html) =>
       allowReset ? html.replace(resetRefused, 'data-reset="allowed"') : html,
     );
   route(app, '/', { get: sendPage }, () => ({
     get: { summary: 'The page', answers: describeFile({ 'text/html': z.string() }) },
   }));
-  const sendNamed: Handler = (request, response) => sendFile(String(request.params.file), request, response);
+  const sendNamed: Handler = (request, response) => sendFile(String(request.params.file), response);
   route(app, '/page/:file', { get: sendNamed }, () => ({
     get: {
       summary: 'A file of the page',
@@ -96,21 +90,14 @@ const rowsQuery = z.object({
   limit: integer(1, mostRows).meta({ type: 'integer', minimum: 1, maximum: mostRows }).default(100),
 });
 
-/** Read anew each time, so that a save of the page needs no process: the browser is told whether it has it already. */
-async function sendFile(
-  name: string,
-  request: Request,
-  response: Response,
-  change = (text: string) => text,
-): Promise<void> {
-  const type = types[extname(name)];
-  if (type === undefined || !fileName.test(name)) throw new HttpError(404, 'not found');
+/** Reads the file anew each time, so that a save of the page needs no restart. */
+async function sendFile(name: string, response: Response, change = (text: string) => text): Promise<void> {
+  if (!fileName.test(name)) throw new HttpError(404, 'not found');
   const text = await readFile(join(folder, name), 'utf8').catch(() => {
     throw new HttpError(404, 'not found');
   });
-  const content = change(text);
+  // As bytes: of text Express would name the charset, also of an image.
+  const content = Buffer.from(change(text));
   const tag = `"${createHash('sha256').update(content).digest('base64url').slice(0, 22)}"`;
-  response.set({ 'Content-Type': type, 'Cache-Control': 'no-cache', ETag: tag });
-  if (request.fresh) response.status(304).end();
-  else response.end(content);
+  response.type(extname(name)).set({ 'Cache-Control': 'no-cache', ETag: tag }).send(content);
 }
