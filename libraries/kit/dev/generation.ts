@@ -23,7 +23,7 @@ export interface GenerationOptions {
 }
 
 /** What a process says: child.ts of its inspector, the kit's run.ts of the rest. */
-type Message = { inspector: string } | { port: number } | { ready: true };
+type Message = { inspector: string } | { port: number; metricsPort: number } | { ready: true };
 
 /** One process of a service: first it loads packages, then, once told to, the sources as they are. */
 export class Generation {
@@ -39,6 +39,7 @@ export class Generation {
   loadedAt = 0;
   /** Where it answers, once it listens. */
   port = 0;
+  metricsPort = 0;
   inspectorPort = 0;
   /** Resolves with how it ended. */
   readonly ended: Promise<string>;
@@ -50,7 +51,7 @@ export class Generation {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
     // What the last processes compiled and stripped of their types is not done again.
-    const env = { ...process.env, PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
+    const env = { ...process.env, PORT: '0', METRICS_PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
     const file = join(import.meta.dirname, 'child.ts');
     const stdio: StdioOptions = ['ignore', 1, 'pipe', 'ipc'];
     this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio });
@@ -68,8 +69,11 @@ export class Generation {
     this.ready = ready.promise;
     this.#child.on('message', (message: Message) => {
       if ('inspector' in message) this.inspectorPort = Number(new URL(message.inspector).port);
-      if ('port' in message) this.port = message.port;
-      if ('port' in message) listening.resolve();
+      if ('port' in message) {
+        this.port = message.port;
+        this.metricsPort = message.metricsPort;
+        listening.resolve();
+      }
       if ('ready' in message) ready.resolve();
     });
   }

@@ -2,6 +2,7 @@
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
+import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -22,10 +23,12 @@ const source = hashSource(resolve(import.meta.dirname, '../../..'), 'toy');
 const { word } = await import('./word.ts');
 if (typeof word !== 'string') throw new Error('there is no word');
 const server = createServer((request, response) => response.end(JSON.stringify({ word, source })));
-server.listen(0, '127.0.0.1', () => {
-  process.send?.({ port: (server.address() as { port: number }).port });
+const metrics = createServer((request, response) => response.end(word));
+const portOf = (server) => server.address().port;
+metrics.listen(0, '127.0.0.1', () => server.listen(0, '127.0.0.1', () => {
+  process.send?.({ port: portOf(server), metricsPort: portOf(metrics) });
   process.send?.({ ready: true });
-});
+}));
 process.on('SIGTERM', () => process.exit());
 `;
 const wordOf = (word: string | number) => `export const word: string = '${word}';\n`;
@@ -72,6 +75,7 @@ class Toy {
     const [file, ...args] = [...wrap, process.execPath, 'libraries/kit/dev/serve.ts', 'toy'];
     const env = {
       ...process.env,
+      METRICS_PORT: '0',
       ...more,
       HOST: '127.0.0.1',
       PORT: String(this.#port),
@@ -154,6 +158,19 @@ function git(...args: string[]): void {
   const options = settings.flatMap((setting) => ['-c', setting]);
   execFileSync('git', [...options, ...args], { cwd: toy!.root, stdio: 'pipe' });
 }
+
+test('the metrics keep one port through saves, and a port that is taken keeps nothing from starting', async () => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await once(other, 'listening');
+  const { port } = other.address() as AddressInfo;
+  toy = await new Toy().start([], { METRICS_PORT: `${port}` });
+  other.close();
+  const scrape = () => fetch(`http://127.0.0.1:${port}/metrics`).then((response) => response.text());
+  await expect.poll(() => scrape().catch(() => ''), { timeout: bound }).toBe('first');
+  toy.write('word.ts', wordOf('second'));
+  await toy.serves();
+  expect(await scrape()).toBe('second');
+});
 
 /**
  * Saves until nodemon tells of it, by the name of the file that only it knows: at first it is not watching yet, and

@@ -5,6 +5,7 @@ import { existsSync } from 'node:fs';
 import { once } from 'node:events';
 import type { Server } from 'node:net';
 import { join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { createGateway } from './gateway.ts';
 import { createInspector } from './inspector.ts';
 import { sourceFolders } from '../src/source.ts';
@@ -12,6 +13,11 @@ import { Reloader } from './reloader.ts';
 import { watch, type Watcher } from './watcher.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
+
+/** As in the kit's config.ts. */
+const defaultMetricsPort = '9091';
+/** How often a taken METRICS_PORT is tried, and how long until that is said, in milliseconds. */
+const retry = { every: 200, quiet: 10_000 };
 
 function say(text: string): void {
   process.stdout.write(`[reload] ${text}\n`);
@@ -22,21 +28,35 @@ function fail(reason: string): never {
   process.exit(1);
 }
 
-/** A port from 1 up, as a supervisor cannot tell anybody which one it got for 0. */
-function portOf(variable: string): number {
-  const port = Number(process.env[variable]);
-  if (Number.isInteger(port) && port >= 1 && port <= 65_535) return port;
-  fail(`${variable} must be a whole number from 1 to 65535, not ${JSON.stringify(process.env[variable])}`);
+/** @param otherwise the port where the variable is unset */
+function portOf(variable: string, least: number, otherwise?: string): number {
+  const text = process.env[variable] || otherwise;
+  const port = Number(text);
+  if (Number.isInteger(port) && port >= least && port <= 65_535) return port;
+  fail(`${variable} must be a whole number from ${least} to 65535, not ${JSON.stringify(text)}`);
 }
 
-async function listen(server: Server, variable: string, host?: string): Promise<void> {
-  const port = portOf(variable);
-  server.listen({ port, host });
-  await once(server, 'listening').catch((error: NodeJS.ErrnoException) =>
-    fail(
-      `${variable} ${port} cannot be listened on: ${error.code === 'EADDRINUSE' ? 'it is taken by another process' : error.message}`,
-    ),
-  );
+interface Place {
+  variable: string;
+  port: number;
+  host: string | undefined;
+}
+
+/** @param isPatient whether to wait for a port that is taken, instead of exiting */
+async function listen(server: Server, { variable, port, host }: Place, isPatient = false): Promise<void> {
+  for (;;) {
+    server.listen({ port, host });
+    try {
+      await once(server, 'listening');
+      return;
+    } catch (error) {
+      const { code, message } = error as NodeJS.ErrnoException;
+      const isTaken = code === 'EADDRINUSE';
+      const reason = isTaken ? 'it is taken by another process' : message;
+      if (!isTaken || !isPatient) fail(`${variable} ${port} cannot be listened on: ${reason}`);
+    }
+    await sleep(retry.every);
+  }
 }
 
 async function main(): Promise<void> {
@@ -48,10 +68,23 @@ async function main(): Promise<void> {
   const inspect = Boolean(process.env.INSPECT_PORT);
   const reloader = new Reloader({ root, service, inspect, say, onMissed: () => watcher?.renew() });
   const gateway = createGateway(() => reloader.serving());
-  await listen(gateway, 'PORT', process.env.HOST || undefined);
+  const host = process.env.HOST || undefined;
+  // Not 0, as a supervisor cannot tell anybody which port it got.
+  await listen(gateway, { variable: 'PORT', port: portOf('PORT', 1), host });
+  const metrics = createGateway(async () => {
+    const generation = await reloader.serving();
+    return { port: generation.metricsPort, hold: () => generation.hold() };
+  });
+  const place = { variable: 'METRICS_PORT', port: portOf('METRICS_PORT', 0, defaultMetricsPort), host };
+  const warning = setTimeout(
+    () => say(`no metrics: METRICS_PORT ${place.port} is taken by another process, waiting until it is free`),
+    retry.quiet,
+  );
+  // Services on one machine have the same port by default: that must keep none of them from starting.
+  void listen(metrics, place, true).then(() => clearTimeout(warning));
   if (inspect) {
     const inspector = createInspector(() => reloader.serving());
-    await listen(inspector, 'INSPECT_PORT', '127.0.0.1');
+    await listen(inspector, { variable: 'INSPECT_PORT', port: portOf('INSPECT_PORT', 1), host: '127.0.0.1' });
   }
   reloader.start();
   watcher = watch({

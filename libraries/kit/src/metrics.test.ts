@@ -1,5 +1,3 @@
-import { once } from 'node:events';
-import { createServer, type AddressInfo } from 'node:net';
 import { Client } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../../local/ports.ts';
@@ -10,7 +8,6 @@ import {
   post,
   startService,
   startUnready,
-  statusOf,
   type RunningService,
 } from '../../../tests/support/start-service.ts';
 
@@ -172,28 +169,11 @@ test('nothing but /metrics is answered on its port', async () => {
   expect((await fetch(`${app.url}/metrics`)).status).toBe(404);
 });
 
-test('a port that is taken keeps no service from starting, and is had once it is free', async () => {
-  const other = createServer().listen(0, '127.0.0.1');
-  await once(other, 'listening');
-  const { port } = other.address() as AddressInfo;
-  const running = await start({ METRICS_PORT: `${port}` });
-  expect(running.metricsUrl).toContain(`:${port}/`);
-  expect(await statusOf(`${running.url}/livez`)).toBe(200);
-  other.close();
-  await expect.poll(() => statusOf(running.metricsUrl), { timeout: 5_000 }).toBe(200);
-  await running.stop();
-});
-
-test('one process after another has the port, and the one that waits can be stopped', async () => {
-  const METRICS_PORT = `${await freePort()}`;
-  const first = await start({ METRICS_PORT });
-  const second = await start({ METRICS_PORT });
-  const third = await start({ METRICS_PORT });
-  await third.stop();
-  expect((await scrape(first.metricsUrl)).get('payments_total{outcome="charged"}')).toBe(0);
-  await first.stop();
-  await expect.poll(() => statusOf(second.metricsUrl), { timeout: 5_000 }).toBe(200);
-  await second.stop();
+test('a port that is taken ends the start', async () => {
+  const { port } = new URL(app.metricsUrl);
+  await expect(start({ METRICS_PORT: port })).rejects.toThrow(
+    `METRICS_PORT ${port} cannot be listened on: it is taken by another process`,
+  );
 });
 
 test.each([

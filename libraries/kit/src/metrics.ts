@@ -1,7 +1,4 @@
-import { once } from 'node:events';
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { createServer } from 'node:http';
 import {
   collectDefaultMetrics,
   Counter,
@@ -10,10 +7,10 @@ import {
   Registry,
   type RegistryContentType,
 } from 'prom-client';
-import { ConfigError } from './config.ts';
 import type { Database } from './database.ts';
 import type { HostRule } from './guard.ts';
-import { reduceError, type Log } from './log.ts';
+import { listen } from './listen.ts';
+import type { Log } from './log.ts';
 import { idsForExemplar } from './tracing.ts';
 
 /** From what a cached read takes to a run over a million invoices, in seconds. */
@@ -121,14 +118,7 @@ export interface MetricsServer {
   close(): Promise<void>;
 }
 
-/** How often a port is tried that is taken, and how long until that is said, in milliseconds. */
-const retry = { every: 200, quiet: 10_000 };
-
-/**
- * Serves `GET /metrics`. A port that is taken keeps no service from starting: the process before this one has it
- * until it ends, or the other service where both run on one machine. It is had as soon as it is free.
- * @throws {ConfigError} when the port can never be had
- */
+/** Serves `GET /metrics`. @throws {ConfigError} when the port cannot be had */
 export async function serveMetrics({
   host,
   port,
@@ -155,54 +145,12 @@ export async function serveMetrics({
       },
     );
   });
-  const closing = new AbortController();
-  const listen = () => tryListen(server, host, port);
-  const problem = await listen();
-  if (problem !== undefined && problem.code !== 'EADDRINUSE') {
-    const reason = reduceError(problem).message;
-    throw new ConfigError(`METRICS_PORT ${port} cannot be listened on: ${reason}`, { cause: problem });
-  }
-  const taking = problem === undefined ? undefined : takeWhenFree(listen, port, closing.signal, log);
   return {
-    port: (server.address() as AddressInfo | null)?.port ?? port,
+    port: await listen(server, 'METRICS_PORT', host, port),
     async close() {
-      closing.abort();
-      await taking;
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeAllConnections();
       await closed;
     },
   };
-}
-
-/** Resolves when the port is had or is not wanted any more. */
-async function takeWhenFree(
-  listen: () => Promise<Error | undefined>,
-  port: number,
-  signal: AbortSignal,
-  log: Log,
-): Promise<void> {
-  const warning = setTimeout(
-    () => log.warn({ port }, 'no metrics: another process has METRICS_PORT, waiting until it is free'),
-    retry.quiet,
-  );
-  while (!signal.aborted && (await listen()) !== undefined) {
-    await sleep(retry.every, undefined, { signal }).catch(() => {});
-  }
-  clearTimeout(warning);
-}
-
-/** Undefined when the server listens, or why it does not. */
-async function tryListen(
-  server: Server,
-  host: string | undefined,
-  port: number,
-): Promise<NodeJS.ErrnoException | undefined> {
-  server.listen({ host, port });
-  try {
-    await once(server, 'listening');
-    return undefined;
-  } catch (error) {
-    return error as NodeJS.ErrnoException;
-  }
 }

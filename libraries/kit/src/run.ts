@@ -70,7 +70,7 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
     });
     stopOnSignal(name, running);
     // Only a parent that forked this process listens: see libraries/kit/dev.
-    process.send?.({ port: running.port });
+    process.send?.({ port: running.port, metricsPort: running.metricsPort });
     if (await running.ready) process.send?.({ ready: true });
   } catch (error) {
     const line = error instanceof ConfigError ? error.message : (reduceError(error).stack ?? String(error));

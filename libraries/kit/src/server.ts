@@ -1,12 +1,12 @@
 import { randomUUID } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
 import { addGuard, hostRule, type HostRule } from './guard.ts';
 import { HttpError, type ErrorBody } from './http-error.ts';
+import { listen } from './listen.ts';
 import type { Log } from './log.ts';
 import { serveMetrics, type Metrics } from './metrics.ts';
 import {
@@ -101,7 +101,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   app.use(answerError(log));
 
   const server = createServer({ keepAliveTimeout }, app);
-  const port = await listen(server, options);
+  const port = await listen(server, 'PORT', options.host, options.port);
   const metricsServer = await startMetrics(options, port, isServed);
   log.info({ port, metricsPort: metricsServer.port }, 'listening');
   return {
@@ -238,16 +238,6 @@ function answerError(log: Log): ErrorRequestHandler {
 function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number, isServed: HostRule) {
   if (metricsPort === port) throw new ConfigError(`METRICS_PORT must be another port than PORT, ${port}`);
   return serveMetrics({ host, port: metricsPort, metrics, isServed, log });
-}
-
-function listen(server: Server, { host, port }: ServerOptions): Promise<number> {
-  return new Promise((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => {
-      const reason = error.code === 'EADDRINUSE' ? 'it is taken by another process' : error.message;
-      reject(new ConfigError(`PORT ${port} cannot be listened on: ${reason}`, { cause: error }));
-    });
-    server.listen({ port, host }, () => resolve((server.address() as AddressInfo).port));
-  });
 }
 
 /** Stops accepting, waits for the requests under way, and ends those that take too long. */
