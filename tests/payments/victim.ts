@@ -44,7 +44,7 @@ const step: Step = async (name, work) => {
   return result;
 };
 
-const service: Service = await import(`../${process.argv[2]}/src/service.ts`);
+const service: Service = await import(`../../services/${process.argv[2]}/src/service.ts`);
 const { port } = await service.start({
   source: '',
   instance: process.env.INSTANCE ?? '',
