@@ -1,4 +1,4 @@
-// Runs a service for development: `node libraries/kit/dev/serve.ts <service>`, with PORT set. It owns the port;
+// Runs a service for development: `node libraries/kit/dev/serve.ts <service>`, with PORT set. It owns the ports;
 // the service runs in a child, and each save in a new one, which takes over once it is ready. Of ../src, which is saved
 // meanwhile, nothing but source.ts is imported: a save that breaks it breaks a child, and not what starts the next one.
 import { existsSync } from 'node:fs';
@@ -16,8 +16,8 @@ const root = resolve(import.meta.dirname, '../../..');
 
 /** As in the kit's config.ts. */
 const defaultMetricsPort = '9091';
-/** How often a taken METRICS_PORT is tried, and how long until that is said, in milliseconds. */
-const retry = { every: 200, quiet: 10_000 };
+/** The wait between two attempts to listen on a port that is taken, in milliseconds. */
+const retryDelay = 200;
 
 function say(text: string): void {
   process.stdout.write(`[reload] ${text}\n`);
@@ -28,23 +28,20 @@ function fail(reason: string): never {
   process.exit(1);
 }
 
-/** @param otherwise the port where the variable is unset */
-function portOf(variable: string, least: number, otherwise?: string): number {
+/**
+ * @param least 1 where nobody would learn which port it got for 0
+ * @param otherwise the port where the variable is unset
+ */
+function portOf(variable: string, least = 1, otherwise?: string): number {
   const text = process.env[variable] || otherwise;
   const port = Number(text);
   if (Number.isInteger(port) && port >= least && port <= 65_535) return port;
   fail(`${variable} must be a whole number from ${least} to 65535, not ${JSON.stringify(text)}`);
 }
 
-interface Place {
-  variable: string;
-  port: number;
-  host: string | undefined;
-}
-
 /** @param isPatient whether to wait for a port that is taken, instead of exiting */
-async function listen(server: Server, { variable, port, host }: Place, isPatient = false): Promise<void> {
-  for (;;) {
+async function listen(server: Server, variable: string, port: number, host?: string, isPatient = false) {
+  for (let attempt = 1; ; attempt += 1) {
     server.listen({ port, host });
     try {
       await once(server, 'listening');
@@ -52,10 +49,11 @@ async function listen(server: Server, { variable, port, host }: Place, isPatient
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
       const isTaken = code === 'EADDRINUSE';
-      const reason = isTaken ? 'it is taken by another process' : message;
-      if (!isTaken || !isPatient) fail(`${variable} ${port} cannot be listened on: ${reason}`);
+      const reason = `${variable} ${port} cannot be listened on: ${isTaken ? 'it is taken by another process' : message}`;
+      if (!isTaken || !isPatient) fail(reason);
+      if (attempt === 1) say(`${reason}; trying again until it is free`);
     }
-    await sleep(retry.every);
+    await sleep(retryDelay);
   }
 }
 
@@ -69,22 +67,16 @@ async function main(): Promise<void> {
   const reloader = new Reloader({ root, service, inspect, say, onMissed: () => watcher?.renew() });
   const gateway = createGateway(() => reloader.serving());
   const host = process.env.HOST || undefined;
-  // Not 0, as a supervisor cannot tell anybody which port it got.
-  await listen(gateway, { variable: 'PORT', port: portOf('PORT', 1), host });
+  await listen(gateway, 'PORT', portOf('PORT'), host);
   const metrics = createGateway(async () => {
     const generation = await reloader.serving();
     return { port: generation.metricsPort, hold: () => generation.hold() };
   });
-  const place = { variable: 'METRICS_PORT', port: portOf('METRICS_PORT', 0, defaultMetricsPort), host };
-  const warning = setTimeout(
-    () => say(`no metrics: METRICS_PORT ${place.port} is taken by another process, waiting until it is free`),
-    retry.quiet,
-  );
   // Services on one machine have the same port by default: that must keep none of them from starting.
-  void listen(metrics, place, true).then(() => clearTimeout(warning));
+  void listen(metrics, 'METRICS_PORT', portOf('METRICS_PORT', 0, defaultMetricsPort), host, true);
   if (inspect) {
     const inspector = createInspector(() => reloader.serving());
-    await listen(inspector, { variable: 'INSPECT_PORT', port: portOf('INSPECT_PORT', 1), host: '127.0.0.1' });
+    await listen(inspector, 'INSPECT_PORT', portOf('INSPECT_PORT'), '127.0.0.1');
   }
   reloader.start();
   watcher = watch({

@@ -56,9 +56,14 @@ const shared = {
   LOG_LEVEL: logLevel,
   /** Where Prometheus finds the metrics. */
   METRICS_PORT: integer(0, 65_535).default(9091),
-  /** At most what leaves the drain its time, see `exitTimeout` in run.ts. */
+  /**
+   * How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. At most what
+   * leaves the drain its time, see `exitTimeout` in run.ts.
+   */
   SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };
+
+export type SharedConfig = z.output<z.ZodObject<typeof shared>>;
 
 const whereProd = 'where ENVIRONMENT is prod';
 const whereUnset = 'where ENVIRONMENT is not set, which means prod';
@@ -99,7 +104,7 @@ export function describe(error: z.ZodError): string {
 }
 
 // Never shows a value: it holds a password.
-function readDatabaseUrl(config: z.output<z.ZodObject<typeof shared>>): string {
+function readDatabaseUrl(config: SharedConfig): string {
   const { DATABASE_URL: direct, DATABASE_URL_FILE: file } = config;
   if ((direct === undefined) === (file === undefined)) {
     throw new ConfigError('DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them');

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
 import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
-import { ConfigError } from './config.ts';
+import { ConfigError, type SharedConfig } from './config.ts';
 import { DatabaseUnavailable, type Database } from './database.ts';
 import { addGuard, hostRule, type HostRule } from './guard.ts';
 import { HttpError, type ErrorBody } from './http-error.ts';
@@ -31,14 +31,9 @@ const keepAliveTimeout = 65_000;
 export interface ServerOptions {
   /** The service's name. */
   name: string;
-  host?: string | undefined;
-  port: number;
-  /** How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. */
-  shutdownDelay: number;
-  environment: 'dev' | 'prod';
+  config: SharedConfig & { PORT: number };
   database: Database;
   metrics: Metrics;
-  metricsPort: number;
   /** Ends what the service does besides answering, and what its requests wait for. */
   stopWork?: () => Promise<void>;
   log: Log;
@@ -63,7 +58,7 @@ export interface Running {
  * @throws {ConfigError} when a port cannot be had
  */
 export async function startServer(options: ServerOptions, routes: (app: Express) => void): Promise<Running> {
-  const { database, metrics, log } = options;
+  const { config, database, metrics, log } = options;
   let stopping = false;
 
   const app = express();
@@ -86,7 +81,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   route(app, '/readyz', { get: answerReady }, describeReady);
   app.use(observeRequests(log, metrics));
   describeAll(app, describeRequestId);
-  const isServed = hostRule(options.environment, options.name);
+  const isServed = hostRule(config.ENVIRONMENT, options.name);
   addGuard(app, isServed);
   let document: string | undefined;
   const answerDocument: Handler = (_request, response) => {
@@ -101,7 +96,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   app.use(answerError(log));
 
   const server = createServer({ keepAliveTimeout }, app);
-  const port = await listen(server, 'PORT', options.host, options.port);
+  const port = await listen(server, 'PORT', config.HOST, config.PORT);
   const metricsServer = await startMetrics(options, port, isServed);
   log.info({ port, metricsPort: metricsServer.port }, 'listening');
   return {
@@ -110,7 +105,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
     ready: database.opened,
     async stop() {
       stopping = true;
-      await setTimeout(options.shutdownDelay);
+      await setTimeout(config.SHUTDOWN_DELAY_MS);
       for (const response of unanswered) if (!response.headersSent) response.set('Connection', 'close');
       await Promise.all([close(server), options.stopWork?.()]);
       await metricsServer.close();
@@ -235,7 +230,8 @@ function answerError(log: Log): ErrorRequestHandler {
   };
 }
 
-function startMetrics({ host, metricsPort, metrics, log }: ServerOptions, port: number, isServed: HostRule) {
+function startMetrics({ config, metrics, log }: ServerOptions, port: number, isServed: HostRule) {
+  const { HOST: host, METRICS_PORT: metricsPort } = config;
   if (metricsPort === port) throw new ConfigError(`METRICS_PORT must be another port than PORT, ${port}`);
   return serveMetrics({ host, port: metricsPort, metrics, isServed, log });
 }

@@ -109,13 +109,9 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   const progress = new Progress(overview, log);
   const options = {
     name: service,
-    host: config.HOST,
-    port: config.PORT,
-    environment: config.ENVIRONMENT,
-    shutdownDelay: config.SHUTDOWN_DELAY_MS,
+    config,
     database,
     metrics,
-    metricsPort: config.METRICS_PORT,
     stopWork: async () => {
       await Promise.all([progress.stop(), payments.stop()]);
     },

@@ -53,13 +53,9 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   const cashier = new Cashier(new Ledger(database, step), faults, count);
   const options = {
     name: service,
-    host: config.HOST,
-    port: config.PORT,
-    environment: config.ENVIRONMENT,
-    shutdownDelay: config.SHUTDOWN_DELAY_MS,
+    config,
     database,
     metrics,
-    metricsPort: config.METRICS_PORT,
     log,
   };
   return startServer(options, (app) => {
