@@ -26,6 +26,7 @@ function start(service: string, env: Record<string, string>) {
       PATH: process.env.PATH,
       HOST: '127.0.0.1',
       ENVIRONMENT: 'dev',
+      METRICS_PORT: '0',
       DATABASE_URL: database.url,
       ...env,
     },
