@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { ask, startService, type RunningService } from '../../../tests/support/service.ts';
+import { ask, startService, type RunningService } from '../../../tests/support/start-service.ts';
 import * as service from './service.ts';
 
 // The service on a free port, with an empty database of its own in a real Postgres.

@@ -41,13 +41,9 @@ export async function start({ env, source, instance, failed }: Self): Promise<Ru
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
   const options = {
     name: service,
-    host: config.HOST,
-    port: config.PORT,
-    environment: config.ENVIRONMENT,
-    shutdownDelay: config.SHUTDOWN_DELAY_MS,
+    config,
     database,
     metrics: new Metrics(database),
-    metricsPort: config.METRICS_PORT,
     log,
   };
 
