@@ -97,9 +97,7 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
       ready: isReady(pod),
     }));
 
-  beforeEach(() =>
-    onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.log.slice(-5_000)}\n`)),
-  );
+  beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
 
   test.each(paying)('a breakpoint stops %s, and once more after a save', async (service) => {
     const before = await instances(service);

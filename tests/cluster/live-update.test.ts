@@ -3,7 +3,16 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
+import {
+  afterAll,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  onTestFailed,
+  onTestFinished,
+  test,
+} from 'vitest';
 import { inContainer, overlay, pods, restarts, paying, until, url } from './cluster.ts';
 import { append, containers, inFolder, reloads, running, served, tested } from './saves.ts';
 import { Tilt } from './tilt.ts';
@@ -19,9 +28,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     tilt = await Tilt.up();
   });
   afterAll(() => tilt?.down());
-  beforeEach(() =>
-    onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.log.slice(-5_000)}\n`)),
-  );
+  beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
 
   // First, as a payment test that an edit has caused may still be due later.
   test('an edit of a test changes nothing', async () => {
@@ -83,6 +90,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
   test('no request fails while saves of both services are taken up', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const requests = trickleOfAll(url);
+    onTestFinished(() => void requests.stop());
     const main = paying.map((service) => `services/${service}/src/main.ts`);
     for (const file of [...main, 'libraries/kit/src/run.ts', ...main]) {
       await append(tilt, file, `// ${Math.random()}\n`);
@@ -98,6 +106,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
   test('a save that breaks the syntax is told once, the last good code goes on serving, and the next good save serves', async () => {
     const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
     const requests = trickleOfAll(url);
+    onTestFinished(() => void requests.stop());
     const mend = await append(tilt, 'services/invoice-app/src/service.ts', 'const = 1;\n');
     await tilt.says(
       /\[reload\] invoice-app did not start .*the last code that did goes on serving/,

@@ -85,13 +85,19 @@ export class Tilt {
   /** Waits for a line behind a position of the log. @throws {Error} with the log's end when it does not come */
   async says(line: RegExp, from: number, seconds: number): Promise<void> {
     await until(`${line}`, seconds, () => line.test(this.log.slice(from))).catch((error: unknown) => {
-      throw new Error(
-        `Tilt's log, which should have had ${line}, ends in:\n${this.log.slice(from).slice(-3_000)}`,
-        {
-          cause: error,
-        },
-      );
+      throw new Error(`Tilt's log, which should have had ${line}, ends in:\n${this.tail(from)}`, {
+        cause: error,
+      });
     });
+  }
+
+  /** The end of its log behind a position, without the requests of services, which would be all of it. */
+  tail(from = 0): string {
+    const lines = this.log.slice(from).split('\n');
+    return lines
+      .filter((line) => !line.includes('"msg":"request"'))
+      .slice(-60)
+      .join('\n');
   }
 
   /** Ends Tilt; what it deployed stays, as with Ctrl-C. */

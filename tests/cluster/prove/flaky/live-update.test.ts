@@ -29,7 +29,7 @@ beforeAll(async () => {
 }, 240_000);
 afterAll(() => tilt?.down());
 beforeEach(() =>
-  onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.log.slice(-5_000)}\n`)),
+  onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)),
 );
 
 async function podOf(service: string): Promise<Pod | undefined> {

@@ -23,7 +23,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
   });
   afterAll(() => offline?.end());
   beforeEach(() =>
-    onTestFailed(() => void (up && process.stdout.write(`make up has said:\n${up.log.slice(-10_000)}\n`))),
+    onTestFailed(() => void (up && process.stdout.write(`make up has said:\n${up.tail()}\n`))),
   );
 
   describe('in a cluster', () => {
