@@ -31,7 +31,7 @@ interface Attach {
 /** A line to stop at, for one request only: the payment test may be running too. */
 const stops = {
   'invoice-app': {
-    line: 'const query = api.invoiceQuery.safeParse(',
+    line: 'const query = description.invoiceQuery.safeParse(',
     condition: `request.query.limit === '7'`,
     ask: () => fetch(`${url}/invoices?limit=7`).then(({ status }) => status),
     answer: 200,
@@ -142,7 +142,7 @@ test('Tilt refuses --debug with an overlay of production', async () => {
     ({ stdout }) => stdout,
     ({ stdout, stderr }: { stdout: string; stderr: string }) => stdout + stderr,
   );
-  expect(said).toContain('--debug is for development only, and --overlay=prod is not');
+  expect(said).toContain('--debug is for development, --overlay=prod is not');
 });
 
 /** What a production container holds, and on which ports something listens in it after a SIGUSR1. */

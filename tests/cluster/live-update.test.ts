@@ -75,7 +75,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const files = [
       ...['config', 'database', 'log', 'money', 'server'].map((name) => `libraries/kit/src/${name}`),
-      ...['batches', 'invoices', 'pay', 'provider', 'service'].map(
+      ...['batches', 'invoices', 'payments', 'provider', 'service'].map(
         (name) => `services/invoice-app/src/${name}`,
       ),
     ];
