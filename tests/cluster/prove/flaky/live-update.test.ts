@@ -28,9 +28,7 @@ beforeAll(async () => {
   tilt = await Tilt.up({ args: ['--', `--overlay=${overlay}`], seconds: 200 });
 }, 240_000);
 afterAll(() => tilt?.down());
-beforeEach(() =>
-  onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)),
-);
+beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
 
 async function podOf(service: string): Promise<Pod | undefined> {
   const [pod, ...others] = await pods(service);
