@@ -15,7 +15,7 @@ beforeEach(() => {
   for (const file of ['.oxlintrc.json', '.prettierignore', '.prettierrc.json', 'vitest.config.ts'])
     fs.copyFileSync(path.join(root, file), path.join(folder, file));
   fs.symlinkSync(path.join(root, 'node_modules'), path.join(folder, 'node_modules'));
-  for (const name of ['local', 'libraries/kit/src', 'tests'])
+  for (const name of ['local', 'libraries/kit/src', 'tests/support'])
     fs.mkdirSync(path.join(folder, name), { recursive: true });
   fs.writeFileSync(
     path.join(folder, 'tests/support/postgres.ts'),
