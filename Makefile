@@ -55,7 +55,7 @@ review: ## what a change does to production: its manifests against those of BASE
 release: install ## build and push the releases that REGISTRY lacks, and write what to apply to release.yaml
 	@scripts/release.sh >release.yaml
 
-service: install ## add a service: NAME=refunds PORT=8083, and TEAM unless that is refunds-team
+service: install ## add a service: NAME=… PORT=…, and TEAM=… unless that is its name and -team
 	@tsx scripts/new-service.ts
 
 pay: ## pay, in what make up runs

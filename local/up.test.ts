@@ -11,13 +11,15 @@ import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { readServices, variablePrefix } from '../scripts/services.ts';
 import { Debugger } from '../tests/support/debugger.ts';
+import { removeAddedServices } from '../tests/support/tree.ts';
 import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
 import { exists, signal } from './processes.ts';
 
 const run = promisify(execFile);
 
-const services = readServices();
+/** Without those that somebody has added. */
+const services = readServices().filter(({ name }) => ['invoice-app', 'payment-provider'].includes(name));
 const prefixes = [...services.map(variablePrefix), 'REFUNDS'];
 const portVariables = [
   'POSTGRES_PORT',
@@ -52,6 +54,7 @@ beforeAll(async () => {
   ]) {
     await fs.cp(path.join(original, name), path.join(clone, name), { recursive: true });
   }
+  await removeAddedServices(clone);
   const modules = path.join(clone, 'node_modules');
   await fs.mkdir(path.join(modules, '@payloop'), { recursive: true });
   for (const name of await fs.readdir(path.join(original, 'node_modules'))) {

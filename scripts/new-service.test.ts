@@ -150,7 +150,7 @@ test('taken out again, it leaves no trace', async () => {
 
 describe('refuses, in one line and without a change,', () => {
   test.each([
-    [{ NAME: '' }, 'NAME is missing: make service NAME=refunds PORT=8083'],
+    [{ NAME: '' }, 'NAME is missing: make service NAME=… PORT=…'],
     [
       { NAME: 'Refunds' },
       `NAME must be at most 50 of a-z, 0-9 and -, start with a letter and not end with -, not "Refunds"`,

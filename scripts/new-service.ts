@@ -1,5 +1,5 @@
-// `make service NAME=refunds PORT=8083 TEAM=refunds-team` copies scripts/new-service to services/refunds, adds a line to
-// each of the two lists, and adds the service to the lockfile as npm does. It writes all of that or nothing.
+// `make service NAME=… PORT=… TEAM=…` copies scripts/new-service to services/NAME, adds a line to each of the two lists,
+// and adds the service to the lockfile as npm does. It writes all of that or nothing.
 import * as fs from 'node:fs';
 import path from 'node:path';
 import { parse } from 'yaml';
@@ -37,7 +37,7 @@ const reserved: Record<string, RegExp> = {
   'a package of this repository': /^(kit|local)$/,
 };
 
-const usage = 'make service NAME=refunds PORT=8083';
+const usage = 'make service NAME=… PORT=…';
 
 /** YAML reads some words as another type, such as `on`. */
 const isText = (word: string) => parse(word, { version: '1.1' }) === word;

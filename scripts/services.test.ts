@@ -3,6 +3,7 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } f
 import os from 'node:os';
 import path from 'node:path';
 import { beforeEach, expect, onTestFinished, test } from 'vitest';
+import { removeAddedServices } from '../tests/support/tree.ts';
 import { databaseOf, inspectPortOf, readServices, variablePrefix } from './services.ts';
 
 const root = path.resolve(import.meta.dirname, '..');
@@ -10,17 +11,14 @@ const base = 'kustomize/base/kustomization.yaml';
 let folder: string;
 let list: string;
 
-beforeEach(() => {
+beforeEach(async () => {
   folder = mkdtempSync(path.join(os.tmpdir(), 'payloop-services-'));
   onTestFinished(() => rmSync(folder, { recursive: true }));
-  for (const file of [base, 'test.sh', ...readServices().map(serviceFile)])
-    cpSync(path.join(root, file), path.join(folder, file));
+  for (const file of [base, 'test.sh', 'services'])
+    cpSync(path.join(root, file), path.join(folder, file), { recursive: true });
+  await removeAddedServices(folder);
   list = readFileSync(path.join(folder, base), 'utf8');
 });
-
-function serviceFile({ name }: { name: string }): string {
-  return `services/${name}/deploy/service.yaml`;
-}
 
 /** Adds a service as its folder and its line would. */
 function add(

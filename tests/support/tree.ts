@@ -22,6 +22,7 @@ export async function copyTree(): Promise<string> {
     // A file that is deleted and not yet committed is listed as well.
     await fs.cp(path.join(root, file), path.join(copy, file)).catch(() => {});
   }
+  await removeAddedServices(copy);
   const modules = path.join(copy, 'node_modules');
   await fs.cp(path.join(root, 'node_modules/@payloop'), path.join(modules, '@payloop'), {
     recursive: true,
@@ -41,6 +42,30 @@ export async function copyTree(): Promise<string> {
     execFileSync('git', args, { cwd: copy });
   }
   return copy;
+}
+
+/**
+ * Takes those services out of a copy that somebody has added to this tree, so that a test which adds one finds the same
+ * tree with them and without.
+ */
+export async function removeAddedServices(copy: string): Promise<void> {
+  const change = async (file: string, edit: (text: string) => string) => {
+    const text = await fs.readFile(path.join(copy, file), 'utf8').catch(() => undefined);
+    if (text !== undefined) await fs.writeFile(path.join(copy, file), edit(text));
+  };
+  for (const name of await fs.readdir(path.join(copy, 'services'))) {
+    if (['invoice-app', 'payment-provider'].includes(name)) continue;
+    await fs.rm(path.join(copy, 'services', name), { recursive: true });
+    for (const list of ['kustomize/base/kustomization.yaml', 'k8s/kustomization.yaml']) {
+      await change(list, (text) => text.replace(new RegExp(`^.*/services/${name}/.*\\n`, 'm'), ''));
+    }
+    await change('package-lock.json', (text) => {
+      const lock: { packages: Record<string, unknown> } = JSON.parse(text);
+      delete lock.packages[`services/${name}`];
+      delete lock.packages[`node_modules/@payloop/${name}`];
+      return `${JSON.stringify(lock, undefined, 2)}\n`;
+    });
+  }
 }
 
 /** Removes it with the folder around it. */
