@@ -32,7 +32,7 @@ function add(
 
 test('a service is a folder and a line', () => {
   const before = readServices(folder);
-  expect(before).toEqual(readServices());
+  expect(before.map(({ name }) => name)).toEqual(['invoice-app', 'payment-provider']);
   add();
   const refunds = { name: 'refunds', port: 8083, release: '0.1.0' };
   expect(readServices(folder)).toEqual([...before, refunds]);
