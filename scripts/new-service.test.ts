@@ -104,12 +104,13 @@ test('writes the lockfile that npm would write', async () => {
   expect(added('package-lock.json')).toHaveLength(13);
   expect(before.link).toEqual({ resolved: 'services/refunds', link: true });
   // Other entries may change: npm 9 to 11.3 drops `libc`.
-  const npm = spawnSync('npm', ['install', '--package-lock-only', '--offline'], {
+  // On Node 20 it warns of packages that only ever run on the Node that comes with them, as scripts/install.sh has it.
+  const npm = spawnSync('npm', ['install', '--package-lock-only', '--offline', '--loglevel=error'], {
     cwd: copy,
     env: { ...env, PATH: env.HOST_PATH ?? env.PATH },
     encoding: 'utf8',
   });
-  expect(npm.stderr).toBe('');
+  expect(npm).toMatchObject({ status: 0, stderr: '' });
   expect(await entries()).toEqual(before);
 });
 
