@@ -1,15 +1,15 @@
-import { fork, type ChildProcess } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { createServer, request as send, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from 'pg';
 import { createDatabase, type TestDatabase } from '../support/database.ts';
 import { brokenRules, takeSnapshot, type Snapshot } from './rules.ts';
-import { post, untilReady } from '../support/start-service.ts';
+import { post } from '../support/start-service.ts';
 import type { Form } from './simulation.ts';
+import { startVictim } from './start-victim.ts';
 import { findSteps, type NamedStep, type ServiceName } from './steps.ts';
 import type { Order } from './victim.ts';
 
@@ -287,28 +287,16 @@ export class Sweep {
   async #startProcess(service: ServiceName): Promise<Process> {
     this.#started += 1;
     const name = `${service}-${this.#started}`;
-    const child = fork(join(import.meta.dirname, 'victim.ts'), [service], {
-      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
-      serialization: 'advanced',
-      execArgv: [],
-      env: {
-        PATH: process.env.PATH,
-        HOST: '127.0.0.1',
-        PORT: '0',
-        METRICS_PORT: '0',
-        LOG_LEVEL: 'silent',
-        INSTANCE: name,
-        ENVIRONMENT: 'dev',
-        ALLOW_RESET: 'true',
-        DATABASE_URL: this.#databases[service].url,
-        ...(service === 'invoice-app' && {
-          PAYMENT_PROVIDER_URL: `http://127.0.0.1:${(this.#proxy.address() as AddressInfo).port}/payments/pay`,
-        }),
-      },
+    const started = await startVictim(service, {
+      INSTANCE: name,
+      ENVIRONMENT: 'dev',
+      ALLOW_RESET: 'true',
+      DATABASE_URL: this.#databases[service].url,
+      ...(service === 'invoice-app' && {
+        PAYMENT_PROVIDER_URL: `http://127.0.0.1:${(this.#proxy.address() as AddressInfo).port}/payments/pay`,
+      }),
     });
-    const [{ port }] = (await once(child, 'message')) as [{ port: number }];
-    await untilReady(`http://127.0.0.1:${port}`);
-    return { child, name, port };
+    return { ...started, name };
   }
 
   /** Gives a process its orders, and takes the earlier ones back. */

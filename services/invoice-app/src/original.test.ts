@@ -1,11 +1,10 @@
 // Payments at a provider that refuses arrays, ignores keys and is slow, as the original is.
-import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { startVictim } from '../../../tests/payments/start-victim.ts';
 import { startOriginal, type Original } from '../../../tests/support/original.ts';
-import { ask, post, untilReady, type RunningService } from '../../../tests/support/start-service.ts';
+import { ask, post, type RunningService } from '../../../tests/support/start-service.ts';
 import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 let original: Original;
@@ -107,25 +106,12 @@ test(
   { timeout: 120_000 },
   async () => {
     await using survivor = await startApp(original, { SEED_INVOICES: '200' }, { instance: 'survivor' });
-    const child = fork(join(import.meta.dirname, '../../../tests/payments/victim.ts'), ['invoice-app'], {
-      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
-      serialization: 'advanced',
-      execArgv: [],
-      env: {
-        PATH: process.env.PATH,
-        HOST: '127.0.0.1',
-        PORT: '0',
-        METRICS_PORT: '0',
-        LOG_LEVEL: 'silent',
-        INSTANCE: 'victim',
-        DATABASE_URL: survivor.databaseUrl,
-        PAYMENT_PROVIDER_URL: `${original.url}/payments/pay`,
-      },
+    const { child, port } = await startVictim('invoice-app', {
+      INSTANCE: 'victim',
+      DATABASE_URL: survivor.databaseUrl,
+      PAYMENT_PROVIDER_URL: `${original.url}/payments/pay`,
     });
-    const [{ port }] = (await once(child, 'message')) as [{ port: number }];
-    const victim = `http://127.0.0.1:${port}`;
-    await untilReady(victim);
-    pay({ url: victim }).catch(() => {});
+    pay({ url: `http://127.0.0.1:${port}` }).catch(() => {});
     await until(() => original.charges.size > 60 && original.underWay() > 5);
     child.kill('SIGKILL');
     await once(child, 'exit');
