@@ -11,7 +11,7 @@ import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { readServices, variablePrefix } from '../scripts/services.ts';
 import { Debugger } from '../tests/support/debugger.ts';
-import { removeAddedServices } from '../tests/support/tree.ts';
+import { linkPackages, ownServices, removeAddedServices } from '../tests/support/tree.ts';
 import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
 import { exists, signal } from './processes.ts';
@@ -19,7 +19,7 @@ import { exists, signal } from './processes.ts';
 const run = promisify(execFile);
 
 /** Without those that somebody has added. */
-const services = readServices().filter(({ name }) => ['invoice-app', 'payment-provider'].includes(name));
+const services = readServices().filter(({ name }) => ownServices.includes(name));
 const prefixes = [...services.map(variablePrefix), 'REFUNDS'];
 const portVariables = [
   'POSTGRES_PORT',
@@ -55,16 +55,7 @@ beforeAll(async () => {
     await fs.cp(path.join(original, name), path.join(clone, name), { recursive: true });
   }
   await removeAddedServices(clone);
-  const modules = path.join(clone, 'node_modules');
-  await fs.mkdir(path.join(modules, '@payloop'), { recursive: true });
-  for (const name of await fs.readdir(path.join(original, 'node_modules'))) {
-    if (name !== '@payloop')
-      await fs.symlink(path.join(original, 'node_modules', name), path.join(modules, name));
-  }
-  await fs.symlink('../../libraries/kit', path.join(modules, '@payloop/kit'));
-  const installed = path.join(modules, '.package-lock.installed.json');
-  await fs.rm(installed, { force: true });
-  await fs.copyFile(path.join(clone, 'package-lock.json'), installed);
+  await linkPackages(clone);
 
   env = { ...process.env, TMPDIR: temporary, MODE: 'local', OVERLAY: 'dev', LOG_LEVEL: 'warn' };
   for (const variable of portVariables) env[variable] = String(await freePort());

@@ -1,6 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, cp, mkdir, mkdtemp, readdir, rm, symlink } from 'node:fs/promises';
+import { cp, mkdtemp, rm } from 'node:fs/promises';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
@@ -14,26 +14,6 @@ export async function copyProject(): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'payloop-'));
   await cp(root, folder, { recursive: true, filter: (path) => !notCopied.has(basename(path)) });
   return folder;
-}
-
-/** Where scripts/install.sh notes what is installed. */
-const installed = '.package-lock.installed.json';
-
-/** Gives a copy what was installed here: links to the packages, and the copy's own workspaces. */
-export async function linkPackages(folder: string): Promise<void> {
-  const packages = join(folder, 'node_modules');
-  await mkdir(packages);
-  for (const name of await readdir(join(root, 'node_modules'))) {
-    if (name === installed) continue;
-    // The links to the workspaces are relative.
-    if (name === '@payloop')
-      await cp(join(root, 'node_modules', name), join(packages, name), {
-        recursive: true,
-        verbatimSymlinks: true,
-      });
-    else await symlink(join(root, 'node_modules', name), join(packages, name));
-  }
-  await copyFile(join(folder, 'package-lock.json'), join(packages, installed));
 }
 
 /** `tilt up`, or what comes down to it, in a copy of this folder. */

@@ -23,16 +23,7 @@ export async function copyTree(): Promise<string> {
     await fs.cp(path.join(root, file), path.join(copy, file)).catch(() => {});
   }
   await removeAddedServices(copy);
-  const modules = path.join(copy, 'node_modules');
-  await fs.cp(path.join(root, 'node_modules/@payloop'), path.join(modules, '@payloop'), {
-    recursive: true,
-    verbatimSymlinks: true,
-  });
-  for (const name of await fs.readdir(path.join(root, 'node_modules'))) {
-    if (name === '@payloop' || name.startsWith('.vite') || name.startsWith('.package-lock')) continue;
-    await fs.symlink(path.join(root, 'node_modules', name), path.join(modules, name));
-  }
-  await fs.copyFile(path.join(copy, 'package-lock.json'), path.join(modules, '.package-lock.installed.json'));
+  await linkPackages(copy);
   const identity = ['-c', 'user.name=A', '-c', 'user.email=a@example.com'];
   for (const args of [
     ['init', '--quiet'],
@@ -44,6 +35,25 @@ export async function copyTree(): Promise<string> {
   return copy;
 }
 
+/** Gives a copy of this tree what was installed here: links to the packages, and its own workspaces. */
+export async function linkPackages(copy: string): Promise<void> {
+  const modules = path.join(copy, 'node_modules');
+  // The links to the workspaces are relative.
+  await fs.cp(path.join(root, 'node_modules/@payloop'), path.join(modules, '@payloop'), {
+    recursive: true,
+    verbatimSymlinks: true,
+  });
+  for (const name of await fs.readdir(path.join(root, 'node_modules'))) {
+    if (name === '@payloop' || name.startsWith('.vite') || name.startsWith('.package-lock')) continue;
+    await fs.symlink(path.join(root, 'node_modules', name), path.join(modules, name));
+  }
+  // Where scripts/install.sh notes what is installed.
+  await fs.copyFile(path.join(copy, 'package-lock.json'), path.join(modules, '.package-lock.installed.json'));
+}
+
+/** The services that the tests are about; a user may have added others. */
+export const ownServices = ['invoice-app', 'payment-provider'];
+
 /**
  * Takes those services out of a copy that somebody has added to this tree, so that a test which adds one finds the same
  * tree with them and without.
@@ -54,7 +64,7 @@ export async function removeAddedServices(copy: string): Promise<void> {
     if (text !== undefined) await fs.writeFile(path.join(copy, file), edit(text));
   };
   for (const name of await fs.readdir(path.join(copy, 'services'))) {
-    if (['invoice-app', 'payment-provider'].includes(name)) continue;
+    if (ownServices.includes(name)) continue;
     await fs.rm(path.join(copy, 'services', name), { recursive: true });
     for (const list of ['kustomize/base/kustomization.yaml', 'k8s/kustomization.yaml']) {
       await change(list, (text) => text.replace(new RegExp(`^.*/services/${name}/.*\\n`, 'm'), ''));

@@ -5,7 +5,8 @@ import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test }
 import { hashSource } from '../../../../libraries/kit/src/source.ts';
 import { isReady, kubectl, nodeContainer, overlay, pods, paying, until, url } from '../../cluster.ts';
 import { append, inFolder, running, served, tested } from '../../saves.ts';
-import { linkPackages, Tilt } from '../../tilt.ts';
+import { linkPackages } from '../../../support/tree.ts';
+import { Tilt } from '../../tilt.ts';
 import { cutOff, Offline, whyNotOffline } from './offline.ts';
 
 const root = resolve(import.meta.dirname, '../../../..');
