@@ -4,10 +4,6 @@
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
-readonly context=kind-payloop
-
-kube() { kubectl --context="$context" --namespace="$1" "${@:2}"; }
-
 # Statements that psql reads from its standard input: no argument, no environment and no log has the password.
 statements() { # ROLE; the URL of its database on standard input
   local password
@@ -25,6 +21,8 @@ SQL
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+  # shellcheck source=k8s/local/cluster.sh
+  source k8s/local/cluster.sh
   local service
   while IFS= read -r service; do
     kube "$service" get secret database --output=json | jq --raw-output '.data.url | @base64d' |
@@ -32,7 +30,7 @@ main() {
       kube postgres exec --stdin postgres-0 --container=postgres -- \
         psql --no-psqlrc --quiet --username=postgres --dbname=postgres --set=ON_ERROR_STOP=1
     echo "the role and the database of $service are there"
-  done < <(sed -n 's|^ *- \.\./services/\(.*\)/namespace$|\1|p' k8s/kustomization.yaml)
+  done < <(list_services)
 }
 
 main "$@"

@@ -5,10 +5,6 @@
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
-readonly context=kind-payloop
-
-kube() { kubectl --context="$context" --namespace="$1" "${@:2}"; }
-
 random() { od -An -v -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 
 # create, not apply, which would keep the values a second time, in an annotation. Nothing in them needs quotes or escapes.
@@ -22,12 +18,14 @@ create_unless_there() { # NAMESPACE SECRET KEY VALUE
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+  # shellcheck source=k8s/local/cluster.sh
+  source k8s/local/cluster.sh
   local service role
   create_unless_there postgres postgres postgres "$(random)"
   while IFS= read -r service; do
     role=${service//-/_}
     create_unless_there "$service" database url "postgres://$role:$(random)@postgres.postgres:5432/$role"
-  done < <(sed -n 's|^ *- \.\./services/\(.*\)/namespace$|\1|p' k8s/kustomization.yaml)
+  done < <(list_services)
 }
 
 main "$@"
