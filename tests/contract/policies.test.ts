@@ -45,6 +45,17 @@ describe.skipIf(!hasKustomize).each([
     expect([...named].toSorted()).toEqual(policies.toSorted());
   });
 
+  // One without a selector would be about every pod of its namespace.
+  test('every policy is about the pods of its own service, but the default of each namespace', () => {
+    const others = folders.flatMap(render).filter(({ kind, metadata: { name, namespace }, spec }) => {
+      if (kind !== 'NetworkPolicy') return false;
+      const matchLabels = { 'app.kubernetes.io/name': namespace === 'ingress' ? 'traefik' : namespace };
+      const own = name === 'default-deny' ? {} : { matchLabels };
+      return JSON.stringify(spec.podSelector) !== JSON.stringify(own);
+    });
+    expect(others.map(({ metadata: { namespace, name } }) => `${namespace}/${name}`)).toEqual([]);
+  });
+
   test('no flow is there twice, or both ways', () => {
     const ways = flows.map((flow) => describeFlow({ ...flow, reaches: true }));
     expect(ways.filter((way, n) => ways.indexOf(way) !== n)).toEqual([]);
