@@ -227,7 +227,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'answers are stored only once a whole batch has been asked for',
-    changes: [[`${app}/provider.ts`, 'const groupSize = 100;', 'const groupSize = 1_000;']],
+    changes: [[`${app}/provider.ts`, 'const storeInterval = 1_000;', 'const storeInterval = 100_000;']],
     tests: [`${app}/original.test.ts`],
   },
   {

@@ -27,6 +27,8 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
   [/^asking\.(mark|unmark|store)\(/, 'steps of payments.ts'],
   [/^payAll\(/, 'what the steps of payments.ts come to'],
+  [/^settleAll\(/, 'waits for functions on the path'],
+  [/^request\(controller/, 'the request that a step makes, with a limit of time'],
   [/^span\('batch'/, 'a span around steps of its own'],
   [/^forAll\(/, 'says whose trace the steps in it are part of'],
   [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Database } from '@payloop/kit/database.ts';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
+import { settleAll } from '@payloop/kit/settle-all.ts';
 import type { Step } from '@payloop/kit/step.ts';
 import { annotate, currentPlace, forAll, span, type Place } from '@payloop/kit/tracing.ts';
 import {
@@ -177,11 +178,7 @@ export class Payments {
   async #work(among: number[], requestId: string): Promise<Tally> {
     const tally: Tally = { paid: 0, declined: 0, refused: 0, unknown: 0 };
     const run: Run = { requestId, remaining: new Set(among), tally, givenUp: false };
-    const ended = await Promise.allSettled(
-      Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)),
-    );
-    const failed = ended.find(({ status }) => status === 'rejected');
-    if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
+    await settleAll(Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)));
     if (run.remaining.size > 0) {
       const left = [...run.remaining];
       const unasked = await this.#step('count left', () =>

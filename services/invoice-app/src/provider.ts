@@ -2,6 +2,7 @@ import { Agent as HttpAgent } from 'node:http';
 import { Agent as HttpsAgent } from 'node:https';
 import { reduceError, type Log } from '@payloop/kit/log.ts';
 import { toMajorUnits } from '@payloop/kit/money.ts';
+import { settleAll } from '@payloop/kit/settle-all.ts';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
 import { bearer } from '@payloop/kit/token.ts';
 import { version } from '@payloop/kit/run.ts';
@@ -118,8 +119,8 @@ const connections = 64;
  * (`workers` in payments.ts) no more than there are connections, as one that waits for a connection runs out of time.
  */
 const concurrency = 10;
-/** Payments of one request each whose answers are stored together. */
-const groupSize = 100;
+/** How often answers are stored while a batch is paid one by one, in milliseconds: a slow provider shows progress. */
+const storeInterval = 1_000;
 
 /** The payment provider, reached over HTTP. */
 export class Provider {
@@ -140,22 +141,12 @@ export class Provider {
     this.#arrays = arrays;
     this.#keys = keys;
     this.#http = axios.create({
-      adapter: adapter ?? createUndiciAdapter({ connections }),
-      timeout,
+      adapter: adapter ?? createUndiciAdapter({ connections, maxResponseSize: maxContentLength }),
       maxContentLength,
       maxRedirects: 0,
       // Proxy variables are meant for traffic that leaves the cluster.
       proxy: false,
       validateStatus: () => true,
-    });
-    // Of its own an adapter may only count the time in which nothing arrives: an answer that trickles has no end.
-    this.#http.interceptors.request.use((config) => {
-      const signals = [
-        AbortSignal.timeout(config.timeout ?? timeout),
-        config.signal as AbortSignal | undefined,
-      ];
-      config.signal = AbortSignal.any(signals.filter((signal) => signal !== undefined));
-      return config;
     });
   }
 
@@ -201,41 +192,62 @@ export class Provider {
     return matchAnswers(attempts, data);
   }
 
-  /** One request each. What came of a group of them is stored before the next group is begun. */
+  /** One request for each payment. */
   async #payEach(attempts: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
     const endings = new Map<Attempt, Ending>();
     const queue = [...attempts];
-    let goesOn = true;
-    while (queue.length > 0 && goesOn && asking.isHeld()) {
-      const isProtected = this.#keys;
-      const group = queue.splice(0, isProtected ? groupSize : concurrency);
-      const ended = isProtected
-        ? await this.#payProtected(group, headers, asking)
-        : await this.#payMarked(group, headers, asking);
-      group.forEach((attempt, index) => endings.set(attempt, ended[index]!));
-      goesOn = !ended.every(({ down }) => down);
+    while (queue.length > 0 && asking.isHeld()) {
+      const ended = this.#keys
+        ? await this.#payProtected(queue, headers, asking)
+        : await this.#payMarked(queue.splice(0, concurrency), headers, asking);
+      ended.forEach((ending, attempt) => endings.set(attempt, ending));
+      if ([...ended.values()].every(({ down }) => down)) break;
     }
     // Without keys, nothing is asked for again in the same run: each unknown outcome costs somebody's time.
     const rest = this.#keys ? unasked : unaskedForNow;
     return attempts.map((attempt) => endings.get(attempt) ?? rest);
   }
 
-  /** At a provider that honours keys. */
-  async #payProtected(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
-    const endings = group.map(() => unasked);
-    const queue = group.entries();
-    // After as many signs that it is down in a row as there are requests at a time, the others are not asked for.
+  /**
+   * Pays at a provider that honours keys, until the queue is empty, the provider stops honouring keys, it gives as many
+   * signs of being down in a row as there are requests at a time, or the lease is lost.
+   */
+  async #payProtected(
+    queue: Attempt[],
+    headers: PaymentHeaders,
+    asking: Asking,
+  ): Promise<Map<Attempt, Ending>> {
+    const endings = new Map<Attempt, Ending>();
+    let unstored: Attempt[] = [];
+    let storedAt = performance.now();
+    const store = async () => {
+      const attempts = unstored.toSorted((a, b) => a.id - b.id);
+      unstored = [];
+      storedAt = performance.now();
+      await asking.store(
+        attempts,
+        attempts.map((attempt) => endings.get(attempt)!),
+      );
+    };
     let downInARow = 0;
-    const worker = async () => {
-      for (const [index, attempt] of queue) {
+    const payNext = async () => {
+      while (queue.length > 0 && this.#keys && downInARow < concurrency && asking.isHeld()) {
+        const attempt = queue.shift()!;
         const ending = await this.#payOne(attempt, headers);
-        endings[index] = ending;
+        endings.set(attempt, ending);
+        unstored.push(attempt);
         downInARow = ending.down ? downInARow + 1 : 0;
-        if (downInARow >= concurrency || !asking.isHeld()) return;
+        if (performance.now() - storedAt >= storeInterval) await store();
       }
     };
-    await Promise.all(Array.from({ length: concurrency }, worker));
-    await asking.store(group, endings);
+    const worker = () =>
+      payNext().catch((error: unknown) => {
+        // The others finish the request that they are at.
+        queue.length = 0;
+        throw error;
+      });
+    await settleAll(Array.from({ length: concurrency }, worker));
+    if (unstored.length > 0) await store();
     return endings;
   }
 
@@ -243,15 +255,16 @@ export class Provider {
    * At a provider that ignores keys: a second request would charge again. So each payment is marked before its request,
    * and an outcome that stays unknown is final.
    */
-  async #payMarked(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+  async #payMarked(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Map<Attempt, Ending>> {
     const marked = await asking.mark(group);
     const answers = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
     // What charged nothing for certain may be asked for again.
     const free = marked.filter((_attempt, index) => answers[index]?.outcome === 'unasked');
     if (free.length > 0) await asking.unmark(free);
     await asking.store(marked, answers);
-    const endings = new Map(marked.map((attempt, index) => [attempt, answers[index]!]));
-    return group.map((attempt) => endings.get(attempt) ?? somebodyElses);
+    const endings = new Map(group.map((attempt) => [attempt, somebodyElses]));
+    marked.forEach((attempt, index) => endings.set(attempt, answers[index]!));
+    return endings;
   }
 
   async #payOne(attempt: Attempt, headers: PaymentHeaders): Promise<Ending> {
@@ -267,7 +280,8 @@ export class Provider {
     try {
       const answer = await this.#step('post', () => {
         annotate({ 'payloop.payments': Array.isArray(body) ? body.length : 1 });
-        return this.#http.post(this.#url, body, { headers: { ...headers, ...traceHeaders() } });
+        const config = { headers: { ...headers, ...traceHeaders() } };
+        return within(timeout, (signal) => this.#http.post(this.#url, body, { ...config, signal }));
       });
       const { status, data } = answer;
       if ([200, 400, 402, 422].includes(status)) {
@@ -289,10 +303,10 @@ export class Provider {
    */
   async version(signal?: AbortSignal): Promise<AppVersion['provider']> {
     try {
+      const signals = [AbortSignal.timeout(versionTimeout), signal];
       const { status, data } = await this.#http.get(this.#path('/version'), {
         adapter: 'http',
-        timeout: versionTimeout,
-        ...(signal && { signal }),
+        signal: AbortSignal.any(signals.filter((each) => each !== undefined)),
         httpAgent: new HttpAgent(),
         httpsAgent: new HttpsAgent(),
       });
@@ -315,7 +329,7 @@ export class Provider {
     }
     try {
       const { status } = await this.#step('post reset', () =>
-        this.#http.post(this.#path('/reset'), undefined, { headers }),
+        within(timeout, (signal) => this.#http.post(this.#path('/reset'), undefined, { headers, signal })),
       );
       if (status === 200) return { outcome: 'reset' };
       const isRefused = status >= 400 && status < 500 && status !== 408;
@@ -333,6 +347,20 @@ export class Provider {
 
   #path(path: string): string {
     return new URL(path, this.#url).href;
+  }
+}
+
+/**
+ * Aborts a request that takes longer than `limit`, in milliseconds. The timeout of axios restarts with every byte that
+ * arrives; `AbortSignal.timeout` would go off two seconds after each request that has long been answered.
+ */
+async function within<T>(limit: number, request: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const controller = new AbortController();
+  const timer = setTimeout(() => controller.abort(new Error(`no answer within ${limit} ms`)), limit);
+  try {
+    return await request(controller.signal);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

@@ -74,7 +74,9 @@ export const idempotencyKey = z
 
 /** Names the data of a client that a payment is part of. */
 export const epoch = z.guid();
+const optionalEpoch = epoch.optional();
 
+const ascii = /^[\x20-\x7e]*$/;
 /** Throws where a byte is no UTF-8: a replacement would make two keys one. */
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
@@ -190,6 +192,7 @@ export function parseKey(header: string | undefined): string | undefined {
 
 /** The text of a header whose bytes are UTF-8: the same key as in a body. Node reads each byte as a character. */
 function decodeHeader(header: string): string {
+  if (ascii.test(header)) return header;
   try {
     return utf8.decode(Buffer.from(header, 'latin1'));
   } catch {
@@ -202,7 +205,7 @@ function decodeHeader(header: string): string {
  * @throws {HttpError} 400
  */
 export function parseEpoch(header: string | undefined): string | undefined {
-  const result = epoch.optional().safeParse(header);
+  const result = optionalEpoch.safeParse(header);
   if (!result.success) throw new HttpError(400, 'Ledger-Epoch must be a UUID');
   return result.data;
 }
