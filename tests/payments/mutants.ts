@@ -231,6 +231,16 @@ export const mutants: Mutant[] = [
     tests: [`${app}/original.test.ts`],
   },
   {
+    name: 'answers of single payments are stored as they came',
+    changes: [[`${app}/provider.ts`, '.toSorted((a, b) => a.id - b.id)', '.slice()']],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
+    name: 'a batch is asked for to its end without marks where the provider stops honouring keys',
+    changes: [[`${app}/provider.ts`, 'queue.length > 0 && this.#keys && ', 'queue.length > 0 && ']],
+    tests: [`${app}/original.test.ts`],
+  },
+  {
     name: 'half of a character is taken for a key',
     changes: [
       [`${provider}/payment-request.ts`, String.raw`/^[^\0\ud800-\udfff]*$/u`, String.raw`/^[^\0]*$/`],

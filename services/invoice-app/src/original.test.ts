@@ -84,6 +84,37 @@ test(
   },
 );
 
+test('answers that come in another order are all stored', async () => {
+  original.keys = true;
+  original.fault = (id) => {
+    original.delay = id.endsWith('1') ? 100 : 5;
+    return undefined;
+  };
+  await using app = await startApp(original, { SEED_INVOICES: '60' });
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect(await query(app, 'SELECT FROM invoices WHERE paid_at IS NULL')).toEqual([]);
+});
+
+test('once a provider stops honouring keys, nothing is asked for without a mark', async () => {
+  original.keys = true;
+  original.delay = 20;
+  await using app = await startApp(original, { SEED_INVOICES: '300' });
+  const paying = pay(app);
+  await until(() => original.charges.size > 50);
+  original.keys = false;
+  // Time for the answers to what was under way.
+  await until(() => original.charges.size > 100);
+  original.fault = () => 'break off';
+  expect((await paying).status).toBe(502);
+  const ended = await query(
+    app,
+    'SELECT id FROM invoices WHERE paid_at IS NOT NULL OR unknown_at IS NOT NULL',
+  );
+  const known = new Set(ended.map(({ id }) => `I${id}`));
+  expect([...original.charges.keys()].filter((id) => !known.has(id))).toEqual([]);
+  expect(twice()).toEqual([]);
+});
+
 test('a holder that loses its lease asks for nothing more', { timeout: 60_000 }, async () => {
   await using app = await startApp(original, { SEED_INVOICES: '300' });
   const paying = pay(app);
