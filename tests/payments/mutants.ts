@@ -388,8 +388,7 @@ export const mutants: Mutant[] = [
         `answer.outcome !== 'reset'`,
       ],
     ],
-    // The model meets it, but not from the two seeds of its test.
-    tests: [`${app}/reset.test.ts`],
+    tests: [`${app}/reset.test.ts`, model],
   },
   {
     name: 'batches are claimed while a reset is unfinished',
