@@ -42,8 +42,8 @@ export const neverRead: Body = {
 
 export const describeVersion = () => ({
   get: {
-    summary: 'Who answers, with which code, and the same of payment-provider',
-    answers: { 200: json('The process, and a process of payment-provider.', appVersion()) },
+    summary: 'Who answers, with which code, and the same of the payment provider',
+    answers: { 200: json('The process, and a process of the payment provider.', appVersion()) },
   },
 });
 
@@ -80,8 +80,8 @@ export const describeReset = () => ({
       200: json('They are as after the first start.', z.object({})),
       ...crossSite(),
       502: error(
-        'payment-provider refused, and nothing has changed; or it is unknown whether it was reset, and nothing is paid ' +
-          'until that is finished.',
+        'The payment provider refused, and nothing has changed; or it is unknown whether it was reset, and nothing is ' +
+          'paid until that is finished.',
       ),
       503: error('A run does not end, another session holds the tables, or the database does not answer.'),
     },

@@ -127,7 +127,7 @@ test.each<[string, string | undefined]>([
     const reset = await post(`${app.url}/reset`);
     expect(reset).toMatchObject({
       status: 502,
-      body: { error: expect.stringMatching(/^payment-provider was not reset: TOKEN_FILE /) },
+      body: { error: expect.stringMatching(/^the payment provider was not reset: TOKEN_FILE /) },
     });
     expect(server.asked).toEqual([]);
     expect(await readKeys(database)).toEqual(keys);

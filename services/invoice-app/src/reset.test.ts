@@ -116,7 +116,9 @@ test('a provider’s reset that answers late is finished by itself', { timeout: 
   };
   const { status, body } = await reset();
   expect(status).toBe(502);
-  expect((body as { error: string }).error).toMatch(/^it is unknown whether payment-provider was reset: /);
+  expect((body as { error: string }).error).toMatch(
+    /^it is unknown whether the payment provider was reset: /,
+  );
   // Nobody charges anything into the ledger, whichever it is.
   await using database = await connect(app);
   await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 5, 'EUR')`);
@@ -154,7 +156,7 @@ test('a provider that is away has reset nothing: it is taken back, and paying go
   await using alone = await startApp({ url: 'http://127.0.0.1:1' }, { DATABASE_URL: app.databaseUrl });
   const { status, body } = await reset(alone);
   expect(status).toBe(502);
-  expect((body as { error: string }).error).toMatch(/^payment-provider was not reset: .*ECONNREFUSED/);
+  expect((body as { error: string }).error).toMatch(/^the payment provider was not reset: .*ECONNREFUSED/);
   await using database = await connect(app);
   await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 5, 'EUR')`);
   expect(await pay()).toEqual(done);

@@ -106,12 +106,12 @@ export class Resets {
       await this.#step('take reset back', () =>
         this.#options.database.query('UPDATE epoch SET resetting_at = NULL WHERE id = $1', [epoch]),
       );
-      throw new HttpError(502, `payment-provider was not reset: ${answer.reason}`);
+      throw new HttpError(502, `the payment provider was not reset: ${answer.reason}`);
     }
     if (answer.outcome !== 'reset') {
       throw new HttpError(
         502,
-        `it is unknown whether payment-provider was reset: ${answer.reason}. ` +
+        `it is unknown whether the payment provider was reset: ${answer.reason}. ` +
           'Nothing is paid until the reset is finished, which is tried again by itself',
       );
     }
@@ -121,7 +121,7 @@ export class Resets {
         const reason = await this.#describeLocks();
         throw new HttpError(
           503,
-          `payment-provider is reset, and the invoices follow by themselves: ${reason}`,
+          `the payment provider is reset, and the invoices follow by themselves: ${reason}`,
         );
       }
       await this.#wait();

@@ -259,7 +259,7 @@ describe('/reset', () => {
     await post(`${asking.url}/invoices/pay`);
     expect(await post(`${asking.url}/reset`)).toEqual({
       status: 502,
-      body: { error: 'payment-provider was not reset: 404' },
+      body: { error: 'the payment provider was not reset: 404' },
     });
     expect(await invoicesOf(asking)).toEqual(allPaid);
   });
