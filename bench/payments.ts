@@ -15,7 +15,10 @@ import { startPostgres } from '../local/postgres.ts';
 import { batchSize, migrations, resetInvoices, seed } from '../services/invoice-app/src/invoices.ts';
 import { Payments } from '../services/invoice-app/src/payments.ts';
 import { Provider, type ProviderOptions } from '../services/invoice-app/src/provider.ts';
+import { paying } from '../tests/support/paying.ts';
 import { untilReady } from '../tests/support/start-service.ts';
+
+const [appName, providerName] = paying;
 
 const count = Number(process.env.COUNT || 100_000);
 /** The naive loop is too slow for all of them. */
@@ -63,7 +66,7 @@ async function startService(service: string, databaseUrl: string, env: Record<st
 }
 
 const startProvider = (databaseUrl: string, env: Record<string, string>) =>
-  startService('payment-provider', databaseUrl, env);
+  startService(providerName, databaseUrl, env);
 
 class Bench {
   readonly #database: Database;
@@ -124,7 +127,7 @@ class Bench {
   /** How much memory invoice-app takes, in MB, before and while a client reads every invoice. */
   async measureListing(): Promise<{ before: number; while: number }> {
     // As in kustomize/base.
-    const app = await startService('invoice-app', this.#appUrl, { NODE_OPTIONS: '--max-old-space-size=128' });
+    const app = await startService(appName, this.#appUrl, { NODE_OPTIONS: '--max-old-space-size=128' });
     const readMemory = () =>
       Number(execFileSync('ps', ['-o', 'rss=', '-p', `${app.pid}`], { encoding: 'utf8' })) / 1024;
     const before = readMemory();

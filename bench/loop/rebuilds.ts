@@ -39,20 +39,21 @@ export interface Rebuild {
   seconds: number;
 }
 
-/** payment-provider uses one package more, which invoice-app has already. */
+/** The provider uses one package more, which invoice-app has already. */
 export function changeDependency(tilt: Tilt, url: string): Promise<Rebuild> {
-  const manifest = join(tilt.folder, 'services/payment-provider/package.json');
+  const [app, provider] = services;
+  const manifest = join(tilt.folder, `services/${provider}/package.json`);
   const lockfile = join(tilt.folder, 'package-lock.json');
-  return rebuild('a dependency of payment-provider', tilt, url, async () => {
+  return rebuild(`a dependency of ${provider}`, tilt, url, async () => {
     const { dependencies } = JSON.parse(
-      await readFile(join(tilt.folder, 'services/invoice-app/package.json'), 'utf8'),
+      await readFile(join(tilt.folder, `services/${app}/package.json`), 'utf8'),
     );
     const add = (to: Record<string, string>) => (to.cockatiel = dependencies.cockatiel);
     await edit(manifest, (json) => {
       add(json.dependencies);
       json.description = unique();
     });
-    await edit(lockfile, (json) => add(json.packages['services/payment-provider'].dependencies));
+    await edit(lockfile, (json) => add(json.packages[`services/${provider}`].dependencies));
   });
 }
 

@@ -6,6 +6,8 @@ import { promisify } from 'node:util';
 import { Agent, setGlobalDispatcher } from 'undici';
 import { readServices } from '../../scripts/services.ts';
 
+export { paying } from '../support/paying.ts';
+
 /** What the tests ask of the cluster that ctlptl.yaml makes. */
 
 export const overlay = process.env.OVERLAY ?? 'dev';
@@ -14,8 +16,6 @@ export const url = overlay === 'prod' ? 'https://invoice-app.localhost:8443' : '
 /** The container that is the cluster's node. */
 export const nodeContainer = 'payloop-control-plane';
 export const services = readServices().map(({ name }) => name);
-/** Those that a payment takes: `/version` of the first tells the code of both. */
-export const paying = ['invoice-app', 'payment-provider'] as const;
 
 const run = promisify(execFile);
 

@@ -4,20 +4,25 @@ import type { Self } from '../../libraries/kit/src/run.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { startService, type RunningService } from './start-service.ts';
 
-/** payment-provider, which may be reset. */
-export const startProvider = (env: Record<string, string> = {}, self: Partial<Self> = {}) =>
-  startService(paymentProvider, { ALLOW_RESET: 'true', ...env }, self);
+/** payment-provider, which may be reset; the last parameter is that of `startService`. */
+export const startProvider = (
+  env: Record<string, string> = {},
+  self: Partial<Self> = {},
+  postgresUrl?: string,
+) => startService(paymentProvider, { ALLOW_RESET: 'true', ...env }, self, postgresUrl);
 
 /** invoice-app with a provider at `url`; it may be reset. */
 export const startApp = (
   { url }: { url: string },
   env: Record<string, string> = {},
   self: Partial<Self> = {},
+  postgresUrl?: string,
 ): Promise<RunningService> =>
   startService(
     invoiceApp,
     { ALLOW_RESET: 'true', PAYMENT_PROVIDER_URL: `${url}/payments/pay`, ...env },
     self,
+    postgresUrl,
   );
 
 /** A session in a service's database, past its API. */

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { paying } from './paying.ts';
 
 const root = path.resolve(import.meta.dirname, '../..');
 
@@ -52,7 +53,7 @@ export async function linkPackages(copy: string): Promise<void> {
 }
 
 /** The services that the tests are about; a user may have added others. */
-export const ownServices = ['invoice-app', 'payment-provider'];
+export const ownServices: readonly string[] = paying;
 
 /**
  * Takes those services out of a copy that somebody has added to this tree, so that a test which adds one finds the same

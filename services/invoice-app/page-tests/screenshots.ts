@@ -3,9 +3,7 @@ import { statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import type { BrowserContextOptions, Page } from 'playwright-core';
 import { startPostgres } from '../../../local/postgres.ts';
-import * as paymentProvider from '../../payment-provider/src/service.ts';
-import { startService } from '../../../tests/support/start-service.ts';
-import * as invoiceApp from '../src/service.ts';
+import { startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import { findChromium, launch, open } from './browser.ts';
 
 const docs = resolve(import.meta.dirname, '../../../docs');
@@ -24,22 +22,9 @@ async function main(): Promise<void> {
   }
   const postgres = await startPostgres({ databases: [] });
   const postgresUrl = postgres.url('postgres');
-  const provider = await startService(
-    paymentProvider,
-    { ALLOW_RESET: 'true', FAILURE_RATE: '0.04', FAULTS: 'late=0.4', FAULT_SEED: '7' },
-    {},
-    postgresUrl,
-  );
-  const app = await startService(
-    invoiceApp,
-    {
-      ALLOW_RESET: 'true',
-      SEED_INVOICES: '20000',
-      PAYMENT_PROVIDER_URL: `${provider.url}/payments/pay`,
-    },
-    {},
-    postgresUrl,
-  );
+  const faults = { FAILURE_RATE: '0.04', FAULTS: 'late=0.4', FAULT_SEED: '7' };
+  const provider = await startProvider(faults, {}, postgresUrl);
+  const app = await startApp(provider, { SEED_INVOICES: '20000' }, {}, postgresUrl);
   const browser = await launch();
 
   async function take(
