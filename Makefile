@@ -41,9 +41,10 @@ test: check ## the types, the style, the manifests, and every test that needs no
 ci: install ## the tests in a cluster that is made for them and torn down (OVERLAY=dev, OVERLAY=prod)
 	@scripts/ci.sh
 
-prove: sweep load ## the long tests: kills, loads, and in a cluster chaos, restarts, drained nodes, each rule taken out in turn
+prove: sweep load ## the long tests: kills, loads, and in a cluster chaos, restarts, drained nodes, each rule taken out in turn, a third service
 	@PROVE=yes OVERLAY=flaky scripts/ci.sh
 	@PROVE=yes OVERLAY=prod scripts/ci.sh
+	@node --run ci-service
 
 bench: install ## invoices paid a second, next to the plain ways
 	@tsx bench/payments.ts
@@ -68,7 +69,7 @@ down: install ## remove the cluster
 	@scripts/down.sh
 
 # The scripts of package.json. model: RUNS=10000 SEED=1, AT=… replays the failure that printed it; bench-loop: ROUNDS=50.
-PARTS := check test-install test-page test-service screenshots model sweep load mutants bench-loop bench-start bench-image
+PARTS := check test-install test-page test-service ci-service screenshots model sweep load mutants bench-loop bench-start bench-image
 .PHONY: install $(PARTS)
 install:
 	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" scripts/install.sh
