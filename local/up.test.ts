@@ -428,7 +428,7 @@ async function addRefunds(): Promise<string> {
     'src/service.ts': `
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { Self } from '@payloop/kit/run.ts';
+import type { Self } from '@payloop/kit/self.ts';
 
 export async function start({ env, source, instance, failed }: Self) {
   const { PAYMENT_PROVIDER_URL: provider, TOKEN_FILE: token, DATABASE_URL: database } = env;

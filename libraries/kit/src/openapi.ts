@@ -1,6 +1,7 @@
 import type { Express } from 'express';
 import { z } from 'zod';
 import { errorBody } from './http-error.ts';
+import { version } from './self.ts';
 
 /** What one method of a path takes and answers. */
 export interface Operation {
@@ -89,6 +90,10 @@ export const describeReady = () => ({
     summary: 'Whether the service can answer: its database does, and is up to date',
     answers: { 200: ok(), 503: error('It does not, or is about to end: why.') },
   },
+});
+
+export const describeVersion = () => ({
+  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version()) } },
 });
 
 export const describeDocument = () => ({

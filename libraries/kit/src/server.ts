@@ -18,9 +18,11 @@ import {
   describeRequestId,
   describeRoute,
   describeStarted,
+  describeVersion,
   type Method,
   type Operation,
 } from './openapi.ts';
+import type { Self, Version } from './self.ts';
 import { startRequest } from './tracing.ts';
 
 /** How long requests under way may still take once the server is told to stop, in milliseconds. */
@@ -28,12 +30,22 @@ const drainTimeout = 20_000;
 /** How long an idle connection is kept, in milliseconds: longer than a client or a load balancer keeps it. */
 const keepAliveTimeout = 65_000;
 
+/** What a service's `GET /version` has beside the process that answers. */
+export interface VersionAddition {
+  /** @param left aborted when the client has left */
+  read: (left: AbortSignal) => Promise<object>;
+  /** Describes the whole answer. */
+  describe: () => Record<'get', Operation>;
+}
+
 export interface ServerOptions {
   /** The service's name. */
-  name: string;
+  service: string;
+  self: Self;
   config: SharedConfig & { PORT: number };
   database: Database;
   metrics: Metrics;
+  version?: VersionAddition;
   /** Ends what the service does besides answering, and what its requests wait for. */
   stopWork?: () => Promise<void>;
   log: Log;
@@ -53,7 +65,7 @@ export interface Running {
 
 /**
  * Starts an HTTP server with what every service has: request ids and logs, `/startupz`, `/livez`,
- * `/readyz`, `/openapi.json`, JSON errors, and what keeps other sites out.
+ * `/readyz`, `/openapi.json`, `/version`, JSON errors, and what keeps other sites out.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when a port cannot be had
  */
@@ -81,14 +93,16 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   route(app, '/readyz', { get: answerReady }, describeReady);
   app.use(observeRequests(log, metrics));
   describeAll(app, describeRequestId);
-  const isServed = hostRule(config.ENVIRONMENT, options.name);
+  const isServed = hostRule(config.ENVIRONMENT, options.service);
   addGuard(app, isServed);
   let document: string | undefined;
   const answerDocument: Handler = (_request, response) => {
-    document ??= JSON.stringify(createDocument(app, options.name));
+    document ??= JSON.stringify(createDocument(app, options.service));
     response.type('json').send(document);
   };
   route(app, '/openapi.json', { get: answerDocument }, describeDocument);
+  const describe = options.version?.describe ?? describeVersion;
+  route(app, '/version', { get: answerVersion(options) }, describe);
   routes(app);
   app.use(() => {
     throw new HttpError(404, 'not found');
@@ -116,6 +130,16 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
 
 /** Whoever gets this answer has it from a process that started, and turns. */
 const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
+
+function answerVersion({ service, self, version }: ServerOptions): Handler {
+  const { source, instance, failed } = self;
+  return async (_request, response) => {
+    const left = new AbortController();
+    response.on('close', () => left.abort());
+    const added = await version?.read(left.signal);
+    response.json({ service, source, instance, failed: failed?.(), ...added } satisfies Version);
+  };
+}
 
 /**
  * Registers all that one path answers; any other method gets 405 with `Allow`.

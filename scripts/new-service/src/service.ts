@@ -5,7 +5,7 @@ import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import { Metrics } from '@payloop/kit/metrics.ts';
 import { databaseErrors, error, json } from '@payloop/kit/openapi.ts';
-import { version, type Self, type Version } from '@payloop/kit/run.ts';
+import type { Self } from '@payloop/kit/self.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
 import express, { type Handler } from 'express';
 import { z } from 'zod';
@@ -35,21 +35,11 @@ type Note = z.infer<ReturnType<typeof note>>;
  * Starts the service.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance, failed }: Self): Promise<Running> {
-  const config = readConfig({ PORT: integer(0, 65_535) }, env);
+export async function start(self: Self): Promise<Running> {
+  const config = readConfig({ PORT: integer(0, 65_535) }, self.env);
   const log = createLog(service, config.LOG_LEVEL);
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
-  const options = {
-    name: service,
-    config,
-    database,
-    metrics: new Metrics(database),
-    log,
-  };
-
-  const getVersion: Handler = (_request, response) => {
-    response.json({ service, source, instance, failed: failed?.() } satisfies Version);
-  };
+  const metrics = new Metrics(database);
 
   const listNotes: Handler = async (_request, response) => {
     const { rows } = await database.query<Note>('SELECT id, text FROM notes ORDER BY id DESC LIMIT $1', [
@@ -70,17 +60,12 @@ export async function start({ env, source, instance, failed }: Self): Promise<Ru
     response.status(201).json(rows[0]);
   };
 
-  return startServer(options, (app) => {
-    route(app, '/version', { get: getVersion }, describeVersion);
+  return startServer({ service, self, config, database, metrics, log }, (app) => {
     route(app, '/notes', { get: listNotes, post: [express.json(), addNote] }, describeNotes);
   });
 }
 
 // For GET /openapi.json.
-
-const describeVersion = () => ({
-  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version()) } },
-});
 
 const describeNotes = () => ({
   get: {

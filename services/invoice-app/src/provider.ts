@@ -5,7 +5,7 @@ import { toMajorUnits } from '@payloop/kit/money.ts';
 import { settleAll } from '@payloop/kit/settle-all.ts';
 import { step as direct, type Step } from '@payloop/kit/step.ts';
 import { bearer } from '@payloop/kit/token.ts';
-import { version } from '@payloop/kit/run.ts';
+import { version } from '@payloop/kit/self.ts';
 import { annotate, traceHeaders } from '@payloop/kit/tracing.ts';
 import axios, { type AxiosAdapter, type AxiosInstance } from 'axios';
 import { z } from 'zod';

@@ -3,7 +3,7 @@ import { Database, type Query } from '@payloop/kit/database.ts';
 import { HttpError } from '@payloop/kit/http-error.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import { Metrics } from '@payloop/kit/metrics.ts';
-import type { Self } from '@payloop/kit/run.ts';
+import type { Self } from '@payloop/kit/self.ts';
 import { requestId, route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import type { Handler, Request, Response } from 'express';
@@ -27,7 +27,7 @@ import { createListLimit, sendPages } from './pagination.ts';
 import { batchStates, Payments } from './payments.ts';
 import { Progress } from './progress.ts';
 import { Resets } from './reset.ts';
-import { everyOutcome, Provider, type AppVersion } from './provider.ts';
+import { everyOutcome, Provider } from './provider.ts';
 
 const service = 'invoice-app';
 
@@ -52,7 +52,8 @@ const variables = {
  * Starts the service that keeps invoices and pays them.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance, failed, step = direct }: Self): Promise<Running> {
+export async function start(self: Self): Promise<Running> {
+  const { env, instance, step = direct } = self;
   const config = readConfig(variables, env);
   const { PAYMENT_PROVIDER_URL: url, PAYMENT_PROVIDER_ENDPOINT: endpoint } = config;
   if (url !== undefined && endpoint !== undefined && url !== endpoint) {
@@ -108,10 +109,15 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   const overview = new Overview(database);
   const progress = new Progress(overview, log);
   const options = {
-    name: service,
+    service,
+    self,
     config,
     database,
     metrics,
+    version: {
+      read: async (left: AbortSignal) => ({ provider: await provider.version(left) }),
+      describe: description.describeVersion,
+    },
     stopWork: async () => {
       await Promise.all([progress.stop(), payments.stop()]);
     },
@@ -119,19 +125,6 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   };
   const running = await startServer(options, (app) => {
     addPage(app, overview, progress, config.ALLOW_RESET);
-    const version: Handler = async (_request, response) => {
-      const left = new AbortController();
-      response.on('close', () => left.abort());
-      const self: AppVersion = {
-        service,
-        source,
-        instance,
-        failed: failed?.(),
-        provider: await provider.version(left.signal),
-      };
-      response.json(self);
-    };
-    route(app, '/version', { get: version }, description.describeVersion);
     const invoices: Handler = (request, response) => sendInvoices(database, request, response);
     const listLimit = createListLimit();
     route(app, '/invoices', { get: [listLimit, invoices] }, description.describeInvoices);

@@ -1,6 +1,5 @@
 import { crossSite } from '@payloop/kit/guard.ts';
 import { error, json, databaseErrors, type Addition, type Answers, type Body } from '@payloop/kit/openapi.ts';
-import { version } from '@payloop/kit/run.ts';
 import { z } from 'zod';
 import { antaeusResult, charged, outcomeBody } from './cashier.ts';
 import {
@@ -83,10 +82,6 @@ const refused = (): Answers => ({
   422: error('The key was used for another id, value or currency; nothing was charged.'),
   ...crossSite(),
   ...databaseErrors(),
-});
-
-export const describeVersion = () => ({
-  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version()) } },
 });
 
 export const describePay = () => {

@@ -5,7 +5,7 @@ import { Database } from '@payloop/kit/database.ts';
 import { createLog } from '@payloop/kit/log.ts';
 import { Metrics } from '@payloop/kit/metrics.ts';
 import { describeAll } from '@payloop/kit/openapi.ts';
-import type { Self, Version } from '@payloop/kit/run.ts';
+import type { Self } from '@payloop/kit/self.ts';
 import { route, startServer, type Running } from '@payloop/kit/server.ts';
 import { step as direct } from '@payloop/kit/step.ts';
 import express, { type Handler, type Request, type Response } from 'express';
@@ -15,7 +15,6 @@ import {
   describePayAntaeus,
   describeReset,
   describeToken,
-  describeVersion,
 } from './description.ts';
 import { authVariables, readTokenRules, requireToken } from './auth.ts';
 import { Cashier, chargeOutcomes, type Reply } from './cashier.ts';
@@ -38,7 +37,8 @@ const variables = {
  * Starts the service that charges payments.
  * @throws {ConfigError} when a variable or the port cannot be used
  */
-export async function start({ env, source, instance, failed, step = direct }: Self): Promise<Running> {
+export async function start(self: Self): Promise<Running> {
+  const { env, step = direct } = self;
   const config = readConfig(variables, env);
   if (config.inProd !== undefined && config.FAULTS.length > 0) {
     throw new ConfigError(`FAULTS must not be set ${config.inProd}`);
@@ -51,16 +51,7 @@ export async function start({ env, source, instance, failed, step = direct }: Se
   const metrics = new Metrics(database);
   const count = metrics.count('charges_total', 'Charges asked for.', 'outcome', chargeOutcomes);
   const cashier = new Cashier(new Ledger(database, step), faults, count);
-  const options = {
-    name: service,
-    config,
-    database,
-    metrics,
-    log,
-  };
-  return startServer(options, (app) => {
-    const self = (): Version => ({ service, source, instance, failed: failed?.() });
-    route(app, '/version', { get: (_request, response) => void response.json(self()) }, describeVersion);
+  return startServer({ service, self, config, database, metrics, log }, (app) => {
     // Whatever comes in from here on has to say who asks.
     if (rules !== undefined) {
       app.use(requireToken(rules, log));
