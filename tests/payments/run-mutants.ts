@@ -1,50 +1,11 @@
 // Takes the guards out of a copy of the code, one after the other: each test that is named has to notice.
 import { execFile } from 'node:child_process';
-import {
-  cpSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join, relative, resolve } from 'node:path';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { copyTree, removeTree } from '../support/tree.ts';
 import { mutants, type Mutant } from './mutants.ts';
 
 const root = resolve(import.meta.dirname, '../..');
-
-const copied = ['services', 'libraries', 'tests', 'local', 'scripts', 'k8s', 'kustomize', 'Makefile'].concat([
-  'package.json',
-  'tsconfig.json',
-  'vitest.config.ts',
-  'test.sh',
-  'Tiltfile',
-  'ctlptl.yaml',
-]);
-
-/** A copy of the tree that runs its own sources, with the packages of this one. */
-function copyTree(folder: string): void {
-  for (const name of copied) {
-    cpSync(join(root, name), join(folder, name), {
-      recursive: true,
-      filter: (path) => !/[/\\](node_modules|dist|\.payloop)$/.test(path),
-    });
-  }
-  const packages = join(folder, 'node_modules');
-  mkdirSync(join(packages, '@payloop'), { recursive: true });
-  for (const name of readdirSync(join(root, 'node_modules'))) {
-    if (name === '@payloop' || name.startsWith('.v')) continue;
-    symlinkSync(join(root, 'node_modules', name), join(packages, name));
-  }
-  for (const name of readdirSync(join(root, 'node_modules/@payloop'))) {
-    const within = relative(root, realpathSync(join(root, 'node_modules/@payloop', name)));
-    symlinkSync(join(folder, within), join(packages, '@payloop', name));
-  }
-}
 
 /** Why the change cannot be made; undefined when it was. */
 function mutate(folder: string, { changes }: Mutant): string | undefined {
@@ -99,9 +60,8 @@ async function runToFirstFailure(folder: string, files: string[]): Promise<Map<s
 
 /** One line on this mutant, and whether each of its tests noticed. */
 async function tryMutant(mutant: Mutant): Promise<[boolean, string]> {
-  const folder = mkdtempSync(join(tmpdir(), 'payloop-mutant-'));
+  const folder = await copyTree();
   try {
-    copyTree(folder);
     const stale = mutate(folder, mutant);
     if (stale !== undefined) return [false, `DOES NOT APPLY  ${mutant.name}: ${stale}`];
     const run = mutant.changes.length === 0 ? runTests : runToFirstFailure;
@@ -110,7 +70,7 @@ async function tryMutant(mutant: Mutant): Promise<[boolean, string]> {
     if (blind.length > 0) return [false, `SURVIVED  ${mutant.name}: ${blind.join(', ')}`];
     return [true, `caught  ${mutant.name}: ${[...failures.values()].join('; ')}`];
   } finally {
-    rmSync(folder, { recursive: true, force: true });
+    await removeTree(folder);
   }
 }
 
