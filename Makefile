@@ -41,7 +41,7 @@ test: check ## the types, the style, the manifests, and every test that needs no
 ci: install ## the tests in a cluster that is made for them and torn down (OVERLAY=dev, OVERLAY=prod)
 	@scripts/ci.sh
 
-prove: sweep load ## the long tests: kills, loads, and in a cluster chaos, restarts, drained nodes, each rule taken out in turn, a third service
+prove: sweep load model ## the long tests: kills, loads, and in a cluster chaos, restarts, drained nodes, each rule taken out in turn, a third service
 	@PROVE=yes OVERLAY=flaky scripts/ci.sh
 	@PROVE=yes OVERLAY=prod scripts/ci.sh
 	@node --run ci-service

@@ -20,9 +20,9 @@ test('the same seed lets the same steps through in the same order', { timeout: 6
   expect(await traces(2)).not.toEqual(first);
 });
 
-// Between them these orders meet what each guard of mutants.ts is there for.
+// Between them these orders meet what each guard of mutants.ts is there for; `make prove` runs a thousand others.
 test.for([
-  { seed: 4, runs: 200 },
+  { seed: 4, runs: 20 },
   { seed: 21, runs: 20 },
   { seed: 105, runs: 22 },
 ])(
