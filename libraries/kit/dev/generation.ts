@@ -25,7 +25,7 @@ export interface GenerationOptions {
 /** What a process says: child.ts of its inspector, the kit's run.ts of the rest. */
 type Message = { inspector: string } | { port: number; metricsPort: number } | { ready: true };
 
-/** One process of a service: first it loads packages, then, once told to, the sources as they are. */
+/** One process of a service: it loads packages and links sources, and once told to, runs the sources as they are. */
 export class Generation {
   readonly #child: ChildProcess;
   readonly #stopping = new AbortController();

@@ -15,8 +15,10 @@ const main = `
 import { createServer } from 'node:http';
 import { url } from 'node:inspector';
 import { greet } from './greet.ts';
+import { same } from './same.ts';
 const server = createServer((request, response) => {
   if (request.url === '/inspector') response.end(url() ?? 'none');
+  else if (request.url === '/same') response.end(same);
   else response.end(greet({ name: 'you' }));
 });
 server.listen(0, '127.0.0.1', () => {
@@ -50,6 +52,7 @@ beforeEach(async () => {
   file = join(root, 'services/toy/src/greet.ts');
   await writeFile(join(root, 'services/toy/src/main.ts'), main);
   await writeFile(file, greet('hello'));
+  await writeFile(join(root, 'services/toy/src/same.ts'), `export const same = import.meta.url;`);
 });
 afterEach(async () => {
   inspector.close();
@@ -133,6 +136,17 @@ test('a debugger that is still sending is not reset, as that would end a port fo
   socket.end();
   await expect.poll(() => socket.closed, { timeout: 5_000 }).toBe(true);
   expect(errors).toEqual([]);
+});
+
+test('each file is one script, also one that no save changed, so that its breakpoints bind', async () => {
+  await start({ inspect: true });
+  for (const word of ['bye', 'hello again']) {
+    // Until the next process has its packages loaded.
+    await sleep(1_500);
+    await save(greet(word));
+    await expect.poll(() => ask(), { timeout: 10_000 }).toBe(`${word} you`);
+    expect(await ask('/same')).toMatch(/same\.ts$/);
+  }
 });
 
 test('without it no process has an inspector', async () => {

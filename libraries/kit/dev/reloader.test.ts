@@ -28,6 +28,9 @@ server.listen(0, '127.0.0.1', async () => {
 process.on('SIGTERM', () => process.exit());
 `;
 
+/** How long the next process takes to be prepared, in milliseconds: then a change is loaded at once. */
+const prepared = 700;
+
 let root: string;
 let reloader: Reloader;
 let said: string[];
@@ -87,6 +90,35 @@ test('a save is served by a new process, which is said with its file', async () 
     expect.stringMatching(/^toy runs the new code after \d+ ms: services\/toy\/src\/word\.ts$/),
   ]);
   await expect.poll(() => exists(first.pid), { timeout: 5_000 }).toBe(false);
+});
+
+test('a process that waits has its files linked, and has run none of them', async () => {
+  await write(
+    'ready.ts',
+    `export const url = import.meta.url; export async function beforeReady(): Promise<void> {}`,
+  );
+  await write('word.ts', `import { url } from './ready.ts'; export const word: string = url;`);
+  reloader.start();
+  expect((await ask()).word).toMatch(/ready\.ts/);
+  let saves = 0;
+  await expect
+    .poll(
+      async () => {
+        saves += 1;
+        await save(
+          'word.ts',
+          `import { url } from './ready.ts'; export const word: string = url + ' ${saves}';`,
+        );
+        await expect
+          .poll(async () => (await ask()).word, { timeout: 10_000 })
+          .toMatch(new RegExp(` ${saves}$`));
+        await sleep(prepared);
+        return (await ask()).word;
+      },
+      { timeout: 20_000 },
+    )
+    .toMatch(/ready\.ts\?ahead \d+$/);
+  expect((await readFile(join(root, 'pids'), 'utf8')).trim().split('\n')).toHaveLength(saves + 1);
 });
 
 test('a process that a request is on its way to is told to end once that has its answer', async () => {
@@ -226,9 +258,6 @@ test('requests are told which code does not start where nothing else does', asyn
   reloader.start();
   await expect(reloader.serving()).rejects.toThrow(`(source ${hashSource(root, 'toy')})`);
 });
-
-/** How long the next process takes to be prepared, in milliseconds: then a change is loaded at once. */
-const prepared = 700;
 
 test.each([
   ['empty at first', ['', '']],

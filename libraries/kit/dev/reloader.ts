@@ -39,7 +39,7 @@ export class Reloader {
   #serving: Generation | undefined;
   /** The one that starts. */
   #next: Generation | undefined;
-  /** Has its packages loaded, and no code yet. */
+  /** Has its packages loaded and its sources linked, and has run none of them. */
   #spare: Generation | undefined;
   readonly #running = new Set<Generation>();
   /** The code that did not start: tried again when it changes. */
