@@ -322,12 +322,13 @@ describe('/version', () => {
   test('asks the provider no longer than its client waits', async () => {
     await using trickling = await startTrickling();
     await using own = await startApp(trickling);
-    const waiting = fetch(`${own.url}/version`, { signal: AbortSignal.timeout(300) }).catch(() => 'left');
+    const waiting = fetch(`${own.url}/version`, { signal: AbortSignal.timeout(100) }).catch(() => 'left');
     await expect.poll(() => trickling.open.size, { interval: 10 }).toBe(1);
     expect(await waiting).toBe('left');
+    // Of itself it is asked for a second.
     const start = performance.now();
     await expect.poll(() => trickling.open.size, { interval: 10 }).toBe(0);
-    expect(performance.now() - start).toBeLessThan(300);
+    expect(performance.now() - start).toBeLessThan(700);
   });
 
   test('a reset and a pay end too where the answer trickles', { timeout: 60_000 }, async () => {
