@@ -29,6 +29,28 @@ async function send(url: string, method: string, headers: OutgoingHttpHeaders, b
   return { status: answer.statusCode as number, body: await text(answer) };
 }
 
+test('what only matters where a browser shows an answer is with GET and HEAD alone', async () => {
+  const shown = [
+    'Content-Security-Policy',
+    'Cross-Origin-Opener-Policy',
+    'Cross-Origin-Resource-Policy',
+    'Referrer-Policy',
+  ];
+  for (const { url } of [app, provider]) {
+    for (const [path, method] of [
+      ['/version', 'GET'],
+      ['/version', 'HEAD'],
+      ['/none', 'GET'],
+      ['/payments/pay', 'POST'],
+    ] as const) {
+      const { headers } = await fetch(url + path, { method });
+      expect(headers.get('X-Content-Type-Options')).toBe('nosniff');
+      const has = shown.filter((name) => headers.has(name));
+      expect([method, has]).toEqual([method, method === 'POST' ? [] : shown]);
+    }
+  }
+});
+
 const payment = '{"id":"I1","value":1,"currency":"EUR"}';
 const posts = () => [
   { url: `${app.url}/invoices/pay`, name: 'invoice-app' },

@@ -69,12 +69,13 @@ export const databaseErrors = (): Answers => ({
 /** Methods of a path that are described; GET answers HEAD too. */
 export type Method = 'get' | 'post';
 type Operations = Partial<Record<Method, Operation>>;
+type Addable = (method: Method) => Addition;
 
 interface Described {
   path: string;
   /** Called for the document alone, which few ask for: a start, and so a save, does not wait for it. */
   describe: () => Operations;
-  additions: (() => Addition)[];
+  additions: Addable[];
 }
 
 const ok = () => text('It does.', z.literal('ok'));
@@ -115,7 +116,7 @@ export const describeRequestId = (): Addition => ({
 });
 
 /** What each app has been given, in the order in which it is registered. */
-const apps = new WeakMap<Express, { routes: Described[]; additions: (() => Addition)[] }>();
+const apps = new WeakMap<Express, { routes: Described[]; additions: Addable[] }>();
 
 function descriptionOf(app: Express) {
   const known = apps.get(app) ?? { routes: [], additions: [] };
@@ -130,7 +131,7 @@ export function describeRoute(app: Express, path: string, describe: () => Operat
 }
 
 /** Adds this to each route that is described from here on. */
-export function describeAll(app: Express, addition: () => Addition): void {
+export function describeAll(app: Express, addition: Addable): void {
   descriptionOf(app).additions.push(addition);
 }
 
@@ -140,17 +141,16 @@ export function createDocument(app: Express, title: string): object {
   const securitySchemes: Record<string, object> = {};
   const document = new Schemas();
   for (const { path, describe, additions } of descriptionOf(app).routes) {
-    const added = additions.map((addition) => addition());
-    for (const { security } of added) Object.assign(securitySchemes, security);
-    const operations = Object.entries(describe()).map(([method, operation]) => [
-      method,
-      toOperation(document, operation, added, operationId(method, path)),
-    ]);
+    const operations = Object.entries(describe()).map(([method, operation]) => {
+      const added = additions.map((addition) => addition(method as Method));
+      for (const { security } of added) Object.assign(securitySchemes, security);
+      return [method, toOperation(document, operation, added, operationId(method, path))];
+    });
     paths[path.replaceAll(/:(\w+)/g, '{$1}')] = Object.fromEntries(operations);
   }
   // Not on those of a path that comes before what adds them.
   const anywhere = descriptionOf(app).additions.flatMap(
-    (addition) => addition().answerHeaders?.partial() ?? [],
+    (addition) => addition('get').answerHeaders?.partial() ?? [],
   );
   const notAllowed = error('No such method at this path.', z.object({ Allow: z.string() }));
   const responses = {
