@@ -280,8 +280,8 @@ export class Provider {
     try {
       const answer = await this.#step('post', () => {
         annotate({ 'payloop.payments': Array.isArray(body) ? body.length : 1 });
-        const config = { headers: { ...headers, ...traceHeaders() } };
-        return within(timeout, (signal) => this.#http.post(this.#url, body, { ...config, signal }));
+        const all = { ...headers, ...traceHeaders() };
+        return within(timeout, (signal) => this.#http.post(this.#url, body, { headers: all, signal }));
       });
       const { status, data } = answer;
       if ([200, 400, 402, 422].includes(status)) {
@@ -301,12 +301,11 @@ export class Provider {
    * The provider's own `/version`, over a connection made for it, as any replica may answer; null without one.
    * @param signal ends it: nobody waits for it any more
    */
-  async version(signal?: AbortSignal): Promise<AppVersion['provider']> {
+  async version(signal: AbortSignal): Promise<AppVersion['provider']> {
     try {
-      const signals = [AbortSignal.timeout(versionTimeout), signal];
       const { status, data } = await this.#http.get(this.#path('/version'), {
         adapter: 'http',
-        signal: AbortSignal.any(signals.filter((each) => each !== undefined)),
+        signal: AbortSignal.any([AbortSignal.timeout(versionTimeout), signal]),
         httpAgent: new HttpAgent(),
         httpsAgent: new HttpsAgent(),
       });
