@@ -9,6 +9,7 @@ import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { nodeContainer } from '../tests/cluster/cluster.ts';
 import { copyProject } from '../tests/cluster/tilt.ts';
+import { withoutMake } from '../tests/support/make.ts';
 
 const root = resolve(import.meta.dirname, '..');
 /** How long a start may take, in milliseconds. */
@@ -53,12 +54,11 @@ async function emptyCaches(folder: string): Promise<void> {
 /** Runs `make up` until the payment test has passed, and ends it. */
 async function start(folder: string): Promise<Line[]> {
   const env = {
-    ...process.env,
+    ...withoutMake(process.env),
     MODE: 'cluster',
     OVERLAY: 'dev',
     npm_config_cache: join(folder, '.npm-cache'),
   };
-  for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name as keyof typeof env];
   const begin = performance.now();
   const child = spawn('sh', ['-c', 'exec make up 2>&1'], {
     cwd: folder,

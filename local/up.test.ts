@@ -11,6 +11,7 @@ import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { readServices, variablePrefix } from '../scripts/services.ts';
 import { Debugger } from '../tests/support/debugger.ts';
+import { withoutMake } from '../tests/support/make.ts';
 import { linkPackages, ownServices, removeAddedServices } from '../tests/support/tree.ts';
 import { readOverlay } from './overlay.ts';
 import { freePort, whyTaken } from './ports.ts';
@@ -57,10 +58,8 @@ beforeAll(async () => {
   await removeAddedServices(clone);
   await linkPackages(clone);
 
-  env = { ...process.env, TMPDIR: temporary, MODE: 'local', OVERLAY: 'dev', LOG_LEVEL: 'warn' };
+  env = { ...withoutMake(process.env), TMPDIR: temporary, MODE: 'local', OVERLAY: 'dev', LOG_LEVEL: 'warn' };
   for (const variable of portVariables) env[variable] = String(await freePort());
-  // A make that runs these tests would be taken for the parent of theirs, and change what they print.
-  for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
   url = `http://127.0.0.1:${env.INVOICE_APP_PORT}`;
 });
 afterEach(async () => {

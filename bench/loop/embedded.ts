@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { until } from '../../tests/cluster/cluster.ts';
 import { freePort } from '../../local/ports.ts';
+import { withoutMake } from '../../tests/support/make.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 
@@ -25,7 +26,7 @@ export async function startEmbedded(): Promise<Embedded> {
   await copyTree(folder);
   const port = await freePort();
   const env: NodeJS.ProcessEnv = {
-    ...process.env,
+    ...withoutMake(process.env),
     TMPDIR: temporary,
     MODE: 'local',
     // Then every line of the payment test is shown.
@@ -34,7 +35,6 @@ export async function startEmbedded(): Promise<Embedded> {
     PAYMENT_PROVIDER_PORT: `${await freePort()}`,
     POSTGRES_PORT: `${await freePort()}`,
   };
-  for (const name of ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS']) delete env[name];
   const make = spawn('make', ['up'], { cwd: folder, env, stdio: ['ignore', 'pipe', 'pipe'], detached: true });
   let log = '';
   for (const stream of [make.stdout, make.stderr]) {

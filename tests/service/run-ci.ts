@@ -4,6 +4,7 @@ import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { signal } from '../../local/processes.ts';
 import { nodeContainer } from '../cluster/cluster.ts';
+import { withoutMake } from '../support/make.ts';
 import { copyTree, removeTree } from '../support/tree.ts';
 
 /** How long `make ci` may take, in milliseconds; then it is interrupted, and still tears its cluster down. */
@@ -16,16 +17,12 @@ function hasCluster(): boolean {
   return execFileSync('docker', args, { encoding: 'utf8' }) !== '';
 }
 
-/** The environment without what would make the make below a part of the one that runs this. */
-function environment(): NodeJS.ProcessEnv {
-  const entries = Object.entries(process.env).filter(([name]) => !/^(MAKE|MFLAGS$|PROVE$)/.test(name));
-  return Object.fromEntries(entries);
-}
+const env = withoutMake(process.env, ['PROVE']);
 
 async function runCi(copy: string): Promise<void> {
   const make = spawn('make', ['ci', 'OVERLAY=prod'], {
     cwd: copy,
-    env: environment(),
+    env,
     detached: true,
     stdio: ['ignore', 'inherit', 'inherit'],
   });
@@ -51,7 +48,7 @@ async function main(): Promise<void> {
   try {
     execFileSync('make', ['service', 'NAME=refunds', 'PORT=8083'], {
       cwd: copy,
-      env: environment(),
+      env,
       stdio: ['ignore', 'inherit', 'inherit'],
     });
     await runCi(copy);

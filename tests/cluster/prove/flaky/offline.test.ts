@@ -5,6 +5,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test }
 import { hashSource } from '../../../../libraries/kit/src/source.ts';
 import { isReady, kubectl, nodeContainer, overlay, pods, paying, until, url } from '../../cluster.ts';
 import { append, inFolder, running, served, tested } from '../../saves.ts';
+import { makeVariables } from '../../../support/make.ts';
 import { linkPackages } from '../../../support/tree.ts';
 import { Tilt } from '../../tilt.ts';
 import { cutOff, Offline, whyNotOffline } from './offline.ts';
@@ -12,7 +13,7 @@ import { cutOff, Offline, whyNotOffline } from './offline.ts';
 const root = resolve(import.meta.dirname, '../../../..');
 const nowhere = '192.0.2.1';
 /** Without what whoever runs these tests has set, above all a make, which theirs would take for its parent. */
-const inherited = ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS', 'OVERLAY', 'PROVE'];
+const inherited = [...makeVariables, 'OVERLAY', 'PROVE'];
 const make = ['env', ...inherited.flatMap((name) => ['-u', name]), 'make'];
 const obstacle = await whyNotOffline();
 
