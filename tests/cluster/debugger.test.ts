@@ -157,11 +157,11 @@ const probe = `
   setTimeout(() => console.log(JSON.stringify({ files: readdirSync('/app'), ports: listening() })), 2_000);`;
 
 describe.runIf(overlay === 'prod')('in production', () => {
-  test.each(services)('%s has no inspector, and no signal opens one', async (service) => {
-    const { files, ports } = JSON.parse(await runScript(service, `deployment/${service}`, probe));
-    const page = service === 'invoice-app' ? ['page'] : [];
+  test.each(readServices())('$name has no inspector, and no signal opens one', async ({ name, port }) => {
+    const { files, ports } = JSON.parse(await runScript(name, `deployment/${name}`, probe));
+    const page = name === 'invoice-app' ? ['page'] : [];
     expect(files.toSorted()).toEqual(['main.js', 'main.js.map', ...page]);
-    expect(ports).toContain(service === 'invoice-app' ? 8081 : 8082);
+    expect(ports).toContain(port);
     // Node's own port for it.
     expect(ports).not.toContain(9229);
   });
