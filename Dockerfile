@@ -18,19 +18,19 @@ RUN --mount=type=cache,target=/root/.npm \
 
 FROM packages AS sources
 ARG SERVICE
-COPY --chown=65532:65532 libraries/kit libraries/kit
+COPY --chown=65532:65532 libraries/chassis libraries/chassis
 COPY --chown=65532:65532 services/$SERVICE services/$SERVICE
 
-# Runs the sources, and each save beside what ran before until it is ready: libraries/kit/dev.
+# Runs the sources, and each save beside what ran before until it is ready: libraries/chassis/dev.
 FROM sources AS dev
 ENV SERVICE=$SERVICE
 # By number, which is how Kubernetes can tell that it is not root.
 USER 65532:65532
 # The shell puts in the name and is gone: node is PID 1, which gets SIGTERM.
-CMD ["sh", "-c", "exec node libraries/kit/dev/serve.ts $SERVICE"]
+CMD ["sh", "-c", "exec node libraries/chassis/dev/serve.ts $SERVICE"]
 
 FROM sources AS bundle
-RUN node libraries/kit/build.ts "$SERVICE" && mv "dist/$SERVICE" /bundle
+RUN node libraries/chassis/build.ts "$SERVICE" && mv "dist/$SERVICE" /bundle
 
 # One file on an image without shell or package manager, whose entrypoint is node.
 FROM gcr.io/distroless/nodejs24-debian13:nonroot AS prod

@@ -41,13 +41,13 @@ request() {
   status=${body##*$'\n'} body=${body%$'\n'*}
 }
 
-# Identifies the code of a service in this folder, by the rule of hashSource in libraries/kit/src/source.ts. What
+# Identifies the code of a service in this folder, by the rule of hashSource in libraries/chassis/src/source.ts. What
 # cannot be read counts by its name: that service says which file it is.
 hash_source() {
   local path
   local -a paths=()
   while IFS= read -r -d '' path; do paths+=("$path"); done < <(
-    find -L libraries/kit/src "services/$1/src" -name '.?*' -prune -o -type f -name '*.ts' ! -name '*.test.ts' -print0 2>/dev/null |
+    find -L libraries/chassis/src "services/$1/src" -name '.?*' -prune -o -type f -name '*.ts' ! -name '*.test.ts' -print0 2>/dev/null |
       LC_ALL=C sort -z
   )
   if ((${#paths[@]} > 0)); then

@@ -15,7 +15,7 @@ const write = (file: string, content: string) => {
 
 beforeEach(() => {
   root = fs.mkdtempSync(path.join(os.tmpdir(), 'payloop-changes-'));
-  for (const file of ['package.json', 'libraries/kit/dev/serve.ts', 'libraries/kit/src/run.ts'])
+  for (const file of ['package.json', 'libraries/chassis/dev/serve.ts', 'libraries/chassis/src/run.ts'])
     write(file, 'one');
   said = [];
   stop = watchForRestart(root, (text) => said.push(text));
@@ -28,9 +28,9 @@ afterEach(() => {
 test.each([
   ['package.json', 'it installs what changed'],
   ['services/refunds/package.json', 'it installs what changed'],
-  ['libraries/kit/package.json', 'it installs what changed'],
+  ['libraries/chassis/package.json', 'it installs what changed'],
   ['services/refunds/deploy/service.yaml', 'nothing takes it up before'],
-  ['libraries/kit/dev/serve.ts', 'nothing takes it up before'],
+  ['libraries/chassis/dev/serve.ts', 'nothing takes it up before'],
   ['local/new.ts', 'nothing takes it up before'],
 ])('a change of %s is said once, with what to do', async (file, why) => {
   write(file, 'two');
@@ -51,7 +51,12 @@ test('a file that is removed is said, and not where it is back as it was', async
 });
 
 test('what a save brings, tests and hidden files are not said', async () => {
-  for (const file of ['libraries/kit/src/run.ts', 'libraries/kit/dev/x.test.ts', 'local/._x.ts', 'README.md'])
+  for (const file of [
+    'libraries/chassis/src/run.ts',
+    'libraries/chassis/dev/x.test.ts',
+    'local/._x.ts',
+    'README.md',
+  ])
     write(file, 'two');
   await delay(1_500);
   expect(said).toEqual([]);

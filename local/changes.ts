@@ -11,7 +11,7 @@ const needed = [
   },
   {
     files: [
-      'libraries/kit/dev/*',
+      'libraries/chassis/dev/*',
       'local/*.ts',
       'local/*.sh',
       'scripts/services.ts',

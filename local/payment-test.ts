@@ -5,8 +5,8 @@ import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { watch } from '../libraries/kit/dev/watcher.ts';
-import { hashSource, sourceFolders } from '../libraries/kit/src/source.ts';
+import { watch } from '../libraries/chassis/dev/watcher.ts';
+import { hashSource, sourceFolders } from '../libraries/chassis/src/source.ts';
 import { readServices } from '../scripts/services.ts';
 
 const root = resolve(import.meta.dirname, '..');

@@ -202,7 +202,7 @@ test(
     await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
     const third = makeUp();
     await third.line(
-      /^up +\| port \d+ is taken by process \d+ \(.*libraries\/kit\/dev\/serve\.ts invoice-app\): end it/,
+      /^up +\| port \d+ is taken by process \d+ \(.*libraries\/chassis\/dev\/serve\.ts invoice-app\): end it/,
     );
     await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
     expect(await served()).toMatch(/^\w{64}$/);
@@ -406,7 +406,7 @@ test('two payment tests of one address take turns', { timeout: 60_000 }, async (
 test('what takes effect at the next start only is said', { timeout: 60_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
-  for (const name of ['package.json', 'libraries/kit/dev/gateway.ts']) {
+  for (const name of ['package.json', 'libraries/chassis/dev/gateway.ts']) {
     const file = path.join(clone, name);
     const before = await fs.readFile(file, 'utf8');
     await fs.writeFile(file, `${before}\n`);
@@ -423,11 +423,11 @@ async function addRefunds(): Promise<string> {
   const folder = path.join(clone, 'services/refunds');
   const files = {
     'package.json': '{ "name": "@payloop/refunds", "type": "module", "dependencies": {} }',
-    'src/main.ts': `import { run } from '@payloop/kit/run.ts';\nvoid run('refunds', () => import('./service.ts'));`,
+    'src/main.ts': `import { run } from '@payloop/chassis/run.ts';\nvoid run('refunds', () => import('./service.ts'));`,
     'src/service.ts': `
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { Self } from '@payloop/kit/self.ts';
+import type { Self } from '@payloop/chassis/self.ts';
 
 export async function start({ env, source, instance, failed }: Self) {
   const { PAYMENT_PROVIDER_URL: provider, TOKEN_FILE: token, DATABASE_URL: database } = env;

@@ -33,7 +33,7 @@ class UpError extends Error {}
 const root = path.resolve(import.meta.dirname, '..');
 const state = path.join(root, '.payloop');
 const paymentTest = 'local/payment-test.ts';
-const reload = 'libraries/kit/dev/serve.ts';
+const reload = 'libraries/chassis/dev/serve.ts';
 
 /** The service that people and the payment test talk to. */
 const front = 'invoice-app';

@@ -166,7 +166,7 @@ describe('refuses, in one line and without a change,', () => {
     [{ NAME: 'up' }, /a part of make up/],
     [{ NAME: 'pg-refunds' }, /a role or a database of Postgres/],
     [{ NAME: 'invoice-app-inspect' }, /part of the name of a variable/],
-    [{ NAME: 'kit' }, /a package of this repository/],
+    [{ NAME: 'chassis' }, /a package of this repository/],
     [{ NAME: 'on' }, 'NAME must not be on, which YAML reads as no text'],
     [{ NAME: 'invoice-app' }, 'services/invoice-app is there already'],
     [{ PORT: '' }, 'PORT is missing, and 8083 is free: make service NAME=refunds PORT=8083'],

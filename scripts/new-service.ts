@@ -34,7 +34,7 @@ const reserved: Record<string, RegExp> = {
   'a role or a database of Postgres': /^(none|pg-.*|public|template[01])$/,
   // METRICS_PORT and INSPECT_PORT are about every service, and A_INSPECT_PORT is about service a.
   'part of the name of a variable': /^(metrics|(.*-)?inspect)$/,
-  'a package of this repository': /^(kit|local)$/,
+  'a package of this repository': /^(chassis|local)$/,
 };
 
 const usage = 'make service NAME=… PORT=…';
@@ -127,11 +127,11 @@ function filesOf({ name, port }: Service, team: string): Map<string, string> {
   return new Map([...made, ['package.json', toJson({ ...names, ...about, dependencies })]]);
 }
 
-/** What npm knows of it: the versions are the kit's, so there is nothing to install. */
+/** What npm knows of it: the versions are the chassis's, so there is nothing to install. */
 function packageOf(name: string) {
-  const { name: kit, version, dependencies } = JSON.parse(read('libraries/kit/package.json'));
+  const { name: chassis, version, dependencies } = JSON.parse(read('libraries/chassis/package.json'));
   const { express, zod } = dependencies;
-  return { name: `@payloop/${name}`, version: '1.0.0', dependencies: { [kit]: version, express, zod } };
+  return { name: `@payloop/${name}`, version: '1.0.0', dependencies: { [chassis]: version, express, zod } };
 }
 
 const toJson = (value: object) => `${JSON.stringify(value, null, 2)}\n`;

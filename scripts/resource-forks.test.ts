@@ -15,7 +15,7 @@ beforeEach(() => {
   for (const file of ['.oxlintrc.json', '.prettierignore', '.prettierrc.json', 'vitest.config.ts'])
     fs.copyFileSync(path.join(root, file), path.join(folder, file));
   fs.symlinkSync(path.join(root, 'node_modules'), path.join(folder, 'node_modules'));
-  for (const name of ['local', 'libraries/kit/src', 'tests/support'])
+  for (const name of ['local', 'libraries/chassis/src', 'tests/support'])
     fs.mkdirSync(path.join(folder, name), { recursive: true });
   fs.writeFileSync(
     path.join(folder, 'tests/support/postgres.ts'),
@@ -25,7 +25,7 @@ beforeEach(() => {
     path.join(folder, 'local/x.test.ts'),
     "import { expect, test } from 'vitest';\n\ntest('x', () => expect(1).toBe(1));\n",
   );
-  for (const file of ['local/._x.test.ts', 'libraries/kit/src/._x.ts', '._package.json'])
+  for (const file of ['local/._x.test.ts', 'libraries/chassis/src/._x.ts', '._package.json'])
     fs.writeFileSync(path.join(folder, file), 'Mac OS X \0 const = ;');
 });
 afterEach(() => fs.rmSync(folder, { recursive: true }));

@@ -79,6 +79,6 @@ async function copyTree(folder: string): Promise<void> {
       await symlink(join(root, 'node_modules', name), join(modules, name));
     }
   }
-  await symlink('../../libraries/kit', join(modules, '@payloop/kit'));
+  await symlink('../../libraries/chassis', join(modules, '@payloop/chassis'));
   await copyFile(join(folder, 'package-lock.json'), join(modules, '.package-lock.installed.json'));
 }

@@ -3,7 +3,7 @@ FROM node:24-bookworm-slim
 WORKDIR /app
 COPY --chown=65532:65532 . .
 RUN --mount=type=cache,target=/root/.npm \
-    npm ci --workspace=libraries/kit --workspace=services/invoice-app
+    npm ci --workspace=libraries/chassis --workspace=services/invoice-app
 ARG TSX
 RUN --mount=type=cache,target=/root/.npm npm install --global "tsx@$TSX"
 USER 65532:65532

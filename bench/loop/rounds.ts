@@ -1,6 +1,6 @@
 // Saves in turn, round after round, under a trickle of requests.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { hashSource } from '../../libraries/kit/src/source.ts';
+import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { patience, save, since, type Way } from './clock.ts';
 import { Trickle } from './trickle.ts';
 import { services, type Service } from './ways.ts';

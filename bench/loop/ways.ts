@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { kubectl, paying } from '../../tests/cluster/cluster.ts';
-import { hashSource } from '../../libraries/kit/src/source.ts';
+import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { bodyOf, type Way } from './clock.ts';
 
 /** Those whose code `/version` of the first tells. */

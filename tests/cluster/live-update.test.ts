@@ -42,7 +42,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
   test.each([
     'services/invoice-app/src/main.ts',
     'services/payment-provider/src/main.ts',
-    'libraries/kit/src/run.ts',
+    'libraries/chassis/src/run.ts',
   ])('an edit of %s is served without a rebuild, and the payment test passes against it', async (file) => {
     const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
     expect(before.sources).toEqual(inFolder(tilt));
@@ -74,7 +74,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
   test('ten files saved at once are one restart', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const files = [
-      ...['config', 'database', 'log', 'money', 'server'].map((name) => `libraries/kit/src/${name}`),
+      ...['config', 'database', 'log', 'money', 'server'].map((name) => `libraries/chassis/src/${name}`),
       ...['batches', 'invoices', 'payments', 'provider', 'service'].map(
         (name) => `services/invoice-app/src/${name}`,
       ),
@@ -92,7 +92,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     const requests = trickleOfAll(url);
     onTestFinished(() => void requests.stop());
     const main = paying.map((service) => `services/${service}/src/main.ts`);
-    for (const file of [...main, 'libraries/kit/src/run.ts', ...main]) {
+    for (const file of [...main, 'libraries/chassis/src/run.ts', ...main]) {
       await append(tilt, file, `// ${Math.random()}\n`);
       await served(tilt);
     }
@@ -175,12 +175,12 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     await commit('one');
     await git('checkout', '--quiet', '-b', 'two');
     await rm(onlyOne);
-    await writeFile(join(tilt.folder, 'libraries/kit/src/only-two.ts'), 'export const only = 2;\n');
+    await writeFile(join(tilt.folder, 'libraries/chassis/src/only-two.ts'), 'export const only = 2;\n');
     const inBoth = paying.map((service) => `services/${service}/src/main.ts`);
-    for (const file of ['libraries/kit/src/run.ts', ...inBoth]) {
+    for (const file of ['libraries/chassis/src/run.ts', ...inBoth]) {
       await append(tilt, file, '// of branch two\n');
     }
-    await append(tilt, 'services/invoice-app/src/payments.ts', "import '@payloop/kit/only-two.ts';\n");
+    await append(tilt, 'services/invoice-app/src/payments.ts', "import '@payloop/chassis/only-two.ts';\n");
     await commit('two');
     await served(tilt);
 

@@ -1,6 +1,6 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { hashSource } from '../../libraries/kit/src/source.ts';
+import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { ask } from './ask.ts';
 import { pods, restarts, paying, until, url } from './cluster.ts';
 import type { Tilt } from './tilt.ts';

@@ -4,7 +4,7 @@ import { request, type OutgoingHttpHeaders } from 'node:http';
 import { connect } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { createGateway } from '../../libraries/kit/dev/gateway.ts';
+import { createGateway } from '../../libraries/chassis/dev/gateway.ts';
 import { startUnready, type RunningService } from '../support/start-service.ts';
 import { startApp, startProvider } from '../support/app-and-provider.ts';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';

@@ -8,7 +8,7 @@ export interface Mutant {
 
 const app = 'services/invoice-app/src';
 const provider = 'services/payment-provider/src';
-const kit = 'libraries/kit';
+const chassis = 'libraries/chassis';
 const model = 'tests/payments/model.test.ts';
 const auth = `${provider}/auth.test.ts`;
 const checks = '{ algorithms, audience, issuer, clockTolerance,';
@@ -282,7 +282,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'a currency is another one in another case',
-    changes: [['libraries/kit/src/money.ts', '/^.{3}$/su.test(text)', 'text === null']],
+    changes: [['libraries/chassis/src/money.ts', '/^.{3}$/su.test(text)', 'text === null']],
     tests: [`${provider}/edges.test.ts`],
   },
   {
@@ -305,12 +305,12 @@ export const mutants: Mutant[] = [
     name: 'a number that Postgres holds is read as another',
     changes: [
       [
-        'libraries/kit/src/database.ts',
+        'libraries/chassis/src/database.ts',
         'if (Number.isSafeInteger(value)) return value;',
         'if (!Number.isNaN(value)) return value;',
       ],
     ],
-    tests: ['libraries/kit/src/database.test.ts'],
+    tests: ['libraries/chassis/src/database.test.ts'],
   },
   {
     name: 'no trigger: a paid invoice can be made unpaid',
@@ -348,13 +348,15 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'a database that can only be read is ready',
-    changes: [['libraries/kit/src/database.ts', `if (rows[0]?.setting !== 'off')`, 'if (rows.length === 0)']],
-    tests: ['libraries/kit/src/database.test.ts'],
+    changes: [
+      ['libraries/chassis/src/database.ts', `if (rows[0]?.setting !== 'off')`, 'if (rows.length === 0)'],
+    ],
+    tests: ['libraries/chassis/src/database.test.ts'],
   },
   {
     name: 'a read-only database is a fault of the service',
-    changes: [['libraries/kit/src/database.ts', '|55P03|25006)', '|55P03)']],
-    tests: ['libraries/kit/src/database.test.ts'],
+    changes: [['libraries/chassis/src/database.ts', '|55P03|25006)', '|55P03)']],
+    tests: ['libraries/chassis/src/database.test.ts'],
   },
   {
     name: 'no epoch: a payment of data that were reset since is charged',
@@ -440,25 +442,25 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no limit on lists: each reader gets one',
-    changes: [[`${kit}/src/limit.ts`, 'underWay >= most', 'underWay < 0']],
-    tests: [`${app}/bulkheads.test.ts`, `${kit}/src/limit.test.ts`],
+    changes: [[`${chassis}/src/limit.ts`, 'underWay >= most', 'underWay < 0']],
+    tests: [`${app}/bulkheads.test.ts`, `${chassis}/src/limit.test.ts`],
   },
   {
     name: 'no Origin: what says nothing of its site is taken for no browser',
-    changes: [[`${kit}/src/guard.ts`, 'if (origin === undefined) return false;', 'return false;']],
+    changes: [[`${chassis}/src/guard.ts`, 'if (origin === undefined) return false;', 'return false;']],
     tests: ['tests/contract/guard.test.ts'],
   },
   {
     name: 'no Host: any name is served in development',
     changes: [
-      [`${kit}/src/guard.ts`, `if (environment === 'prod') return () => true;`, 'return () => true;'],
+      [`${chassis}/src/guard.ts`, `if (environment === 'prod') return () => true;`, 'return () => true;'],
     ],
     tests: ['tests/contract/guard.test.ts'],
   },
   {
     name: 'no owner: compiled code of another user runs',
-    changes: [[`${kit}/dev/compile-cache.ts`, '.find(isPrivate)', '.find(() => true)']],
-    tests: [`${kit}/dev/compile-cache.test.ts`],
+    changes: [[`${chassis}/dev/compile-cache.ts`, '.find(isPrivate)', '.find(() => true)']],
+    tests: [`${chassis}/dev/compile-cache.test.ts`],
   },
   {
     name: 'no word on AUTH in production: nobody is asked for a token',

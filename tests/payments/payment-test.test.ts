@@ -3,7 +3,7 @@ import { appendFileSync, cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync }
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
-import { hashSource } from '../../libraries/kit/src/source.ts';
+import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { listen } from '../support/start-service.ts';
 
 const root = resolve(import.meta.dirname, '../..');
@@ -257,7 +257,7 @@ describe('with a third service', () => {
   async function runWithRefunds({ refunds, args = (url) => [url, '1'], env, data }: Answers) {
     const folder = mkdtempSync(join(tmpdir(), 'payloop-third-'));
     onTestFinished(() => rmSync(folder, { recursive: true }));
-    for (const name of ['test.sh', 'kustomize/base', 'libraries/kit/src', 'services'])
+    for (const name of ['test.sh', 'kustomize/base', 'libraries/chassis/src', 'services'])
       cpSync(join(root, name), join(folder, name), { recursive: true });
     appendFileSync(join(folder, 'kustomize/base/kustomization.yaml'), '  - ../../services/refunds/deploy\n');
     for (const part of ['src', 'deploy'])

@@ -30,7 +30,7 @@ const elsewhere: [awaited: RegExp, reason: string][] = [
   [/^settleAll\(/, 'waits for functions on the path'],
   [/^request\(controller/, 'the request that a step makes, with a limit of time'],
   [/^span\('batch'/, 'a span around steps of its own'],
-  [/^forAll\(/, 'says whose trace the steps in it are part of'],
+  [/^withParents\(/, 'says whose trace the steps in it are part of'],
   [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],
 ];
 

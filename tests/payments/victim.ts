@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { HttpError } from '@payloop/kit/http-error.ts';
-import type { Service } from '@payloop/kit/run.ts';
-import type { Step } from '@payloop/kit/step.ts';
+import { HttpError } from '@payloop/chassis/http-error.ts';
+import type { Service } from '@payloop/chassis/run.ts';
+import type { Step } from '@payloop/chassis/step.ts';
 
 /** What is to happen at a step, told to a running process. */
 export interface Order {

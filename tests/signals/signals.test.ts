@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
-import { startTracing, stopTracing } from '../../libraries/kit/src/tracing.ts';
+import { startTracing, stopTracing } from '../../libraries/chassis/src/tracing.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { startCollector, type Collector } from './collector.ts';
 import { hasPrometheus, startPrometheus, type Prometheus } from './prometheus.ts';

@@ -2,7 +2,7 @@
 // linked ahead, and posts what it exports as `answer`, or its error.
 import { once } from 'node:events';
 import { parentPort, workerData } from 'node:worker_threads';
-import { linkAhead } from '../../libraries/kit/dev/ahead.ts';
+import { linkAhead } from '../../libraries/chassis/dev/ahead.ts';
 
 export interface Work {
   main: string;

@@ -1,6 +1,6 @@
 import { Client } from 'pg';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
-import type { Self } from '../../libraries/kit/src/self.ts';
+import type { Self } from '../../libraries/chassis/src/self.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { startService, type RunningService } from './start-service.ts';
 

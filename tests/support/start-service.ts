@@ -1,8 +1,8 @@
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import type { Service } from '@payloop/kit/run.ts';
-import type { Self } from '@payloop/kit/self.ts';
+import type { Service } from '@payloop/chassis/run.ts';
+import type { Self } from '@payloop/chassis/self.ts';
 import { createDatabase } from './database.ts';
 
 export interface RunningService {

@@ -1,12 +1,12 @@
-import { integer, readConfig } from '@payloop/kit/config.ts';
-import { Database, type Migration } from '@payloop/kit/database.ts';
-import { crossSite } from '@payloop/kit/guard.ts';
-import { HttpError } from '@payloop/kit/http-error.ts';
-import { createLog } from '@payloop/kit/log.ts';
-import { Metrics } from '@payloop/kit/metrics.ts';
-import { databaseErrors, error, json } from '@payloop/kit/openapi.ts';
-import type { Self } from '@payloop/kit/self.ts';
-import { route, startServer, type Running } from '@payloop/kit/server.ts';
+import { integer, readConfig } from '@payloop/chassis/config.ts';
+import { Database, type Migration } from '@payloop/chassis/database.ts';
+import { crossSite } from '@payloop/chassis/guard.ts';
+import { HttpError } from '@payloop/chassis/http-error.ts';
+import { createLog } from '@payloop/chassis/log.ts';
+import { Metrics } from '@payloop/chassis/metrics.ts';
+import { databaseErrors, error, json } from '@payloop/chassis/openapi.ts';
+import type { Self } from '@payloop/chassis/self.ts';
+import { route, startServer, type Running } from '@payloop/chassis/server.ts';
 import express, { type Handler } from 'express';
 import { z } from 'zod';
 

@@ -1,8 +1,8 @@
-import type { Database } from '@payloop/kit/database.ts';
-import { crossSite } from '@payloop/kit/guard.ts';
-import { toMajorUnits } from '@payloop/kit/money.ts';
-import { databaseErrors, error, json } from '@payloop/kit/openapi.ts';
-import { route } from '@payloop/kit/server.ts';
+import type { Database } from '@payloop/chassis/database.ts';
+import { crossSite } from '@payloop/chassis/guard.ts';
+import { toMajorUnits } from '@payloop/chassis/money.ts';
+import { databaseErrors, error, json } from '@payloop/chassis/openapi.ts';
+import { route } from '@payloop/chassis/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { neverRead } from './description.ts';

@@ -1,4 +1,4 @@
-import type { Database } from '@payloop/kit/database.ts';
+import type { Database } from '@payloop/chassis/database.ts';
 import type { Attempt } from './invoices.ts';
 import type { Ending } from './provider.ts';
 

@@ -1,7 +1,7 @@
-import { integer, must } from '@payloop/kit/config.ts';
-import { crossSite } from '@payloop/kit/guard.ts';
-import { errorBody } from '@payloop/kit/http-error.ts';
-import { databaseErrors, error, json, type Body } from '@payloop/kit/openapi.ts';
+import { integer, must } from '@payloop/chassis/config.ts';
+import { crossSite } from '@payloop/chassis/guard.ts';
+import { errorBody } from '@payloop/chassis/http-error.ts';
+import { databaseErrors, error, json, type Body } from '@payloop/chassis/openapi.ts';
 import { z } from 'zod';
 import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
 import { tallyBody, type Tally } from './payments.ts';

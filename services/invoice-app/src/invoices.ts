@@ -1,5 +1,5 @@
-import type { Database, Migration, Query } from '@payloop/kit/database.ts';
-import { toMajorUnits } from '@payloop/kit/money.ts';
+import type { Database, Migration, Query } from '@payloop/chassis/database.ts';
+import { toMajorUnits } from '@payloop/chassis/money.ts';
 import { z } from 'zod';
 import { readPages, type Range } from './pagination.ts';
 

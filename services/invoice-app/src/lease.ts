@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatabaseUnavailable, type Database } from '@payloop/kit/database.ts';
-import type { Step } from '@payloop/kit/step.ts';
+import { DatabaseUnavailable, type Database } from '@payloop/chassis/database.ts';
+import type { Step } from '@payloop/chassis/step.ts';
 import { leaseSeconds, renew, type Batch } from './batches.ts';
 
 /** Renewals in the time of a lease: two may fail before it runs out. */

@@ -1,3 +1,3 @@
-import { run } from '@payloop/kit/run.ts';
+import { run } from '@payloop/chassis/run.ts';
 
 void run('invoice-app', () => import('./service.ts'));

@@ -1,5 +1,5 @@
-import type { Database } from '@payloop/kit/database.ts';
-import { minorUnitDigits } from '@payloop/kit/money.ts';
+import type { Database } from '@payloop/chassis/database.ts';
+import { minorUnitDigits } from '@payloop/chassis/money.ts';
 import { z } from 'zod';
 import { isLive } from './batches.ts';
 

@@ -1,4 +1,4 @@
-import type { Step } from '@payloop/kit/step.ts';
+import type { Step } from '@payloop/chassis/step.ts';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { EventStream } from '../../../tests/support/events.ts';

@@ -1,11 +1,11 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { extname, join } from 'node:path';
-import { describe, integer, must } from '@payloop/kit/config.ts';
-import { HttpError } from '@payloop/kit/http-error.ts';
-import { limitRequests } from '@payloop/kit/limit.ts';
-import { databaseErrors, error, json, type Answers } from '@payloop/kit/openapi.ts';
-import { route } from '@payloop/kit/server.ts';
+import { describe, integer, must } from '@payloop/chassis/config.ts';
+import { HttpError } from '@payloop/chassis/http-error.ts';
+import { limitRequests } from '@payloop/chassis/limit.ts';
+import { databaseErrors, error, json, type Answers } from '@payloop/chassis/openapi.ts';
+import { route } from '@payloop/chassis/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
 import { filters, rowsBody, type Overview } from './overview.ts';

@@ -1,7 +1,7 @@
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatabaseUnavailable } from '@payloop/kit/database.ts';
-import { limitRequests } from '@payloop/kit/limit.ts';
+import { DatabaseUnavailable } from '@payloop/chassis/database.ts';
+import { limitRequests } from '@payloop/chassis/limit.ts';
 import type { Response } from 'express';
 
 /** How many rows are read at a time. */

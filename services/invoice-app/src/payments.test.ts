@@ -1,8 +1,8 @@
 import type { IncomingMessage } from 'node:http';
 import { json } from 'node:stream/consumers';
-import { Database } from '@payloop/kit/database.ts';
-import { createLog } from '@payloop/kit/log.ts';
-import type { Step } from '@payloop/kit/step.ts';
+import { Database } from '@payloop/chassis/database.ts';
+import { createLog } from '@payloop/chassis/log.ts';
+import type { Step } from '@payloop/chassis/step.ts';
 import { describe, expect, test } from 'vitest';
 import { brokenRules } from '../../../tests/payments/rules.ts';
 import { ask, listen, post, type RunningService } from '../../../tests/support/start-service.ts';

@@ -1,9 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Database } from '@payloop/kit/database.ts';
-import { reduceError, type Log } from '@payloop/kit/log.ts';
-import { settleAll } from '@payloop/kit/settle-all.ts';
-import type { Step } from '@payloop/kit/step.ts';
-import { annotate, currentPlace, forAll, span, type Place } from '@payloop/kit/tracing.ts';
+import type { Database } from '@payloop/chassis/database.ts';
+import { reduceError, type Log } from '@payloop/chassis/log.ts';
+import { settleAll } from '@payloop/chassis/settle-all.ts';
+import type { Step } from '@payloop/chassis/step.ts';
+import { annotate, activeSpan, withParents, span, type ParentSpan } from '@payloop/chassis/tracing.ts';
 import {
   ExponentialBackoff,
   fullJitterGenerator,
@@ -90,7 +90,7 @@ export class Payments {
   #running: Promise<Tally> | undefined;
   #next: Promise<Tally> | undefined;
   /** Who waits for the next run. */
-  #waiting: (Place | undefined)[] = [];
+  #waiting: (ParentSpan | undefined)[] = [];
   #recovery: Promise<void> | undefined;
 
   constructor(options: PaymentsOptions) {
@@ -111,7 +111,7 @@ export class Payments {
    * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
    */
   pay(requestId: string): Promise<Tally> {
-    this.#waiting.push(currentPlace());
+    this.#waiting.push(activeSpan());
     if (this.#running === undefined) return this.#start(requestId);
     // The run under way may be past an invoice that has come in since: one run more, for all who ask meanwhile.
     this.#next ??= this.#running.then(
@@ -125,7 +125,7 @@ export class Payments {
     this.#next = undefined;
     const waiting = this.#waiting.splice(0);
     const run = () => span('run', () => this.#payUnpaid(requestId));
-    this.#running = forAll(() => waiting, run).finally(() => {
+    this.#running = withParents(() => waiting, run).finally(() => {
       this.#running = undefined;
     });
     return this.#running;

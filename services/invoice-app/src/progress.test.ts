@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatabaseUnavailable } from '@payloop/kit/database.ts';
-import { createLog } from '@payloop/kit/log.ts';
+import { DatabaseUnavailable } from '@payloop/chassis/database.ts';
+import { createLog } from '@payloop/chassis/log.ts';
 import express, { type ErrorRequestHandler } from 'express';
 import type { AddressInfo } from 'node:net';
 import { afterEach, expect, test, vi } from 'vitest';

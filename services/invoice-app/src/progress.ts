@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DatabaseUnavailable } from '@payloop/kit/database.ts';
-import { HttpError } from '@payloop/kit/http-error.ts';
-import { reduceError, type Log } from '@payloop/kit/log.ts';
-import { error } from '@payloop/kit/openapi.ts';
+import { DatabaseUnavailable } from '@payloop/chassis/database.ts';
+import { HttpError } from '@payloop/chassis/http-error.ts';
+import { reduceError, type Log } from '@payloop/chassis/log.ts';
+import { error } from '@payloop/chassis/openapi.ts';
 import type { Request, Response } from 'express';
 import { z } from 'zod';
 import type { Overview } from './overview.ts';

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { isLockTimeout, type Database, type Query } from '@payloop/kit/database.ts';
-import { HttpError } from '@payloop/kit/http-error.ts';
-import type { Step } from '@payloop/kit/step.ts';
+import { isLockTimeout, type Database, type Query } from '@payloop/chassis/database.ts';
+import { HttpError } from '@payloop/chassis/http-error.ts';
+import type { Step } from '@payloop/chassis/step.ts';
 import { isLive } from './batches.ts';
 import { resetInvoices } from './invoices.ts';
 import type { Provider } from './provider.ts';

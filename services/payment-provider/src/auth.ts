@@ -1,7 +1,7 @@
-import { ConfigError, must, oneOf } from '@payloop/kit/config.ts';
-import type { Log } from '@payloop/kit/log.ts';
-import { requestId } from '@payloop/kit/server.ts';
-import { bearer } from '@payloop/kit/token.ts';
+import { ConfigError, must, oneOf } from '@payloop/chassis/config.ts';
+import type { Log } from '@payloop/chassis/log.ts';
+import { requestId } from '@payloop/chassis/server.ts';
+import { bearer } from '@payloop/chassis/token.ts';
 import type { Handler } from 'express';
 import {
   createRemoteJWKSet,

@@ -1,4 +1,4 @@
-import { step as direct, type Step } from '@payloop/kit/step.ts';
+import { step as direct, type Step } from '@payloop/chassis/step.ts';
 import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { startService, type RunningService } from '../../../tests/support/start-service.ts';

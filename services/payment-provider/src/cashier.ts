@@ -1,4 +1,4 @@
-import { errorBody, HttpError } from '@payloop/kit/http-error.ts';
+import { errorBody, HttpError } from '@payloop/chassis/http-error.ts';
 import { z } from 'zod';
 import type { Faults } from './faults.ts';
 import type { Answer, Ledger } from './ledger.ts';

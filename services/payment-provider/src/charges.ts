@@ -1,4 +1,4 @@
-import type { Migration, Query } from '@payloop/kit/database.ts';
+import type { Migration, Query } from '@payloop/chassis/database.ts';
 
 export type Outcome = 'charged' | 'declined';
 

@@ -1,5 +1,12 @@
-import { crossSite } from '@payloop/kit/guard.ts';
-import { error, json, databaseErrors, type Addition, type Answers, type Body } from '@payloop/kit/openapi.ts';
+import { crossSite } from '@payloop/chassis/guard.ts';
+import {
+  error,
+  json,
+  databaseErrors,
+  type Addition,
+  type Answers,
+  type Body,
+} from '@payloop/chassis/openapi.ts';
 import { z } from 'zod';
 import { antaeusResult, charged, outcomeBody } from './cashier.ts';
 import {

@@ -1,6 +1,6 @@
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { ConfigError } from '@payloop/kit/config.ts';
+import { ConfigError } from '@payloop/chassis/config.ts';
 import { Client } from 'pg';
 import { describe, expect, test } from 'vitest';
 import { startService, type RunningService } from '../../../tests/support/start-service.ts';

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { must } from '@payloop/kit/config.ts';
+import { must } from '@payloop/chassis/config.ts';
 import { z } from 'zod';
 
 /** What can go wrong with a request on purpose, each with what a client sees of it. */

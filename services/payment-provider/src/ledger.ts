@@ -1,6 +1,6 @@
-import { isLockTimeout, type Database } from '@payloop/kit/database.ts';
-import type { Step } from '@payloop/kit/step.ts';
-import { currentPlace, forAll, type Place } from '@payloop/kit/tracing.ts';
+import { isLockTimeout, type Database } from '@payloop/chassis/database.ts';
+import type { Step } from '@payloop/chassis/step.ts';
+import { activeSpan, withParents, type ParentSpan } from '@payloop/chassis/tracing.ts';
 import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './charges.ts';
 
 /** What a charge came to. */
@@ -17,7 +17,7 @@ export type Answer =
 interface Waiting {
   charge: Charge;
   /** In whose trace. */
-  place: Place | undefined;
+  parent: ParentSpan | undefined;
   resolve: (answer: Answer) => void;
   reject: (error: unknown) => void;
 }
@@ -49,7 +49,7 @@ export class Ledger {
    */
   charge(charge: Charge): Promise<Answer> {
     const answer = new Promise<Answer>((resolve, reject) =>
-      this.#waiting.push({ charge, place: currentPlace(), resolve, reject }),
+      this.#waiting.push({ charge, parent: activeSpan(), resolve, reject }),
     );
     // Not at once: what else comes in within this turn of the event loop goes with it.
     if (this.#waiting.length === 1) setImmediate(() => void this.#flush());
@@ -64,8 +64,8 @@ export class Ledger {
     const batch = this.#waiting.splice(0, Math.min(mostAtOnce, other < 0 ? mostAtOnce : other));
     this.#underWay += 1;
     try {
-      const places = () => batch.map(({ place }) => place);
-      const answers = await forAll(places, () => this.#store(batch.map(({ charge }) => charge)));
+      const parents = () => batch.map(({ parent }) => parent);
+      const answers = await withParents(parents, () => this.#store(batch.map(({ charge }) => charge)));
       batch.forEach(({ resolve }, index) => resolve(answers[index]!));
     } catch (error) {
       for (const { reject } of batch) reject(error);

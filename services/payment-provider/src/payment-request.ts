@@ -1,5 +1,5 @@
-import { HttpError } from '@payloop/kit/http-error.ts';
-import { isExact, leastAmount, mayBeInexact, toCurrency, toMinorUnits } from '@payloop/kit/money.ts';
+import { HttpError } from '@payloop/chassis/http-error.ts';
+import { isExact, leastAmount, mayBeInexact, toCurrency, toMinorUnits } from '@payloop/chassis/money.ts';
 import { z } from 'zod';
 
 /** What a client asks to be charged. */

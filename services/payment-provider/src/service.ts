@@ -1,13 +1,13 @@
 import { randomInt } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ConfigError, integer, number, readConfig } from '@payloop/kit/config.ts';
-import { Database } from '@payloop/kit/database.ts';
-import { createLog } from '@payloop/kit/log.ts';
-import { Metrics } from '@payloop/kit/metrics.ts';
-import { describeAll } from '@payloop/kit/openapi.ts';
-import type { Self } from '@payloop/kit/self.ts';
-import { route, startServer, type Running } from '@payloop/kit/server.ts';
-import { step as direct } from '@payloop/kit/step.ts';
+import { ConfigError, integer, number, readConfig } from '@payloop/chassis/config.ts';
+import { Database } from '@payloop/chassis/database.ts';
+import { createLog } from '@payloop/chassis/log.ts';
+import { Metrics } from '@payloop/chassis/metrics.ts';
+import { describeAll } from '@payloop/chassis/openapi.ts';
+import type { Self } from '@payloop/chassis/self.ts';
+import { route, startServer, type Running } from '@payloop/chassis/server.ts';
+import { step as direct } from '@payloop/chassis/step.ts';
 import express, { type Handler, type Request, type Response } from 'express';
 import {
   describeKeys,

@@ -64,10 +64,10 @@ const changes = [
     shown: ['grep', 'all payments', 'services/payment-provider/package.json'],
   },
   {
-    file: 'libraries/kit/dev/watcher.ts',
+    file: 'libraries/chassis/dev/watcher.ts',
     from: 'import ',
     to: '// edited\nimport ',
-    shown: ['grep', 'edited', 'libraries/kit/dev/watcher.ts'],
+    shown: ['grep', 'edited', 'libraries/chassis/dev/watcher.ts'],
   },
   {
     file: 'Dockerfile',
@@ -96,7 +96,7 @@ test.each(changes)(
 
     // As before, a save of a source is copied.
     const end = tilt.log.length;
-    await append(tilt, 'libraries/kit/src/run.ts', `// after ${file}\n`);
+    await append(tilt, 'libraries/chassis/src/run.ts', `// after ${file}\n`);
     await served(tilt, seconds);
     expect(tilt.log.slice(end)).not.toMatch(built);
 
@@ -119,7 +119,7 @@ test('a container whose process is killed has the files that were saved', { time
     nodeContainer,
     'pgrep',
     '--full',
-    'kit/dev/serve.ts payment-provider',
+    'chassis/dev/serve.ts payment-provider',
   ]);
   await run('docker', ['exec', nodeContainer, 'kill', '-KILL', ...found.stdout.trim().split('\n')]);
   await until('the container is started again', seconds, async () => {
@@ -160,7 +160,7 @@ test(
     await commit('one');
     await git('checkout', '--quiet', '-b', 'two');
     await replace(file, from, to);
-    await append(tilt, 'libraries/kit/src/run.ts', '// of branch two\n');
+    await append(tilt, 'libraries/chassis/src/run.ts', '// of branch two\n');
     await commit('two');
     await served(tilt, seconds);
     await until('the image of branch two', seconds, () => inService(...shown));
@@ -190,7 +190,7 @@ test(
     const before = await Promise.all(paying.map(podOf));
     const mend = await replace('Dockerfile', 'FROM sources AS dev\n', 'FROM sources AS dev\nENV FRESH=yes\n');
     await renewed(before);
-    const undo = await append(tilt, 'libraries/kit/src/run.ts', '// only live\n');
+    const undo = await append(tilt, 'libraries/chassis/src/run.ts', '// only live\n');
     await served(tilt, seconds);
     await Promise.all([undo(), append(tilt, 'Dockerfile', '# the same image\n')]);
     await served(tilt, seconds);

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { resolve } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
-import { hashSource } from '../../../../libraries/kit/src/source.ts';
+import { hashSource } from '../../../../libraries/chassis/src/source.ts';
 import { isReady, kubectl, nodeContainer, overlay, pods, paying, until, url } from '../../cluster.ts';
 import { append, inFolder, running, served, tested } from '../../saves.ts';
 import { makeVariables } from '../../../support/make.ts';
@@ -61,7 +61,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
 
     test('a save is served', { timeout: 120_000 }, async () => {
       const from = up!.log.length;
-      await append(up!, 'libraries/kit/src/run.ts', '// offline\n');
+      await append(up!, 'libraries/chassis/src/run.ts', '// offline\n');
       await served(up!, 60);
       await tested(up!, from);
       expect(await running()).toEqual(inFolder(up!));
@@ -70,7 +70,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
     test('images are built anew, of packages that are there', { timeout: 200_000 }, async () => {
       const from = up!.log.length;
       const before = (await Promise.all(paying.map(pods))).flat();
-      await append(up!, 'libraries/kit/dev/child.ts', '// offline\n');
+      await append(up!, 'libraries/chassis/dev/child.ts', '// offline\n');
       await until('both services have new pods', 120, async () => {
         const now = (await Promise.all(paying.map(pods))).flat();
         const old = now.some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid));

@@ -168,7 +168,7 @@ test(
   async () => {
     const name = 'changed';
     registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
-    const file = join(folder, 'libraries/kit/src/new.ts');
+    const file = join(folder, 'libraries/chassis/src/new.ts');
     await writeFile(file, '');
     const made = await release(name);
     await rm(file);

@@ -17,7 +17,7 @@ import { hashSource, readSources } from './source.ts';
 let root: string;
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), 'payloop-source-'));
-  for (const folder of ['libraries/kit', 'services/invoice-app']) {
+  for (const folder of ['libraries/chassis', 'services/invoice-app']) {
     mkdirSync(join(root, `${folder}/src/deep`), { recursive: true });
     for (const name of ['a.ts', 'B.ts', 'a-b.ts', 'deep/c.ts', 'ä.ts', 'a.test.ts', 'page.html']) {
       writeFileSync(join(root, `${folder}/src`, name), `// ${folder} ${name}`);
@@ -44,7 +44,7 @@ test('is what test.sh computes, whatever the names', () => {
 });
 
 test.each([
-  ['libraries/kit/src/a.ts', true],
+  ['libraries/chassis/src/a.ts', true],
   ['services/invoice-app/src/deep/new.ts', true],
   ['services/invoice-app/src/a.test.ts', false],
   ['services/invoice-app/package.json', false],

@@ -45,7 +45,7 @@ let port: number;
 
 beforeEach(async () => {
   root = await realpath(await mkdtemp(join(tmpdir(), 'payloop-inspect-')));
-  for (const folder of ['libraries/kit', 'services/toy']) {
+  for (const folder of ['libraries/chassis', 'services/toy']) {
     await mkdir(join(root, folder, 'src'), { recursive: true });
     await writeFile(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }

@@ -215,7 +215,7 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
   };
 }
 
-/** What a handler may throw: an error of this kit, of the body's parser, or any other. */
+/** What a handler may throw: an error of this chassis, of the body's parser, or any other. */
 type Thrown = Error & {
   code?: string;
   status?: number;

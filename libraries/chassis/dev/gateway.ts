@@ -7,7 +7,7 @@ import {
 } from 'node:http';
 import { pipeline } from 'node:stream';
 
-/** As in the kit's server: longer than a client or a load balancer keeps an idle connection. */
+/** As in the chassis's server: longer than a client or a load balancer keeps an idle connection. */
 const keepAliveTimeout = 65_000;
 
 /**

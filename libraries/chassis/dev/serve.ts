@@ -1,4 +1,4 @@
-// Runs a service for development: `node libraries/kit/dev/serve.ts <service>`, with PORT set. It owns the ports;
+// Runs a service for development: `node libraries/chassis/dev/serve.ts <service>`, with PORT set. It owns the ports;
 // the service runs in a child, and each save in a new one, which takes over once it is ready. Of ../src, which is saved
 // meanwhile, nothing but source.ts is imported: a save that breaks it breaks a child, and not what starts the next one.
 import { existsSync } from 'node:fs';
@@ -14,7 +14,7 @@ import { watch, type Watcher } from './watcher.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
 
-/** As in the kit's config.ts. */
+/** As in the chassis's config.ts. */
 const defaultMetricsPort = '9091';
 /** The wait between two attempts to listen on a port that is taken, in milliseconds. */
 const retryDelay = 200;

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { readSources, sourceFolders, type Sources } from '../src/source.ts';
-import { Generation, type GenerationOptions } from './generation.ts';
+import { ServiceProcess, type ServiceProcessOptions } from './service-process.ts';
 
 /**
  * How long after a change the sources are looked at again, and how often, in milliseconds. Tilt gives files
@@ -24,7 +24,7 @@ const restartDelay = 1_000;
 /** How long after a change the next process is prepared, in milliseconds: the first answers come first. */
 const spareDelay = 100;
 
-export interface ReloaderOptions extends GenerationOptions {
+export interface ReloaderOptions extends ServiceProcessOptions {
   say: (text: string) => void;
   /** Called where sources changed and nobody told: a watcher does not see them any more. */
   onMissed?: () => void;
@@ -36,12 +36,12 @@ export interface ReloaderOptions extends GenerationOptions {
  */
 export class Reloader {
   readonly #options: ReloaderOptions;
-  #serving: Generation | undefined;
+  #serving: ServiceProcess | undefined;
   /** The one that starts. */
-  #next: Generation | undefined;
+  #next: ServiceProcess | undefined;
   /** Has its packages loaded and its sources linked, and has run none of them. */
-  #spare: Generation | undefined;
-  readonly #running = new Set<Generation>();
+  #spare: ServiceProcess | undefined;
+  readonly #running = new Set<ServiceProcess>();
   /** The code that did not start: tried again when it changes. */
   #broken: string | undefined;
   /** The sources as they were seen last, and since when. */
@@ -53,7 +53,7 @@ export class Reloader {
   #toldAt = 0;
   #changedFiles = new Set<string>();
   /** Those whose slow start was said. */
-  readonly #slow = new WeakSet<Generation>();
+  readonly #slow = new WeakSet<ServiceProcess>();
   #looking: NodeJS.Timeout | undefined;
   #waiting = Promise.withResolvers<void>();
   #stopping = false;
@@ -67,7 +67,7 @@ export class Reloader {
   }
 
   /** The process that serves; waited for where one starts. @throws {Error} when none will, or not soon */
-  async serving(): Promise<Generation> {
+  async serving(): Promise<ServiceProcess> {
     const end = performance.now() + patience;
     while (this.#serving === undefined) {
       const { service } = this.#options;
@@ -194,7 +194,7 @@ export class Reloader {
   }
 
   /** Resolves when it may serve: at once where nothing else does, else once it is ready, or nothing is. */
-  async #mayServe(next: Generation): Promise<undefined> {
+  async #mayServe(next: ServiceProcess): Promise<undefined> {
     const isListening = next.listening.then(() => true);
     // The first start takes its time, and is waited for.
     const bound = this.#serving ? slowStart : patience;
@@ -210,7 +210,7 @@ export class Reloader {
   }
 
   /** Resolves when the sources have stayed as they are for a while, or something else starts. */
-  async #settle(next: Generation): Promise<void> {
+  async #settle(next: ServiceProcess): Promise<void> {
     for (;;) {
       const left = this.#seenSince + settled - performance.now();
       if (left <= 0 || this.#next !== next || this.#stopping) return;
@@ -219,7 +219,7 @@ export class Reloader {
     }
   }
 
-  #swap(next: Generation): void {
+  #swap(next: ServiceProcess): void {
     const old = this.#serving;
     this.#serving = next;
     this.#setBroken(undefined);
@@ -230,7 +230,7 @@ export class Reloader {
     void old?.stop();
   }
 
-  #giveUp(next: Generation, how: string): void {
+  #giveUp(next: ServiceProcess, how: string): void {
     this.#setBroken(next.source);
     const then = this.#serving ? 'the last code that did goes on serving' : 'requests are answered with 503';
     this.#say(`did not start (${how}, why is above); ${then} until the next save`);
@@ -242,14 +242,14 @@ export class Reloader {
     this.#serving?.tellFailed(source);
   }
 
-  #spawn(): Generation {
-    const generation = new Generation(this.#options);
+  #spawn(): ServiceProcess {
+    const generation = new ServiceProcess(this.#options);
     this.#running.add(generation);
     void generation.ended.then((how) => this.#ended(generation, how));
     return generation;
   }
 
-  #ended(generation: Generation, how: string): void {
+  #ended(generation: ServiceProcess, how: string): void {
     this.#running.delete(generation);
     if (this.#spare === generation) this.#spare = undefined;
     if (this.#serving !== generation || this.#stopping) return;
@@ -259,7 +259,7 @@ export class Reloader {
     setTimeout(() => this.changed([]), wait);
   }
 
-  #saySlow(generation: Generation, text: string): void {
+  #saySlow(generation: ServiceProcess, text: string): void {
     if (this.#slow.has(generation)) return;
     this.#slow.add(generation);
     generation.reveal();

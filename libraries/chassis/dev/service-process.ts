@@ -9,12 +9,12 @@ import { compileCache } from './compile-cache.ts';
  * connection that it has not accepted by then would be reset; what it has accepted it answers by itself.
  */
 const holdTimeout = 2_000;
-/** How long a process may take to end after SIGTERM, in milliseconds: longer than the kit gives itself. */
+/** How long a process may take to end after SIGTERM, in milliseconds: longer than the chassis gives itself. */
 const endTimeout = 35_000;
 /** How long the last words of a process that has ended are waited for, in milliseconds. */
 const lastWordsTimeout = 100;
 
-export interface GenerationOptions {
+export interface ServiceProcessOptions {
   /** The folder that holds `services`. */
   root: string;
   service: string;
@@ -22,11 +22,11 @@ export interface GenerationOptions {
   inspect: boolean;
 }
 
-/** What a process says: child.ts of its inspector, the kit's run.ts of the rest. */
+/** What a process says: child.ts of its inspector, the chassis's run.ts of the rest. */
 type Message = { inspector: string } | { port: number; metricsPort: number } | { ready: true };
 
 /** One process of a service: it loads packages and links sources, and once told to, runs the sources as they are. */
-export class Generation {
+export class ServiceProcess {
   readonly #child: ChildProcess;
   readonly #stopping = new AbortController();
   #holds = 0;
@@ -47,7 +47,7 @@ export class Generation {
   readonly listening: Promise<void>;
   readonly ready: Promise<void>;
 
-  constructor({ root, service, inspect }: GenerationOptions) {
+  constructor({ root, service, inspect }: ServiceProcessOptions) {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
     // What the last processes compiled and stripped of their types is not done again.

@@ -38,7 +38,7 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
       env: process.env,
     });
     stopOnSignal(name, running);
-    // Only a parent that forked this process listens: see libraries/kit/dev.
+    // Only a parent that forked this process listens: see libraries/chassis/dev.
     process.send?.({ port: running.port, metricsPort: running.metricsPort });
     if (await running.ready) process.send?.({ ready: true });
   } catch (error) {

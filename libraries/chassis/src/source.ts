@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
 import { lstatSync, readdirSync, readFileSync, statSync, type Stats } from 'node:fs';
 
-/** The sources of a service and of the kit, as they are on the disk. */
+/** The sources of a service and of the chassis, as they are on the disk. */
 export interface Sources {
   /** Identifies the code, see `hashSource`. */
   hash: string;
@@ -19,12 +19,12 @@ const volumeSize = 16;
 
 /** The folders of a service's sources, relative to the root. */
 export function sourceFolders(service: string): string[] {
-  return ['libraries/kit/src', `services/${service}/src`];
+  return ['libraries/chassis/src', `services/${service}/src`];
 }
 
 /**
  * Identifies the code of a service: a SHA-256 (hex) over the paths and the contents of its source files and
- * those of the kit. `hash_source` in test.sh computes the same from the working tree, to know that a test ran
+ * those of the chassis. `hash_source` in test.sh computes the same from the working tree, to know that a test ran
  * against the code in it: change both together.
  *
  * A source file is a regular file `*.ts`, also behind a symlink, but no test. Names that begin with a dot do not
@@ -35,7 +35,7 @@ export function hashSource(root: string, service: string): string {
   return readSources(root, service).hash;
 }
 
-/** Reads the sources of a service and of the kit. Never throws: an entry that cannot be read is a problem. */
+/** Reads the sources of a service and of the chassis. Never throws: an entry that cannot be read is a problem. */
 export function readSources(root: string, service: string): Sources {
   const found: Found = { root, size: 0, files: [], problems: [] };
   for (const folder of sourceFolders(service)) {

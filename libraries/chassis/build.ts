@@ -1,5 +1,5 @@
 // Bundles one service into dist/<service>/main.js, with the hash of its sources baked in, and puts its page beside it.
-//   node libraries/kit/build.ts <service>
+//   node libraries/chassis/build.ts <service>
 import { cpSync, existsSync } from 'node:fs';
 import { extname, join, resolve } from 'node:path';
 import { build } from 'esbuild';

@@ -13,9 +13,9 @@ beforeEach(() => {
   // With what a URL would read in another way.
   root = fs.realpathSync(fs.mkdtempSync(join(tmpdir(), 'payloop-ahead-100%#-')));
   write('package.json', '{"type":"module"}');
-  write('kit/package.json', '{"name":"@toy/kit","type":"module","exports":{"./*.ts":"./src/*.ts"}}');
+  write('chassis/package.json', '{"name":"@toy/chassis","type":"module","exports":{"./*.ts":"./src/*.ts"}}');
   fs.mkdirSync(join(root, 'node_modules/@toy'), { recursive: true });
-  fs.symlinkSync('../../kit', join(root, 'node_modules/@toy/kit'));
+  fs.symlinkSync('../../chassis', join(root, 'node_modules/@toy/chassis'));
 });
 afterEach(() => fs.rmSync(root, { recursive: true }));
 
@@ -89,7 +89,7 @@ test('of a chain only what imports the changed file is loaded anew', async () =>
 
 test('the services of this repository, and tracing, can be linked ahead', async () => {
   const repository = join(import.meta.dirname, '../../..');
-  const files = fs.globSync(['services/*/src/{main,service}.ts', 'libraries/kit/src/otel.ts'], {
+  const files = fs.globSync(['services/*/src/{main,service}.ts', 'libraries/chassis/src/otel.ts'], {
     cwd: repository,
   });
   expect(files.length).toBeGreaterThan(4);
@@ -185,12 +185,12 @@ test('JSON that is imported is read anew where it changed', async () => {
 test('a package of the workspace is one module for each file, by its name and by its path', async () => {
   write(
     'main.ts',
-    `import { one } from './a.ts'; import { two } from '@toy/kit/x.ts'; export const answer = one === two;`,
+    `import { one } from './a.ts'; import { two } from '@toy/chassis/x.ts'; export const answer = one === two;`,
   );
-  write('a.ts', `export { two as one } from './kit/src/x.ts';`);
-  write('kit/src/x.ts', 'order.push(1); export const two = {};');
+  write('a.ts', `export { two as one } from './chassis/src/x.ts';`);
+  write('chassis/src/x.ts', 'order.push(1); export const two = {};');
   expect(await afterEdit(() => {})).toEqual({ answer: true, order: [1] });
-  expect(await afterEdit(() => write('kit/src/x.ts', 'order.push(2); export const two = {};'))).toEqual({
+  expect(await afterEdit(() => write('chassis/src/x.ts', 'order.push(2); export const two = {};'))).toEqual({
     answer: true,
     order: [2],
   });
@@ -279,12 +279,12 @@ test.each([
 
 /** A graph of modules, of which the last is in a package of the workspace. */
 const size = 6;
-const pathOf = (n: number) => (n === size - 1 ? `kit/src/m${n}.ts` : `m${n}.ts`);
+const pathOf = (n: number) => (n === size - 1 ? `chassis/src/m${n}.ts` : `m${n}.ts`);
 
 function specifier(from: number, to: number): string {
   if (from === size - 1) return to === from ? `./m${to}.ts` : `../../m${to}.ts`;
   if (to < size - 1) return `./m${to}.ts`;
-  return from % 2 ? '@toy/kit/m5.ts' : './kit/src/m5.ts';
+  return from % 2 ? '@toy/chassis/m5.ts' : './chassis/src/m5.ts';
 }
 
 interface Source {
@@ -333,7 +333,7 @@ const happenings: Record<string, (sources: Source[], n: number, m: number) => vo
   json: (_sources, _n, m) => write('data.json', String(m)),
 };
 
-// AHEAD_RUNS=1000 vitest run libraries/kit/dev/ahead.test.ts -t random
+// AHEAD_RUNS=1000 vitest run libraries/chassis/dev/ahead.test.ts -t random
 test('after random edits linked modules answer as in a cold start', { timeout: 3_600_000 }, async () => {
   const index = fc.nat(size - 1);
   // Half of them leave code that runs.

@@ -2,9 +2,9 @@ import type { IncomingHttpHeaders } from 'node:http';
 import { httpUrl, logLevel, readVariables } from './config.ts';
 import { addToLines } from './log.ts';
 // Its types only: it is loaded where traces are on.
-import type { Attributes, Place, RequestSpan, SpanIds, Tracer } from './otel.ts';
+import type { Attributes, ParentSpan, RequestSpan, SpanIds, Tracer } from './otel.ts';
 
-export type { Place } from './otel.ts';
+export type { ParentSpan } from './otel.ts';
 
 /** The process's, as the span that is active is; none, and nothing of OpenTelemetry is loaded, where traces are off. */
 let tracer: Tracer | undefined;
@@ -59,15 +59,15 @@ export function annotate(attributes: Attributes): void {
   tracer?.annotate(attributes);
 }
 
-/** Where we are, for `forAll`. */
-export function currentPlace(): Place | undefined {
-  return tracer?.place();
+/** The active span, to hand to `withParents`; undefined when tracing is off. */
+export function activeSpan(): ParentSpan | undefined {
+  return tracer?.activeSpan();
 }
 
 /**
- * Runs work that several wait for in the trace of the first of them. Spans that it begins link to the other traces,
- * and those to it.
+ * Runs work that several requests wait for. Its spans are children of the first request's span, and linked with the
+ * spans of the others.
  */
-export function forAll<T>(places: () => (Place | undefined)[], work: () => T): T {
-  return tracer === undefined ? work() : tracer.forAll(places(), work);
+export function withParents<T>(parents: () => (ParentSpan | undefined)[], work: () => T): T {
+  return tracer === undefined ? work() : tracer.withParents(parents(), work);
 }

@@ -7,7 +7,7 @@ import { pathToFileURL } from 'node:url';
 import { crc32 } from 'node:zlib';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { compileCache } from './compile-cache.ts';
-import { Generation } from './generation.ts';
+import { ServiceProcess } from './service-process.ts';
 
 /** The user who owns nothing, where these tests are run as root. */
 const nobody = 65_534;
@@ -107,7 +107,7 @@ function numberOf(source: string): Buffer {
 
 /** Which code a process of the service runs: 1 the honest, 2 the forged. */
 async function codeThatRuns(): Promise<number> {
-  const generation = new Generation({ root, service: 'toy', inspect: false });
+  const generation = new ServiceProcess({ root, service: 'toy', inspect: false });
   generation.load('');
   await generation.listening;
   await generation.stop();
@@ -115,7 +115,7 @@ async function codeThatRuns(): Promise<number> {
 }
 
 test('code that another user put into the caches of the temporary folder does not run', async () => {
-  for (const folder of ['libraries/kit', 'services/toy']) {
+  for (const folder of ['libraries/chassis', 'services/toy']) {
     mkdirs(join(root, folder, 'src'));
     writeFileSync(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }

@@ -8,7 +8,7 @@ export interface Self {
   /** Names the process among its replicas and its predecessors. */
   instance: string;
   env: NodeJS.ProcessEnv;
-  /** The sources that were saved since and did not start; told by libraries/kit/dev only. */
+  /** The sources that were saved since and did not start; told by libraries/chassis/dev only. */
   failed?: () => string | undefined;
   /** Runs the steps of a payment; only tests give another one. */
   step?: Step;

@@ -36,8 +36,8 @@ export type SpanIds = { trace_id: string; span_id: string };
 
 export type Attributes = Record<string, string | number>;
 
-/** A span of some trace, to come back to. */
-export type Place = object;
+/** A span that later work can have as its parent. */
+export type ParentSpan = object;
 
 /** How a request ended. */
 export interface RequestEnd {
@@ -68,8 +68,8 @@ export interface Tracer {
   sampledIds(): SpanIds | undefined;
   headers(): Record<string, string>;
   annotate(attributes: Attributes): void;
-  place(): Place | undefined;
-  forAll<T>(places: (Place | undefined)[], work: () => T): T;
+  activeSpan(): ParentSpan | undefined;
+  withParents<T>(parents: (ParentSpan | undefined)[], work: () => T): T;
   stop(): Promise<void>;
 }
 
@@ -149,9 +149,9 @@ export function createTracer({ service, endpoint, logLevel }: TracerOptions): Tr
       return headers;
     },
     annotate: (attributes: Attributes) => void trace.getActiveSpan()?.setAttributes(attributes),
-    place: () => trace.getActiveSpan(),
-    forAll<T>(places: (Place | undefined)[], work: () => T): T {
-      const [first, ...others] = [...new Set(places)].filter((each) => each !== undefined) as Span[];
+    activeSpan: () => trace.getActiveSpan(),
+    withParents<T>(parents: (ParentSpan | undefined)[], work: () => T): T {
+      const [first, ...others] = [...new Set(parents)].filter((each) => each !== undefined) as Span[];
       if (first === undefined) return context.with(ROOT_CONTEXT, work);
       return context.with(trace.setSpan(ROOT_CONTEXT, first).setValue(othersKey, others), work);
     },

@@ -44,14 +44,14 @@ async function start(): Promise<void> {
 }
 
 async function importPackages(): Promise<void> {
-  for (const each of ['libraries/kit', folder]) {
+  for (const each of ['libraries/chassis', folder]) {
     const manifest = readFileSync(resolve(each, 'package.json'), 'utf8');
     const names = Object.keys(JSON.parse(manifest).dependencies);
     for (const name of names.filter(isLoadedAtStart)) await import(name);
   }
 }
 
-/** The kit is no package but source, and tracing's are loaded only where it is on. */
+/** The chassis is no package but source, and tracing's are loaded only where it is on. */
 function isLoadedAtStart(name: string): boolean {
   if (name.startsWith('@opentelemetry/')) return isTraced;
   return !name.startsWith('@payloop/');
@@ -60,7 +60,7 @@ function isLoadedAtStart(name: string): boolean {
 /** The files of a start that others import dynamically, or none. */
 function entries(): string[] {
   const files = ['main.ts', 'service.ts'].map((name) => join(folder, 'src', name));
-  return isTraced ? [...files, resolve('libraries/kit/src/otel.ts')] : files;
+  return isTraced ? [...files, resolve('libraries/chassis/src/otel.ts')] : files;
 }
 
 /** Does once what each start does: what runs for the first time takes several times as long (48 ms less of 100). */

@@ -18,7 +18,7 @@ const original = resolve(import.meta.dirname, '../../..');
 const main = `
 import { createServer } from 'node:http';
 import { resolve } from 'node:path';
-import { hashSource } from '../../../libraries/kit/src/source.ts';
+import { hashSource } from '../../../libraries/chassis/src/source.ts';
 const source = hashSource(resolve(import.meta.dirname, '../../..'), 'toy');
 const { word } = await import('./word.ts');
 if (typeof word !== 'string') throw new Error('there is no word');
@@ -59,7 +59,11 @@ class Toy {
     this.root = join(this.base, name);
     this.src = join(this.root, 'services/toy/src');
     fs.mkdirSync(this.src, { recursive: true });
-    for (const path of ['libraries/kit/package.json', 'libraries/kit/src/source.ts', 'libraries/kit/dev']) {
+    for (const path of [
+      'libraries/chassis/package.json',
+      'libraries/chassis/src/source.ts',
+      'libraries/chassis/dev',
+    ]) {
       const filter = (file: string) => !file.endsWith('.test.ts');
       fs.cpSync(join(original, path), join(this.root, path), { recursive: true, filter });
     }
@@ -72,7 +76,7 @@ class Toy {
   /** @param wrap a command that runs the service, such as `nice` */
   async start(wrap: string[] = [], more: NodeJS.ProcessEnv = {}): Promise<this> {
     this.#port = await freePort();
-    const [file, ...args] = [...wrap, process.execPath, 'libraries/kit/dev/serve.ts', 'toy'];
+    const [file, ...args] = [...wrap, process.execPath, 'libraries/chassis/dev/serve.ts', 'toy'];
     const env = {
       ...process.env,
       METRICS_PORT: '0',
@@ -432,7 +436,7 @@ function oddName(n: number): string {
   return `odd ${["'", '"', '#', '%41', '$(x)', 'é', '\\', '\n', '[a]', '*'][n % 10]} ${n % 4}.ts`;
 }
 
-// FILES_RUNS=100 vitest run libraries/kit/dev/serve.test.ts -t random
+// FILES_RUNS=100 vitest run libraries/chassis/dev/serve.test.ts -t random
 test(
   'after random happenings the code in the folder is served, or it is said why not',
   { timeout: 3_600_000 },

@@ -40,7 +40,7 @@ let missed: number;
 
 beforeEach(async () => {
   root = await mkdtemp(join(tmpdir(), 'payloop-reload-'));
-  for (const folder of ['libraries/kit', 'services/toy']) {
+  for (const folder of ['libraries/chassis', 'services/toy']) {
     await mkdir(join(root, folder, 'src'), { recursive: true });
     await writeFile(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }
@@ -231,7 +231,7 @@ test('new code that is not ready waits, and the old serves meanwhile', async () 
   await served('two');
 });
 
-/** As the services do: what the kit's run.ts hands to `GET /version`. */
+/** As the services do: what the chassis's run.ts hands to `GET /version`. */
 const tellsFailed = `
 let failed: string | null = null;
 process.on('message', (message: { failed: string | null }) => (failed = message.failed));
