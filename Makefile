@@ -35,8 +35,8 @@ up: install ## run the services, and the payment test on every save: in a cluste
 debug: install ## make up with the inspector of each service open on loopback, for .vscode/launch.json
 	@local/up.sh -- --overlay=$(OVERLAY) --debug
 
-test: check ## the types, the style, the manifests, and every test that needs no cluster
-	@vitest run
+test: check ## the types, the style, the manifests, and the fast tests: none needs a cluster
+	@vitest run --tags-filter='!slow'
 
 ci: install ## the tests in a cluster that is made for them and torn down (OVERLAY=dev, OVERLAY=prod)
 	@scripts/ci.sh
@@ -69,7 +69,7 @@ down: install ## remove the cluster
 	@scripts/down.sh
 
 # The scripts of package.json. model: RUNS=10000 SEED=1, AT=… replays the failure that printed it; bench-loop: ROUNDS=50.
-PARTS := check test-install test-page test-service ci-service screenshots model sweep load mutants bench-loop bench-start bench-image
+PARTS := check test-slow test-install test-page test-service ci-service screenshots model sweep load mutants bench-loop bench-start bench-image
 .PHONY: install $(PARTS)
 install:
 	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" scripts/install.sh

@@ -94,7 +94,7 @@ main() {
   run tsc --noEmit
   run tsc --noEmit --project services/invoice-app/src/page
   run oxlint --type-aware --quiet
-  run prettier --check --log-level=warn .
+  run prettier --check --log-level=warn --cache --cache-strategy=content --cache-location=.payloop/prettier-cache .
   check_scripts
   check_pipeline
   check_overlays

@@ -124,9 +124,18 @@ main() {
   [[ $'\n'$clusters$'\n' == *$'\n'"${context#kind-}"$'\n'* ]] || made_cluster=yes
   trap finish EXIT
   trap 'exit 130' INT TERM
+  local scan=''
+  if [[ $overlay == prod && -z ${PROVE:-} ]]; then
+    # The scanners need no cluster: they run while it starts.
+    timed scripts/scan.sh manifests &
+    scan=$!
+  fi
   make_cluster
   timed tilt ci -- --overlay="$overlay"
-  [[ $overlay != prod || -n ${PROVE:-} ]] || timed scripts/scan.sh
+  if [[ -n $scan ]]; then
+    wait "$scan"
+    timed scripts/scan.sh server
+  fi
   timed vitest run --config=tests/cluster/vitest.config.ts
 }
 

@@ -2,6 +2,8 @@
 # The scanners on what production would run, and the API server's own word on it: kube-score without a CRITICAL or a
 # WARNING and nothing ignored, checkov without a failed check, `kubectl apply --dry-run=server` without a warning.
 # An exception stands in the manifest, with its reason. checkov comes from PyPI into .payloop/, once.
+#
+# With `manifests` only the scanners run, which need no cluster; with `server` only the dry run.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -41,17 +43,9 @@ install_checkov() {
   }
 }
 
-main() {
-  cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  # shellcheck source=scripts/scanners.sh
-  source scripts/scanners.sh
+scan_manifests() {
   command -v kube-score >/dev/null || fail "kube-score is missing: \`mise install\` gets the tools of mise.toml"
   install_checkov
-  folder=$(mktemp -d)
-  trap 'rm -r "$folder"' EXIT
-  local -r manifests=$folder/prod.yaml
-  kustomize build kustomize/overlays/prod >"$manifests"
-
   local found
   ! grep -n 'kube-score/ignore' "$manifests" || fail 'kube-score is told to ignore something, see above'
   found=$(kube_score "$manifests")
@@ -63,10 +57,24 @@ main() {
   [[ $found == *excepted:* ]] || fail "checkov did not read the manifests: $found"
   [[ $found != *failed:* ]] || fail $'checkov finds\n'"$found"
   printf 'scan: checkov finds nothing but what is\n%s\n' "$found"
+}
 
+ask_server() {
   kubectl --context="$context" apply --dry-run=server --warnings-as-errors --filename="$manifests" >/dev/null ||
     fail 'the API server does not take the manifests, or warns of them, see above'
   echo 'scan: the API server takes the manifests without a warning'
+}
+
+main() {
+  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  # shellcheck source=scripts/scanners.sh
+  source scripts/scanners.sh
+  folder=$(mktemp -d)
+  trap 'rm -r "$folder"' EXIT
+  manifests=$folder/prod.yaml
+  kustomize build kustomize/overlays/prod >"$manifests"
+  [[ ${1:-} == server ]] || scan_manifests
+  [[ ${1:-} == manifests ]] || ask_server
 }
 
 main "$@"

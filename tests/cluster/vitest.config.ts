@@ -1,17 +1,31 @@
 import { defineConfig } from 'vitest/config';
 
+/** They save files, restart pods, or deploy with other arguments: one at a time, after the others. */
+const disturbing = ['debugger', 'live-update', 'postgres-restart'].map(
+  (name) => `tests/cluster/${name}.test.ts`,
+);
+
 // The tests that need the cluster with an overlay running in it: scripts/ci.sh runs them, the quick ones here or
 // with PROVE=yes those of prove/, in the folder of the overlay that they need.
+const alone = { maxWorkers: 1, fileParallelism: false };
+const projects = process.env.PROVE
+  ? [{ name: 'prove', include: [`tests/cluster/prove/${process.env.OVERLAY}/*.test.ts`], ...alone }]
+  : [
+      { name: 'side by side', include: ['tests/cluster/*.test.ts'], exclude: disturbing, maxWorkers: 3 },
+      { name: 'alone', include: disturbing, ...alone },
+    ];
+
 export default defineConfig({
   test: {
-    exclude: ['**/._*'],
-    include: [
-      process.env.PROVE ? `tests/cluster/prove/${process.env.OVERLAY}/*.test.ts` : 'tests/cluster/*.test.ts',
-    ],
-    // One cluster: what one test deletes, another would miss.
-    fileParallelism: false,
-    testTimeout: 60_000,
-    hookTimeout: 120_000,
     reporters: ['verbose'],
+    projects: projects.map(({ exclude = [], ...project }, groupOrder) => ({
+      test: {
+        ...project,
+        exclude: ['**/._*', ...exclude],
+        sequence: { groupOrder },
+        testTimeout: 60_000,
+        hookTimeout: 120_000,
+      },
+    })),
   },
 });

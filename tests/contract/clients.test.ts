@@ -1,4 +1,5 @@
 // Clients that were written for the originals: shell scripts, each against three replicas behind one address.
+// @module-tag slow
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo } from 'node:net';

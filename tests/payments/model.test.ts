@@ -1,3 +1,4 @@
+// @module-tag slow
 import { inject, afterAll, beforeAll, expect, test } from 'vitest';
 import { checkModel } from './model.ts';
 import { Simulation } from './simulation.ts';

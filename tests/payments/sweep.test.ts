@@ -1,3 +1,4 @@
+// @module-tag slow
 import { expect, inject, test } from 'vitest';
 import { findSteps } from './steps.ts';
 import { everyKill, forms, onlyForm, Sweep } from './sweep.ts';

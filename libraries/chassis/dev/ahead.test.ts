@@ -1,3 +1,4 @@
+// @module-tag slow
 import { once } from 'node:events';
 import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -1,4 +1,5 @@
 // The real serve.ts, with a small service that says what it runs, through whatever happens to its files.
+// @module-tag slow
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs';

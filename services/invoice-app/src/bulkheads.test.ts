@@ -1,4 +1,5 @@
 // That readers, however many and however slow, keep no invoice from being paid and no probe from its answer.
+// @module-tag slow
 import { once } from 'node:events';
 import { connect as connectSocket, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -1,4 +1,5 @@
 // Payments at a provider that refuses arrays, ignores keys and is slow, as the original is.
+// @module-tag slow
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
