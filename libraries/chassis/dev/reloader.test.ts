@@ -163,7 +163,7 @@ test.each([
   const { pid } = await ask();
   await save('word.ts', broken);
   await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(1);
-  expect(said[0]).toMatch(/^toy did not start \(exit code [01].*\); the last code that did goes on serving/);
+  expect(said[0]).toMatch(/^toy did not start \(exit code [01].*\)\. The previous code keeps serving/);
   reloader.changed([]);
   await sleep(300);
   expect(await ask()).toEqual({ word: 'one', pid });
@@ -180,7 +180,7 @@ test('a broken save that is taken back goes on with the process that serves, and
     await save('word.ts', 'const = 1;');
     await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(2 * times - 1);
     await save('word.ts', `export const word: string = 'one';`);
-    await expect.poll(() => said.at(-1), { timeout: 10_000 }).toBe('toy runs the former code again');
+    await expect.poll(() => said.at(-1), { timeout: 10_000 }).toBe('toy runs the previous code again');
   }
   expect(await ask()).toEqual({ word: 'one', pid });
   expect(takenOver()).toEqual([]);
@@ -339,7 +339,7 @@ test('code that ends by itself while it serves is started again', async () => {
   await ask('/crash').catch(() => {});
   await expect.poll(async () => (await ask()).pid, { timeout: 10_000 }).not.toBe(pid);
   expect(said).toEqual([
-    expect.stringMatching(/^toy ended by itself \(exit code 1.*\) and is started again$/),
+    expect.stringMatching(/^toy exited unexpectedly \(exit code 1.*\) and is restarted$/),
   ]);
 });
 

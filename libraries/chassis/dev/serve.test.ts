@@ -316,27 +316,27 @@ describe('watchers are renewed', () => {
     toy = new Toy();
     fs.symlinkSync('round.ts', join(toy.src, 'round.ts'));
     await toy.start();
-    await toy.says(/nodemon ended \(ELOOP: .*round\.ts'\) and is started again; until it watches, saves are/);
+    await toy.says(/nodemon exited \(ELOOP: .*round\.ts'\) and is restarted\. Until it watches, a poll finds/);
     await toy.says(/toy: services\/toy\/src\/round\.ts is a link that leads back/);
     toy.write('word.ts', wordOf('found'));
     await toy.serves();
     fs.rmSync(join(toy.src, 'round.ts'));
     expect(await noticed()).toBe(true);
-    expect(toy.log.split('nodemon ended').length - 1).toBe(1);
+    expect(toy.log.split('nodemon exited').length - 1).toBe(1);
   });
 
   test.runIf(process.platform === 'linux')('where nodemon ends, which is said once', async () => {
     toy = await new Toy().start();
     for (const times of [1, 2]) {
       process.kill(await toy.nodemon(), 'SIGKILL');
-      await toy.says(/toy: nodemon ended \(SIGKILL\) and is started again; until it watches/);
+      await toy.says(/toy: nodemon exited \(SIGKILL\) and is restarted\. Until it watches/);
       // Without a save that nobody told of.
       await toy.nodemon();
       toy.write('word.ts', wordOf(`${times} found`));
       await toy.serves();
       expect(await noticed()).toBe(true);
     }
-    expect(toy.log.split('nodemon ended').length - 1).toBe(1);
+    expect(toy.log.split('nodemon exited').length - 1).toBe(1);
   });
 });
 
@@ -363,14 +363,14 @@ test.runIf(canLimit()).each([
     const script = `echo 0 >/proc/sys/user/${limit}; exec "$@"`;
     toy = await new Toy().start([...withoutInotify, script, 'sh']);
     await toy.says(
-      new RegExp(`${code}\\): on Linux raise it with sudo sysctl fs\\.inotify\\.${setting}=\\d+; until`),
+      new RegExp(`left \\(${code}\\)\\. On Linux, run sudo sysctl fs\\.inotify\\.${setting}=\\d+ to raise`),
     );
     for (const word of ['second', 'third']) {
       await sleep(3_500);
       toy.write('word.ts', wordOf(word));
       await toy.serves();
     }
-    expect(toy.log.split('is reached').length - 1).toBe(1);
+    expect(toy.log.split('no file watchers are left').length - 1).toBe(1);
     expect(toy.log).not.toMatch(/EPIPE|\n +at /);
   },
 );
