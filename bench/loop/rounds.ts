@@ -46,7 +46,8 @@ export async function runRounds(count: number, { folder, url, log, ways, say }: 
         const from = log().length;
         const { at, ms } = await save(way);
         figures[index]?.served.push(ms);
-        const reportFailure = (problem: string) => say(`${way.name} ${problem}:\n${ending(log().slice(from))}`);
+        const reportFailure = (problem: string) =>
+          say(`${way.name} ${problem}:\n${ending(log().slice(from))}`);
         if (ms === Infinity) {
           reportFailure('did not serve a save');
           await way.mend?.();

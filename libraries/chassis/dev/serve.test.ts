@@ -316,7 +316,9 @@ describe('nodemon is restarted', () => {
     toy = new Toy();
     fs.symlinkSync('round.ts', join(toy.src, 'round.ts'));
     await toy.start();
-    await toy.says(/nodemon exited \(ELOOP: .*round\.ts'\) and is restarted\. Until it watches, a poll finds/);
+    await toy.says(
+      /nodemon exited \(ELOOP: .*round\.ts'\) and is restarted\. Until it watches, a poll finds/,
+    );
     await toy.says(/toy: services\/toy\/src\/round\.ts is a link that leads back/);
     toy.write('word.ts', wordOf('found'));
     await toy.serves();
