@@ -255,7 +255,7 @@ export class Reloader {
     if (this.#standby === generation) this.#standby = undefined;
     if (this.#serving !== generation || this.#stopping) return;
     this.#serving = undefined;
-    this.#say(`exited unexpectedly (${how}, see the error above) and is restarted`);
+    this.#say(`exited unexpectedly (${how}, see the log above) and is restarted`);
     const wait = Math.max(0, generation.loadedAt + restartDelay - performance.now());
     setTimeout(() => this.changed([]), wait);
   }
