@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How large the prod image of a service is, uncompressed, and what makes it so: `make bench-image`, SERVICE=invoice-app.
+# Prints the uncompressed size of a service's prod image and of its parts: `make bench-image`, SERVICE=invoice-app.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -8,8 +8,8 @@ container=''
 
 clean_up() { [[ -z $container ]] || docker rm "$container" >/dev/null; }
 
-# Bytes in all, of Node, of the service's bundle with its map, and of the rest (the system's libraries, certificates).
-# GNU tar lists owner/group in one column and the date in two; BSD tar has the links first, as ls has them.
+# Prints bytes: all, Node, the service's bundle, its source map, the rest (the system's libraries, certificates).
+# GNU tar lists owner/group in one column and the date in two. BSD tar lists the link count first, like ls.
 sizes() {
   docker export "$container" | LC_ALL=C tar --list --verbose --file=- | awk '
     { if ($2 ~ /\//) { size = $3; path = $6 } else { size = $5; path = $9 } all += size }

@@ -1,4 +1,4 @@
-// How many invoices are paid a second, next to the plain ways: `make bench`, COUNT invoices a row.
+// Measures invoices paid per second, compared with plain approaches: `make bench`, COUNT invoices per row.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { Agent } from 'node:http';
@@ -21,25 +21,25 @@ import { untilReady } from '../tests/support/start-service.ts';
 const [appName, providerName] = paying;
 
 const count = Number(process.env.COUNT || 100_000);
-/** The naive loop is too slow for all of them. */
+/** Fewer invoices for the naive loop, which is too slow for all of them. */
 const naiveCount = Math.min(count, 10_000);
-/** Paid before the clock starts, as a service that has run for a while has its code compiled. */
+/** Invoices paid before the clock starts: a service that has run for a while has compiled its code. */
 const warmUp = 5_000;
 
 interface Row {
   name: string;
   invoices: number;
   perSecond: number;
-  /** Resident memory of invoice-app's side at its largest, in MB. */
+  /** Peak resident memory of the invoice-app side, in MB. */
   memory: number;
 }
 
-/** A way to pay every unpaid invoice; `url` is the provider's. */
+/** A way to pay every unpaid invoice. The URL is the provider's. */
 type Way = (url: string) => { pay: () => Promise<unknown>; end?: () => Promise<void> };
 
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** A service as a process of its own. */
+/** Starts a service in its own process. */
 async function startService(service: string, databaseUrl: string, env: Record<string, string> = {}) {
   const port = await freePort();
   const child = spawn('node', [`services/${service}/src/main.ts`], {
@@ -86,7 +86,7 @@ class Bench {
 
   async open(): Promise<void> {
     await Promise.all([this.#database.opened, this.#app.connect(), this.#ledger.connect()]);
-    // Brings the ledger's schema up to date.
+    // Applies the ledger's migrations.
     await (await startProvider(this.#ledgerUrl, {})).stop();
   }
 
@@ -94,7 +94,7 @@ class Bench {
     await Promise.all([this.#database.close(), this.#app.end(), this.#ledger.end()]);
   }
 
-  /** Measures one way, on fresh data and a fresh provider. */
+  /** Measures one way with fresh data and a fresh provider. */
   async measure(name: string, invoices: number, way: Way, env: Record<string, string> = {}): Promise<Row> {
     const provider = await startProvider(this.#ledgerUrl, env);
     const { pay, end } = way(provider.url);
@@ -124,9 +124,9 @@ class Bench {
     return row;
   }
 
-  /** How much memory invoice-app takes, in MB, before and while a client reads every invoice. */
+  /** Measures invoice-app's memory, in MB, before and while a client reads every invoice. */
   async measureListing(): Promise<{ before: number; while: number }> {
-    // As in kustomize/base.
+    // The heap limit of kustomize/base.
     const app = await startService(appName, this.#appUrl, { NODE_OPTIONS: '--max-old-space-size=128' });
     const readMemory = () =>
       Number(execFileSync('ps', ['-o', 'rss=', '-p', `${app.pid}`], { encoding: 'utf8' })) / 1024;
@@ -140,14 +140,15 @@ class Bench {
     return { before: Math.round(before), while: Math.round(most) };
   }
 
-  /** Again where something stayed unknown; and every invoice charged once, or a figure would be of no use. */
+  /** Pays until no invoice is unpaid: outcomes may stay unknown. Throws if the ledger's charges differ. */
   async #payAll(pay: () => Promise<unknown>): Promise<void> {
     do await pay();
     while ((await this.#countUnpaid()) > 0);
     const paid = await this.#app.query('SELECT count(*), sum(amount) FROM invoices');
     const charged = await this.#ledger.query('SELECT count(*), sum(amount) FROM payments');
     const [a, b] = [JSON.stringify(paid.rows[0]), JSON.stringify(charged.rows[0])];
-    if (a !== b && charged.rows[0].count !== '0') throw new Error(`${a} were paid and ${b} charged`);
+    if (a !== b && charged.rows[0].count !== '0')
+      throw new Error(`The paid invoices (${a}) differ from the charged ones (${b})`);
   }
 
   async #fill(invoices: number): Promise<void> {
@@ -163,7 +164,7 @@ class Bench {
     );
   }
 
-  /** Through the classes that invoice-app itself runs. */
+  /** Pays with the classes that invoice-app uses. */
   ours(options: Partial<ProviderOptions>): Way {
     return (url) => {
       const log = createLog('bench', 'silent');
@@ -173,7 +174,7 @@ class Bench {
     };
   }
 
-  /** One request and one UPDATE after the other. */
+  /** Sends one request and one UPDATE at a time. */
   naive: Way = (url) => {
     const http = axios.create({ httpAgent: new Agent({ keepAlive: true }), proxy: false });
     const pay = async () => {
@@ -192,7 +193,7 @@ class Bench {
     return { pay };
   };
 
-  /** What the database alone could do, with no provider and no history. */
+  /** The database alone, with no provider and no history. */
   limit: Way = () => {
     const payBatch = () =>
       this.#database.transaction(async (query) => {
@@ -229,7 +230,7 @@ async function main(): Promise<void> {
       count,
       bench.limit,
     );
-    // axios takes the name of one of its own adapters as well.
+    // axios also accepts the name of a built-in adapter.
     const adapter = 'http' as unknown as AxiosAdapter;
     await bench.measure(
       'one request each, axios with Node agent',

@@ -1,6 +1,6 @@
-// How long `make up` takes until the payment test has passed, and where the time goes, from nothing and then with
-// everything there: `make bench-start`. From nothing is a fresh clone without packages, with no cluster, and with
-// empty caches of npm and of image builds; the images of others (Node, Postgres, kind's node) are there.
+// Measures how long `make up` takes until the payment test has passed, by phase: `make bench-start`. The first run
+// starts from nothing, the second with everything there. From nothing means a fresh clone without packages or cluster,
+// with empty caches of npm and of image builds. Third-party images (Node, Postgres, kind's node) are there.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { appendFile, readFile, rm, writeFile } from 'node:fs/promises';
@@ -12,27 +12,27 @@ import { copyProject } from '../tests/cluster/tilt.ts';
 import { withoutMake } from '../tests/support/make.ts';
 
 const root = resolve(import.meta.dirname, '..');
-/** How long a start may take, in milliseconds. */
+/** The timeout of a start, in milliseconds. */
 const patience = 600_000;
 
-/** A line of what was said, and when, in seconds from the start. */
+/** An output line, with its time in seconds from the start. */
 interface Line {
   at: number;
   text: string;
 }
 
-/** What is under way until the last line that matches, one after the other. */
+/** Consecutive phases, each with a pattern: the last line that matches it ends the phase. */
 const phases: [string, RegExp][] = [
   ['the packages of the tools (npm ci)', /^make up: cluster/],
   ['the cluster and its registry', /^Tilt started on/],
   ['Tilt, its Tiltfile, namespaces', /namespaces │ .*DONE IN/],
   ['images are built', /STEP 2\/3/],
   ['images are pushed', /STEP 3\/3/],
-  ['pods are made, images pulled', /Successfully pulled image/],
+  ['pods are created, images pulled', /Successfully pulled image/],
   ['services start until both are ready', /payment-test │ Running cmd/],
   ['the payment test', /payment-test │ ok 8/],
 ];
-/** Beside the images. */
+/** The patterns at the start and the end of the database's start, which runs beside the image builds. */
 const postgres: [RegExp, RegExp] = [
   /secrets │ Running cmd/,
   /database system is ready to accept connections/,
@@ -40,18 +40,18 @@ const postgres: [RegExp, RegExp] = [
 
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** Empties, for this copy, what earlier builds have left: the cache of layers, and npm's own. */
+/** Keeps this copy from using caches of earlier builds: the layer cache and npm's own. */
 async function emptyCaches(folder: string): Promise<void> {
   const unique = `bench-${process.pid}-${Date.now()}`;
   await appendFile(join(folder, '.npmrc'), `# ${unique}\n`);
   const file = join(folder, 'Dockerfile');
   const before = await readFile(file, 'utf8');
   const after = before.replace('target=/root/.npm', `target=/root/.npm,id=${unique}`);
-  if (after === before) throw new Error('Dockerfile has no cache for npm any more');
+  if (after === before) throw new Error('The Dockerfile has no npm cache mount any more');
   await writeFile(file, after);
 }
 
-/** Runs `make up` until the payment test has passed, and ends it. */
+/** Runs `make up` until the payment test has passed, then stops it. */
 async function start(folder: string): Promise<Line[]> {
   const env = {
     ...withoutMake(process.env),
@@ -66,22 +66,22 @@ async function start(folder: string): Promise<Line[]> {
     detached: true,
     stdio: ['ignore', 'pipe', 'inherit'],
   });
-  const ended = once(child, 'exit');
+  const exited = once(child, 'exit');
   const lines: Line[] = [];
   const late = setTimeout(() => process.kill(-child.pid!, 'SIGINT'), patience);
-  let green = false;
+  let hasPassed = false;
   for await (const text of createInterface({ input: child.stdout })) {
-    if (green) continue;
+    if (hasPassed) continue;
     lines.push({ at: (performance.now() - begin) / 1_000, text });
     if (/[^ ] │ .*(rror|not ok)|DONE IN|ok 8/.test(text)) say(`${lines.at(-1)?.at.toFixed(1)} s: ${text}`);
-    green = text.includes('payment-test │ ok 8');
-    if (green) process.kill(-child.pid!, 'SIGINT');
+    hasPassed = text.includes('payment-test │ ok 8');
+    if (hasPassed) process.kill(-child.pid!, 'SIGINT');
   }
   clearTimeout(late);
-  await ended;
-  if (!green)
+  await exited;
+  if (!hasPassed)
     throw new Error(
-      `make up did not get there:\n${lines
+      `make up did not pass the payment test. It printed:\n${lines
         .slice(-30)
         .map(({ text }) => text)
         .join('\n')}`,
@@ -89,12 +89,12 @@ async function start(folder: string): Promise<Line[]> {
   return lines;
 }
 
-/** When the last line came that matches; undefined where none did. */
+/** Returns the time of the last matching line; undefined if none matches. */
 function last(lines: Line[], pattern: RegExp): number | undefined {
   return lines.findLast(({ text }) => pattern.test(text))?.at;
 }
 
-/** The seconds that each phase took; a phase that is not there took none. */
+/** Returns the seconds of each phase, 0 for a missing one. */
 function split(lines: Line[]): number[] {
   let before = 0;
   return phases.map(([, end]) => {
@@ -122,9 +122,7 @@ function print(cold: Line[], warm: Line[]): void {
 async function main(): Promise<void> {
   const clusters = execFileSync('kind', ['get', 'clusters'], { encoding: 'utf8' }).split('\n');
   if (clusters.some((name) => `${name}-control-plane` === nodeContainer)) {
-    say(
-      'make bench-start: there is a cluster already, and this one starts from none: `make down` removes it, with its data',
-    );
+    say('make bench-start measures a start without a cluster. Remove yours, with its data: `make down`.');
     process.exit(1);
   }
   const folder = await copyProject();

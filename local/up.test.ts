@@ -179,7 +179,7 @@ test(
 
     await fs.writeFile(file, `${good}const = ;\n`);
     await up.line(/^invoice-app +\| SyntaxError/);
-    await up.line(/^invoice-app +\| \[reload\] invoice-app did not start .* goes on serving/);
+    await up.line(/^invoice-app +\| \[reload\] invoice-app did not start .* keeps serving/);
     expect(await served()).toBe(second);
     await fs.writeFile(file, good);
     await up.line(passed);
@@ -246,7 +246,7 @@ test(
     await up.line(/^invoice-app +\| SyntaxError/);
     await up.line(/^invoice-app +\| \[reload\] invoice-app did not start/);
     await fs.writeFile(service(), `${good}// mended\n`);
-    await up.line(/^invoice-app +\| \[reload\] invoice-app runs the former code again$/);
+    await up.line(/^invoice-app +\| \[reload\] invoice-app runs the previous code again$/);
     await up.line(greenAgain);
 
     // The provider's mistake is seen through invoice-app.

@@ -1,4 +1,4 @@
-// Counts what is sent to the cluster: a proxy before its API server, TLS and all passing through it.
+// Counts the bytes sent to the cluster: a proxy for its API server that forwards the TLS connections as they are.
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFile } from 'node:fs/promises';
@@ -25,8 +25,8 @@ export class CountingProxy {
   }
 
   /**
-   * Starts one before a context's cluster.
-   * @param file where to write a kubeconfig that leads through it, with the same context in it alone
+   * Starts a proxy for the cluster of a context.
+   * @param file the path for a kubeconfig that holds only this context and leads through the proxy
    */
   static async start(context: string, file: string): Promise<CountingProxy> {
     const view = ['config', 'view', '--minify', '--flatten', `--context=${context}`, '--output=json'];

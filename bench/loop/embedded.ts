@@ -1,4 +1,4 @@
-// `make up MODE=local` in a copy of the tree, beside whatever else runs.
+// Runs `make up MODE=local` in a copy of the tree, on free ports.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmod, copyFile, cp, mkdir, mkdtemp, readdir, rm, symlink } from 'node:fs/promises';
@@ -17,10 +17,10 @@ export interface Embedded {
   stop: () => Promise<void>;
 }
 
-/** Resolves when the payment test has passed. */
+/** Starts it and waits until the payment test has passed. */
 export async function startEmbedded(): Promise<Embedded> {
   const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
-  // Below it is what Postgres, which does not run as root, has to read.
+  // Postgres does not run as root, and has to reach its files in this folder.
   await chmod(temporary, 0o711);
   const folder = join(temporary, 'tree');
   await copyTree(folder);
@@ -29,7 +29,7 @@ export async function startEmbedded(): Promise<Embedded> {
     ...withoutMake(process.env),
     TMPDIR: temporary,
     MODE: 'local',
-    // Then every line of the payment test is shown.
+    // Prints every line of the payment test.
     LOG_LEVEL: 'info',
     INVOICE_APP_PORT: `${port}`,
     PAYMENT_PROVIDER_PORT: `${await freePort()}`,
@@ -42,9 +42,9 @@ export async function startEmbedded(): Promise<Embedded> {
   }
   const stop = async () => {
     if (make.exitCode === null && make.signalCode === null) {
-      const ended = once(make, 'close');
+      const closed = once(make, 'close');
       process.kill(-make.pid!, 'SIGTERM');
-      await ended;
+      await closed;
     }
     await rm(temporary, { recursive: true });
   };
@@ -52,12 +52,12 @@ export async function startEmbedded(): Promise<Embedded> {
     await until('make up passes the payment test', 100, () => / ok 8 /.test(log));
   } catch (error) {
     await stop();
-    throw new Error(`make up said:\n${log}`, { cause: error });
+    throw new Error(`make up did not pass the payment test. It printed:\n${log}`, { cause: error });
   }
   return { folder, url: `http://127.0.0.1:${port}`, log: () => log, stop };
 }
 
-/** With the packages of this tree, but its own workspaces. */
+/** Copies the tree. The copy links to this tree's packages, and to its own copy of the chassis. */
 async function copyTree(folder: string): Promise<void> {
   const modules = join(folder, 'node_modules');
   await mkdir(join(modules, '@payloop'), { recursive: true });

@@ -1,5 +1,5 @@
-// How fast a save is served: `make bench-loop`, ROUNDS saves of each service. Linux only, as the floor and the plain
-// way are asked at the address of the cluster's node.
+// Measures how fast a save is served: `make bench-loop`, ROUNDS saves of each service. Linux only: the floor and the
+// plain way are called at the address of the cluster's node.
 import { execFile, execFileSync, spawnSync } from 'node:child_process';
 import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { cpus, loadavg, tmpdir } from 'node:os';
@@ -17,7 +17,7 @@ import { floorWay, plainWay, services, serviceWay } from './ways.ts';
 
 const rounds = Number(process.env.ROUNDS || 50);
 const root = resolve(import.meta.dirname, '../..');
-/** How long `tilt up` may take, with images to build, in seconds. */
+/** How long `tilt up` may take with images to build, in seconds. */
 const upTimeout = 300;
 const picture = 'docs/loop.svg';
 
@@ -25,28 +25,28 @@ const say = (text: string) => process.stderr.write(`bench-loop: ${text}\n`);
 
 class Refusal extends Error {}
 
-/** Rejects on a signal: what was started is ended, then the process. */
+/** Rejects on a signal, so that everything started is stopped before this process exits. */
 const interrupted = new Promise<never>((_resolve, reject) => {
   for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => reject(new Refusal('interrupted')));
 });
 interrupted.catch(() => {});
 const orInterrupted = <T>(work: Promise<T>) => Promise.race([work, interrupted]);
 
-/** @returns whether the cluster was made here, and so is removed here */
+/** Creates the cluster if it is missing. @returns whether it did, so that the benchmark removes it */
 async function findCluster(): Promise<boolean> {
   if (process.platform !== 'linux')
-    throw new Refusal('only on Linux, where the node of the cluster has an address');
+    throw new Refusal('runs only on Linux, where the cluster node has an address');
   if (spawnSync('tilt', ['get', 'session']).status === 0) {
-    throw new Refusal('Tilt is running: end `tilt up` first');
+    throw new Refusal('Tilt is running. Stop `tilt up` first.');
   }
   const { stdout } = await promisify(execFile)('kind', ['get', 'clusters']);
   if (stdout.split('\n').includes('payloop')) return false;
-  say('makes the cluster, and removes it at the end');
+  say('creates the cluster, and removes it at the end');
   execFileSync('ctlptl', ['apply', '-f', 'ctlptl.yaml'], { cwd: root, stdio: ['ignore', 2, 2] });
   return true;
 }
 
-/** Under `tilt up`, each service in turn with the floor and the plain way. */
+/** Measures each service, the floor and the plain way in turn under `tilt up`. */
 async function measureCluster(): Promise<Rounds> {
   const args = ['--file=bench/loop/Tiltfile', '--', '--overlay=../../bench/loop/overlay'];
   const tilt = await orInterrupted(Tilt.up({ args, seconds: upTimeout, prepare: copyForPlain }));
@@ -91,7 +91,7 @@ interface Changes {
   rebuilds: Rebuild[];
 }
 
-/** What is sent and built, under `tilt up` as it is. */
+/** Measures the bytes sent and the images built, under the project's own `tilt up`. */
 async function measureChanges(): Promise<Changes> {
   const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
   const { KUBECONFIG } = process.env;
@@ -119,7 +119,7 @@ async function runChanges(tilt: Tilt, proxy: CountingProxy): Promise<Changes> {
   return { bytes, rebuilds };
 }
 
-/** The same loop without a cluster. */
+/** Measures the same saves without a cluster. */
 async function measureEmbedded(): Promise<Rounds> {
   const embedded = await orInterrupted(startEmbedded());
   try {
@@ -179,7 +179,7 @@ async function report(cluster: Rounds, changes: Changes, embedded: Rounds): Prom
 ${lines.join('\n')}
 
 Requests meanwhile: ${cluster.sent} to the cluster, ${cluster.failed} failed; ${embedded.sent} to local processes, ${embedded.failed} failed.
-${[...cluster.failures, ...embedded.failures].map(([what, times]) => `${times} × ${what}\n`).join('')}
+${[...cluster.failures, ...embedded.failures].map(([failure, times]) => `${times} × ${failure}\n`).join('')}
 | change | bytes sent | images built | layers not from the cache | from save to serving |
 | --- | ---: | --- | --- | ---: |
 ${changes.bytes.map(({ service, size, bytes }) => `| a line of ${service}'s service.ts (${size} bytes) | ${bytes} | none | none | as above |`).join('\n')}
@@ -192,14 +192,14 @@ ${JSON.stringify(sum)}
 const machine = `${cpus().length} cores, ${cpus()[0]?.model.trim()}, Node ${process.version}, load average ${loadavg()[0]?.toFixed(1)} before`;
 
 async function main(): Promise<void> {
-  const made = await findCluster();
+  const isCreated = await findCluster();
   try {
     const cluster = await measureCluster();
     const changes = await measureChanges();
     const embedded = await measureEmbedded();
     process.stdout.write(await report(cluster, changes, embedded));
   } finally {
-    if (made) execFileSync('scripts/down.sh', { cwd: root, stdio: ['ignore', 2, 2] });
+    if (isCreated) execFileSync('scripts/down.sh', { cwd: root, stdio: ['ignore', 2, 2] });
   }
 }
 

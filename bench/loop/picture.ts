@@ -1,4 +1,4 @@
-// A strip for each way, a dot in it for each save and a line for their median, on one scale.
+// Draws a strip for each way on one scale, with a dot for each save and a line for the median.
 import { percentile } from './clock.ts';
 
 export interface Strip {
@@ -12,7 +12,7 @@ const scale = 420;
 const width = left + scale + 30;
 const row = 30;
 
-/** An SVG, for a light page or a dark one. */
+/** Returns an SVG for light and dark pages. */
 export function draw(title: string, strips: Strip[]): string {
   const most = Math.max(...strips.flatMap(({ values }) => values.filter(Number.isFinite)));
   const unit = [50, 100, 200, 500, 1_000, 2_000, 5_000].find((step) => most / step <= 8) ?? 10_000;
@@ -35,7 +35,7 @@ ${strips.map((strip, index) => drawStrip(strip, 30 + (index + 0.5) * row, x)).jo
 
 function drawStrip({ name, values }: Strip, y: number, x: (ms: number) => string): string {
   const p50 = percentile(values, 0.5);
-  // Side by side instead of on top of each other.
+  // Spreads the dots, so that they do not cover each other.
   const dots = values
     .filter(Number.isFinite)
     .map((ms, index) => `<circle cx="${x(ms)}" cy="${y - 6 + (index % 5) * 3}" r="3"/>`);

@@ -1,4 +1,4 @@
-# invoice-app the plain way, from a folder with the packages' files, services/ and libraries/.
+# invoice-app the plain way. The build context holds the package files, services/ and libraries/.
 FROM node:24-bookworm-slim
 WORKDIR /app
 COPY --chown=65532:65532 . .
@@ -7,5 +7,5 @@ RUN --mount=type=cache,target=/root/.npm \
 ARG TSX
 RUN --mount=type=cache,target=/root/.npm npm install --global "tsx@$TSX"
 USER 65532:65532
-# Each with its own settings.
+# nodemon and tsx with their default settings.
 CMD ["node_modules/.bin/nodemon", "--exec", "tsx", "services/invoice-app/src/main.ts"]

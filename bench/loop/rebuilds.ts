@@ -1,4 +1,4 @@
-// What is sent for a save, and what a change builds anew that no save brings.
+// Measures the bytes sent for a save, and the rebuild after changes that live update does not cover.
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -7,11 +7,11 @@ import { median, patience, save, since } from './clock.ts';
 import type { CountingProxy } from './counting-proxy.ts';
 import { serviceWay, services, version, type Service } from './ways.ts';
 
-/** How long what is sent is counted, in milliseconds, with a save and without one. */
+/** How long sent bytes are counted, in milliseconds, with a save and without one. */
 const window = 4_000;
 const saves = 5;
 
-/** The median of what a one-line change sends to the cluster, in bytes, less what is sent without any. */
+/** Returns the median of the bytes that a one-line change sends to the cluster, less those sent without a change. */
 export async function countBytes(tilt: Tilt, service: Service, url: string, proxy: CountingProxy) {
   const way = serviceWay(tilt.folder, service, url);
   const counts: number[] = [];
@@ -28,18 +28,18 @@ async function sentWhile(proxy: CountingProxy, act: () => Promise<unknown>): Pro
   return proxy.sent - before;
 }
 
-/** What an earlier run left in the cache of the builds would be of no use here. */
+/** Returns a new value, so that no layer comes from the build cache of an earlier run. */
 const unique = () => `changed-${Date.now()}`;
 
 export interface Rebuild {
   what: string;
   images: string[];
-  /** Those that were not in the cache. */
+  /** The layers that were not in the cache. */
   layers: string[];
   seconds: number;
 }
 
-/** The provider uses one package more, which invoice-app has already. */
+/** Adds a package to the provider that invoice-app already uses. */
 export function changeDependency(tilt: Tilt, url: string): Promise<Rebuild> {
   const [app, provider] = services;
   const manifest = join(tilt.folder, `services/${provider}/package.json`);
@@ -67,7 +67,7 @@ export function changeDockerfile(tilt: Tilt, url: string): Promise<Rebuild> {
   });
 }
 
-/** Until both services answer from new pods: their sources are the same. */
+/** Waits until both services answer from new pods. Pod names tell, since the sources stay the same. */
 async function rebuild(what: string, tilt: Tilt, url: string, change: () => Promise<void>): Promise<Rebuild> {
   const before = await pods(url);
   const from = tilt.log.length;
@@ -77,7 +77,7 @@ async function rebuild(what: string, tilt: Tilt, url: string, change: () => Prom
     const now = await pods(url);
     return services.every((_, index) => now[index] !== undefined && now[index] !== before[index]);
   });
-  if (ms === Infinity) throw new Error(`${what}: no new pods, Tilt said\n${tilt.log.slice(from)}`);
+  if (ms === Infinity) throw new Error(`${what}: no new pods. Tilt printed:\n${tilt.log.slice(from)}`);
   const log = tilt.log.slice(from);
   const found = (pattern: RegExp) => [...new Set([...log.matchAll(pattern)].map(([, name]) => name ?? ''))];
   return {
@@ -88,7 +88,7 @@ async function rebuild(what: string, tilt: Tilt, url: string, change: () => Prom
   };
 }
 
-/** The names of the pods that answer; an instance has it and a random part. */
+/** Returns the names of the pods that answer: the instance without its random suffix. */
 async function pods(url: string): Promise<(string | undefined)[]> {
   const { instance, provider } = await version(url);
   return [instance, provider?.instance].map((name) => name?.replace(/-[^-]*$/, ''));

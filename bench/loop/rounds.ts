@@ -1,4 +1,4 @@
-// Saves in turn, round after round, under a trickle of requests.
+// Saves the files in turn, round after round, while a trickle of requests runs.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { patience, save, since, type Way } from './clock.ts';
@@ -6,16 +6,16 @@ import { Trickle } from './trickle.ts';
 import { services, type Service } from './ways.ts';
 
 /**
- * After a save, in milliseconds: until its traces are gone, and the process that the next one needs has loaded
- * its packages. Nobody saves the next line sooner.
+ * The wait after a save, in milliseconds. The effects of the save are over by then, and the next standby process has
+ * loaded its packages. People do not save faster.
  */
 const pause = 1_000;
 
-/** What a save of a way took, each time, in milliseconds. */
+/** The durations of the saves of a way, in milliseconds. */
 export interface Figures {
   name: string;
   served: number[];
-  /** To the end of the payment test, Infinity where it did not pass; of services only. */
+  /** Until the payment test ended, Infinity if it did not pass; of services only. */
   tested: number[];
 }
 
@@ -27,7 +27,7 @@ export interface Rounds {
 }
 
 export interface Loop {
-  /** Where the services are saved, and what says how their payment test went. */
+  /** The folder with the sources. `log` has the output of their payment test. */
   folder: string;
   url: string;
   log: () => string;
@@ -37,23 +37,24 @@ export interface Loop {
 
 export async function runRounds(count: number, { folder, url, log, ways, say }: Loop): Promise<Rounds> {
   const figures = ways.map(({ name }): Figures => ({ name, served: [], tested: [] }));
-  const trickle = new Trickle(url, (what) => say(`${what}\n${ending(log())}`));
+  const trickle = new Trickle(url, (failure) => say(`${failure}\n${ending(log())}`));
   try {
     for (let round = 1; round <= count; round += 1) {
-      // Every other time, as the payment test does not pass where somebody else has paid first.
+      // Pays in every second round only: the payment test fails if other requests pay its invoices first.
       trickle.pays = round % 2 === 0;
       for (const [index, way] of ways.entries()) {
         const from = log().length;
         const { at, ms } = await save(way);
         figures[index]?.served.push(ms);
-        const unlucky = (what: string) => say(`${way.name} ${what}:\n${ending(log().slice(from))}`);
+        const reportFailure = (problem: string) =>
+          say(`${way.name} ${problem}:\n${ending(log().slice(from))}`);
         if (ms === Infinity) {
-          unlucky('did not serve a save');
+          reportFailure('did not serve a save');
           await way.mend?.();
         } else if (services.includes(way.name as Service)) {
           const end = trickle.pays ? / ok 8 |payment test failed/ : / ok 8 /;
           const test = await since(at, patience.sync, async () => hasTested(folder, log().slice(from), end));
-          if (test === Infinity) unlucky('was not tested after a save');
+          if (test === Infinity) reportFailure('was not tested after a save');
           if (!trickle.pays) figures[index]?.tested.push(test);
         }
         await sleep(pause);
@@ -70,13 +71,13 @@ export async function runRounds(count: number, { folder, url, log, ways, say }: 
   return { figures, sent, failed, failures };
 }
 
-/** The last lines of a log, without those that the trickle causes. */
+/** Returns the last lines of a log, without the request lines of the trickle. */
 function ending(log: string): string {
   const lines = log.split('\n').filter((line) => !/"msg":"request"| request method=/.test(line));
   return lines.slice(-15).join('\n');
 }
 
-/** Whether a log says that the payment test ran against the code that is in the folder now, and ended so. */
+/** Returns whether a log shows that the payment test ran against the code now in the folder and ended with `end`. */
 function hasTested(folder: string, log: string, end: RegExp): boolean {
   const seen = services.map((service) => `# ${service} ${hashSource(folder, service)}\n`);
   return new RegExp([...seen, `(${end.source})`].join('[^]*')).test(log);

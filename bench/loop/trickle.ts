@@ -1,28 +1,28 @@
-// Requests that a user would notice failing, all the while that code is saved.
+// Sends requests while code is saved. A user would notice if they failed.
 import { Agent } from 'node:http';
 import { bodyOf } from './clock.ts';
 
-/** In milliseconds. */
+/** The interval between requests, in milliseconds. */
 const every = { get: 50, pay: 200 };
-/** How long an answer may take, in milliseconds. */
+/** The timeout of a request, in milliseconds. */
 const patience = 10_000;
 
-/** Sends requests at a steady rate, each other one over a connection of its own, and counts those that fail. */
+/** Sends requests at a steady rate, every second one over a new connection, and counts failures. */
 export class Trickle {
-  /** Whether payments are among them; else invoices are read only. */
+  /** Whether it pays invoices as well as reading them. */
   pays = false;
   sent = 0;
   failed = 0;
-  /** How often which failure. */
+  /** The number of failures of each kind. */
   readonly failures = new Map<string, number>();
   readonly #url: string;
-  readonly #onFailure: (what: string) => void;
+  readonly #onFailure: (failure: string) => void;
   readonly #agent = new Agent({ keepAlive: true });
   readonly #timers: NodeJS.Timeout[];
-  readonly #open = new Set<Promise<unknown>>();
+  readonly #inFlight = new Set<Promise<unknown>>();
 
-  /** @param onFailure is told of the first failure of each kind */
-  constructor(url: string, onFailure: (what: string) => void) {
+  /** @param onFailure called with the first failure of each kind */
+  constructor(url: string, onFailure: (failure: string) => void) {
     this.#url = url;
     this.#onFailure = onFailure;
     this.#timers = [
@@ -31,10 +31,10 @@ export class Trickle {
     ];
   }
 
-  /** Waits for the last answers. */
+  /** Stops sending and waits for the last answers. */
   async stop(): Promise<void> {
     for (const timer of this.#timers) clearInterval(timer);
-    await Promise.all(this.#open);
+    await Promise.all(this.#inFlight);
     this.#agent.destroy();
   }
 
@@ -43,12 +43,12 @@ export class Trickle {
     const agent = this.sent % 2 === 0 ? this.#agent : false;
     const counted = bodyOf(this.#url + path, { method, agent, patience })
       .catch(({ message }: Error) => {
-        const what = `${method} ${path}, ${agent ? 'kept' : 'new'} connection: ${message}`;
+        const failure = `${method} ${path}, ${agent ? 'kept' : 'new'} connection: ${message}`;
         this.failed += 1;
-        if (!this.failures.has(what)) this.#onFailure(what);
-        this.failures.set(what, (this.failures.get(what) ?? 0) + 1);
+        if (!this.failures.has(failure)) this.#onFailure(failure);
+        this.failures.set(failure, (this.failures.get(failure) ?? 0) + 1);
       })
-      .finally(() => this.#open.delete(counted));
-    this.#open.add(counted);
+      .finally(() => this.#inFlight.delete(counted));
+    this.#inFlight.add(counted);
   }
 }

@@ -1,22 +1,22 @@
-// What is saved, and how its code is told from another.
+// The files to save, and how to identify the code that is served.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { kubectl, paying } from '../../tests/cluster/cluster.ts';
 import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { bodyOf, type Way } from './clock.ts';
 
-/** Those whose code `/version` of the first tells. */
+/** The services with code that `/version` of the first one reports. */
 export const services = paying;
 export type Service = (typeof services)[number];
 
-/** As `/version` of invoice-app says; the provider can be seen there only. */
+/** The body of invoice-app's `/version`, the only place that shows the provider. */
 export type Version = { source: string; instance: string; provider: Version | null };
 
 export async function version(url: string): Promise<Version> {
   return JSON.parse(await bodyOf(`${url}/version`));
 }
 
-/** Saves of a service, as a developer makes them in a folder that a copy of the tree is in. */
+/** Saves to a service, as a developer makes them, in a copy of the tree. */
 export function serviceWay(folder: string, service: Service, url: string): Way {
   return {
     ...fileIn(folder, `services/${service}/src/service.ts`),
@@ -30,7 +30,7 @@ export function serviceWay(folder: string, service: Service, url: string): Way {
   };
 }
 
-/** A file that is read for each request; see floor/. */
+/** Saves to a file that is read for each request, see floor/. */
 export function floorWay(folder: string, url: string): Way {
   const file = fileIn(folder, 'bench/loop/floor/served/code.txt');
   return {
@@ -42,13 +42,13 @@ export function floorWay(folder: string, url: string): Way {
   };
 }
 
-/** invoice-app in the copy of the tree that nodemon and tsx run. */
+/** Saves to invoice-app, in the copy of the tree that nodemon and tsx run. */
 export function plainWay(folder: string, url: string): Way {
-  return { ...serviceWay(join(folder, 'plain'), 'invoice-app', url), name: 'plain', mend: endLost };
+  return { ...serviceWay(join(folder, 'plain'), 'invoice-app', url), name: 'plain', mend: killLost };
 }
 
-/** A process that nodemon has lost track of keeps the port from all that come after it. */
-function endLost(): Promise<string> {
+/** Kills processes that nodemon has lost track of: they keep the port from all later ones. */
+function killLost(): Promise<string> {
   const script = 'for p in /proc/[0-9]*; do ! grep -q [m]ain.ts $p/cmdline || kill -9 ${p##*/}; done';
   const container = ['--namespace=invoice-app', '--container=plain', 'deployment/invoice-app'];
   return kubectl('exec', ...container, '--', 'sh', '-c', script);

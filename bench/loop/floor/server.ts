@@ -1,4 +1,4 @@
-// What no way of reloading can be faster than: each answer is the file as it is now.
+// The lower bound for every way of reloading: each answer is the current content of a file.
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ createServer((_request, response) => {
   try {
     response.end(readFileSync(file));
   } catch {
-    // It is being replaced.
+    // The file is being replaced.
     response.writeHead(503).end();
   }
 }).listen(8084);

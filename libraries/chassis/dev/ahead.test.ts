@@ -11,7 +11,7 @@ import type { Outcome, Work } from '../../../tests/support/ahead-worker.ts';
 
 let root: string;
 beforeEach(() => {
-  // With what a URL would read in another way.
+  // The name has characters with a meaning in URLs.
   root = fs.realpathSync(fs.mkdtempSync(join(tmpdir(), 'payloop-ahead-100%#-')));
   write('package.json', '{"type":"module"}');
   write('chassis/package.json', '{"name":"@toy/chassis","type":"module","exports":{"./*.ts":"./src/*.ts"}}');
@@ -57,7 +57,7 @@ async function start(work: Work) {
   };
 }
 
-/** What runs after an edit where main.ts was linked before it; compared with a cold start. */
+/** Runs main.ts, linked before an edit, after that edit. Checks that a cold start has the same outcome. */
 async function afterEdit(edit: () => void, more: Partial<Work> = {}): Promise<Outcome> {
   const main = urlOf('main.ts');
   const ahead = await start({ main, ahead: [main], ...more });
@@ -69,10 +69,10 @@ async function afterEdit(edit: () => void, more: Partial<Work> = {}): Promise<Ou
   return outcome;
 }
 
-/** Tells with an answer whether a module was linked ahead, which its own URL shows. */
+/** An expression that is true in a module that was linked ahead: its URL shows it. */
 const isAhead = `import.meta.url.endsWith('?ahead')`;
 
-test('of a chain only what imports the changed file is loaded anew', async () => {
+test('reloads the changed file and its importers, but no other module', async () => {
   const main = urlOf('main.ts');
   write(
     'main.ts',
@@ -116,7 +116,7 @@ test.each<[string, string, () => void, object]>([
   ['broken', './a.ts', () => write('a.ts', 'const = 1;'), { code: 'ERR_INVALID_TYPESCRIPT_SYNTAX' }],
   ['without its export', './a.ts', () => write('a.ts', 'export const other = 1;'), { name: 'SyntaxError' }],
   ['a folder', './a.ts', () => (remove('a.ts'), write('a.ts/x', '')), { code: 'ERR_UNSUPPORTED_DIR_IMPORT' }],
-])('an imported file that is %s fails as in a cold start', async (_what, path, edit, error) => {
+])('an imported file that is %s fails as in a cold start', async (_name, path, edit, error) => {
   write('main.ts', importing(path));
   write('a.ts', 'export const value: number = 1;');
   expect((await afterEdit(edit)).error).toMatchObject(error);
@@ -130,7 +130,7 @@ test.each<[string, string, string, () => void]>([
     `export { value } from './new.ts';`,
     () => write('new.ts', 'export const value = 2;'),
   ],
-])('%s is followed', async (_what, path, content, edit) => {
+])('loads %s', async (_name, path, content, edit) => {
   write('main.ts', importing(path));
   write('a.ts', 'export const value: number = 1;');
   const { answer } = await afterEdit(() => {
@@ -140,14 +140,14 @@ test.each<[string, string, string, () => void]>([
   expect(answer).toBeDefined();
 });
 
-test('what does not link ahead fails as in a cold start, and runs once it is mended', async () => {
+test('code that does not link fails as in a cold start, and runs once it is fixed', async () => {
   write('main.ts', importing('./a.ts'));
   write('a.ts', `import './gone.ts'; export const value: number = 1;`);
   expect((await afterEdit(() => {})).error).toMatchObject({ code: 'ERR_MODULE_NOT_FOUND' });
   expect((await afterEdit(() => write('gone.ts', ''))).answer).toBe(1);
 });
 
-test('what throws when it is evaluated throws then, at its place in the file', async () => {
+test('code that throws during evaluation throws at its original position in the file', async () => {
   write('main.ts', importing('./a.ts'));
   write(
     'a.ts',
@@ -157,7 +157,7 @@ test('what throws when it is evaluated throws then, at its place in the file', a
   expect(error?.stack).toEqual(['Error: no 1', `    at ${urlOf('a.ts')}:2:30`]);
 });
 
-test('a function of a linked file shows its path in stack traces', async () => {
+test('stack traces show the path of a linked file', async () => {
   write('main.ts', `import { fail, sites } from './a.ts'; export const answer = () => [fail(), sites()];`);
   write(
     'a.ts',
@@ -175,7 +175,7 @@ export function sites(): unknown[] {
   expect(JSON.stringify(answer)).not.toContain('?ahead');
 });
 
-test('JSON that is imported is read anew where it changed', async () => {
+test('reloads imported JSON that has changed', async () => {
   write('main.ts', `import data from './data.json' with { type: 'json' }; export const answer = data;`);
   write('data.json', '{"n":1}');
   expect((await afterEdit(() => {})).answer).toEqual({ n: 1 });
@@ -183,7 +183,7 @@ test('JSON that is imported is read anew where it changed', async () => {
   expect((await afterEdit(() => write('data.json', '{"n":'))).error).toMatchObject({ name: 'SyntaxError' });
 });
 
-test('a package of the workspace is one module for each file, by its name and by its path', async () => {
+test('a file of a workspace package is one module, imported by name or by path', async () => {
   write(
     'main.ts',
     `import { one } from './a.ts'; import { two } from '@toy/chassis/x.ts'; export const answer = one === two;`,
@@ -197,7 +197,7 @@ test('a package of the workspace is one module for each file, by its name and by
   });
 });
 
-test('a symlink among the sources that leads elsewhere is followed', async () => {
+test('follows a symlink among the sources to its new target', async () => {
   write('main.ts', importing('./a.ts'));
   for (const [folder, n] of [
     ['x', 1],
@@ -211,7 +211,7 @@ test('a symlink among the sources that leads elsewhere is followed', async () =>
   expect((await afterEdit(() => link('a.ts', 'y/b.ts'))).answer).toBe(2);
 });
 
-test('the import of a type needs no file', async () => {
+test('a type import needs no file', async () => {
   write(
     'main.ts',
     `import type { T } from './types.ts'; export type { T } from './types.ts'; export const answer: T = 1;`,
@@ -220,7 +220,7 @@ test('the import of a type needs no file', async () => {
   expect((await afterEdit(() => remove('types.ts'))).answer).toBe(1);
 });
 
-test('import.meta leads to files, and a worker and a dynamic import get the changed ones', async () => {
+test('import.meta refers to files, and workers and dynamic imports load the changed ones', async () => {
   write(
     'main.ts',
     `import { readFileSync } from 'node:fs';
@@ -250,7 +250,7 @@ export const answer = [dirname, filename, text, word, late, import.meta.resolve(
   ]);
 });
 
-test('a file that changes after it was read, while others still are, is read anew', async () => {
+test('reloads a file that changes after it was read, while others are still being read', async () => {
   write('main.ts', importing('./a.ts'));
   write('a.ts', `import './b.ts'; export const value: number = 1;`);
   write('b.ts', '');
@@ -272,13 +272,13 @@ registerHooks({
 test.each([
   ['CommonJS', 'a.cts', 'exports.value = __filename.length > 0;', true],
   ['JavaScript', 'a.js', `export const value = new Error('').stack.includes('a.js:1');`, true],
-])('%s among the sources is run as in a cold start', async (_what, path, content, value) => {
+])('%s among the sources runs as in a cold start', async (_name, path, content, value) => {
   write('main.ts', importing(`./${path}`));
   write(path, content);
   expect((await afterEdit(() => {})).answer).toBe(value);
 });
 
-/** A graph of modules, of which the last is in a package of the workspace. */
+/** The size of the module graph. Its last module is in a workspace package. */
 const size = 6;
 const pathOf = (n: number) => (n === size - 1 ? `chassis/src/m${n}.ts` : `m${n}.ts`);
 
@@ -309,7 +309,7 @@ function textOf(n: number, { constant, imports, flaw }: Source): string {
   ].join('\n');
 }
 
-/** Each changes a module, by its number, and rewrites it. */
+/** Each edit changes a module. `n` is the module's number. */
 const edits: Record<string, (source: Source, n: number, m: number) => void> = {
   constant: (source, _n, m) => (source.constant = m),
   import: ({ imports }, n, m) => void (m % size > n ? imports.add(m % size) : imports.delete(m % size)),
@@ -319,7 +319,7 @@ const edits: Record<string, (source: Source, n: number, m: number) => void> = {
   export: (source) => (source.flaw = 'export'),
   mend: (source) => (source.flaw = ''),
 };
-const happenings: Record<string, (sources: Source[], n: number, m: number) => void> = {
+const changes: Record<string, (sources: Source[], n: number, m: number) => void> = {
   ...Object.fromEntries(
     Object.entries(edits).map(([name, edit]) => [
       name,
@@ -335,16 +335,16 @@ const happenings: Record<string, (sources: Source[], n: number, m: number) => vo
 };
 
 // AHEAD_RUNS=1000 vitest run libraries/chassis/dev/ahead.test.ts -t random
-test('after random edits linked modules answer as in a cold start', { timeout: 3_600_000 }, async () => {
+test('after random edits, linked modules answer as in a cold start', { timeout: 3_600_000 }, async () => {
   const index = fc.nat(size - 1);
-  // Half of them leave code that runs.
+  // Repeats harmless changes, so that half of all changes leave code that runs.
   const names = [
-    ...Object.keys(happenings),
+    ...Object.keys(changes),
     ...Array<string>(8).fill('constant'),
     ...Array<string>(4).fill('import'),
   ];
-  const happening = fc.tuple(fc.constantFrom(...names), index, fc.nat(99));
-  const list = (maxLength: number) => fc.array(happening, { maxLength });
+  const change = fc.tuple(fc.constantFrom(...names), index, fc.nat(99));
+  const list = (maxLength: number) => fc.array(change, { maxLength });
   const main = urlOf('main.ts');
   write(
     'main.ts',
@@ -361,13 +361,13 @@ export const answer = [value, late, data];`,
     });
     write('data.json', '0');
     sources.forEach((source, n) => write(pathOf(n), textOf(n, source)));
-    for (const [name, n, m] of before) happenings[name]!(sources, n, m);
+    for (const [name, n, m] of before) changes[name]!(sources, n, m);
     const [ahead, cold] = await Promise.all([
       start({ main, ahead: [main, urlOf('m3.ts')] }),
       start({ main }),
     ]);
     expect(ahead.linked.order).toEqual([]);
-    for (const [name, n, m] of after) happenings[name]!(sources, n, m);
+    for (const [name, n, m] of after) changes[name]!(sources, n, m);
     const [outcome, expected] = await Promise.all([ahead.run(), cold.run()]);
     expect(outcome).toEqual(expected);
   });

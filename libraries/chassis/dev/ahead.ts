@@ -2,31 +2,31 @@ import { readFileSync, realpathSync, statSync } from 'node:fs';
 import { registerHooks, stripTypeScriptTypes } from 'node:module';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
-/** Ends the URLs of modules that were linked ahead. Files that changed since have plain URLs, as in a cold start. */
+/** The suffix of URLs of modules linked ahead. Files changed since then have plain URLs, as in a cold start. */
 const mark = '?ahead';
 
 interface Module {
   content: string;
-  /** The URLs of the files that it imports, before symlinks are followed. */
+  /** The URLs of the files that it imports, before symlinks are resolved. */
   imports: string[];
 }
 
 /**
  * Links modules and their imports ahead: reads and compiles them. Evaluates none, so they open nothing, and old code
- * leaves no state behind. Where they do not link, or are neither TypeScript nor JSON, all is loaded later as in a cold
- * start, with its errors. Import no source file before the promise resolves.
- * @param urls of files, before symlinks are followed
- * @returns call it before the import of the code: modules that are unchanged on the disk, with everything that they
- * import, are then taken as they were linked, and all others loaded anew
+ * leaves no state behind. If they do not link, or one is neither TypeScript nor JSON, everything is loaded later as in
+ * a cold start, with the same errors. Import no source file before the promise resolves.
+ * @param urls of files, before symlinks are resolved
+ * @returns a function to call before the code is imported. From then on, the linked modules are used that are unchanged
+ * on disk together with all their imports. All others are loaded again.
  */
 export async function linkAhead(urls: string[]): Promise<() => void> {
   /** By URL, without the mark. */
   const modules = new Map<string, Module>();
-  /** Where the URLs of imports lead, symlinks followed. */
+  /** The target of each imported URL, with symlinks resolved. */
   const targets = new Map<string, string>();
   let isLinking = true;
   let unchanged = new Set<string>();
-  // The first import throws, which keeps the others from being evaluated.
+  // The first import throws, so that the others are not evaluated.
   const imports = [`data:text/javascript,throw"linked"`, ...urls].map(
     (url) => `import ${JSON.stringify(url)};`,
   );
@@ -56,7 +56,7 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
       const content = Buffer.from(source as Uint8Array).toString();
       modules.set(withoutMark(url), { content, imports: [] });
       if (!isTypeScript) return loaded;
-      // Stack traces show the URL that is given here.
+      // Stack traces show `sourceUrl`.
       return { format: 'module', source: stripTypeScriptTypes(content, { sourceUrl: withoutMark(url) }) };
     },
   });
@@ -66,12 +66,12 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
   const useUnchanged = () => {
     unchanged = findUnchanged(modules, targets);
   };
-  // What runs for the first time takes several times as long.
+  // Warms up the function: code takes several times as long on its first run.
   useUnchanged();
   return useUnchanged;
 }
 
-/** The modules whose file is as it was when it was read, and that import no others. */
+/** Returns the modules that are unchanged on disk and import only such modules. */
 function findUnchanged(modules: Map<string, Module>, targets: Map<string, string>): Set<string> {
   const moved = new Set(
     [...targets].filter(([file, target]) => follow(file) !== target).map(([file]) => file),
@@ -94,7 +94,7 @@ function isContent(url: string, content: string): boolean {
   }
 }
 
-/** The URL of the file that an import names by its path; undefined where it names a package. */
+/** Returns the URL of a file that is imported by its path; undefined for a package. */
 function fileOf(specifier: string, parentURL: string): string | undefined {
   const isPath = /^(\.{0,2}\/|file:)/.test(specifier);
   return isPath
@@ -103,8 +103,8 @@ function fileOf(specifier: string, parentURL: string): string | undefined {
 }
 
 /**
- * Follows symlinks, which Node does only once for each path. Undefined where there is no file, or more than a path is
- * asked for: then Node resolves it, and says what is wrong.
+ * Resolves symlinks, which Node does only once for each path. Returns undefined if there is no file, or if the URL has
+ * a query or a fragment: then Node resolves it and reports the error.
  */
 function follow(url: string): string | undefined {
   try {

@@ -9,8 +9,8 @@ import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { compileCache } from './compile-cache.ts';
 import { ServiceProcess } from './service-process.ts';
 
-/** The user who owns nothing, where these tests are run as root. */
-const nobody = 65_534;
+/** The id of another user, for tests that run as root. */
+const otherUser = 65_534;
 const isRoot = process.getuid?.() === 0;
 
 let root: string;
@@ -19,7 +19,7 @@ const own = () => join(shared, `payloop-${process.getuid?.()}`);
 beforeEach(() => {
   root = mkdtempSync(join(tmpdir(), 'payloop-root-'));
   shared = mkdtempSync(join(tmpdir(), 'payloop-shared-'));
-  // As /tmp is.
+  // The mode of /tmp.
   chmodSync(shared, 0o1777);
   vi.stubEnv('TMPDIR', shared);
   vi.stubEnv('NODE_COMPILE_CACHE', '');
@@ -31,17 +31,17 @@ afterEach(() => {
 
 const modeOf = (folder: string) => (lstatSync(folder).mode & 0o7777).toString(8);
 
-test('it is in the folder of the sources, for this user alone', () => {
+test('the cache is in the folder of the sources, accessible to this user only', () => {
   const folder = compileCache(root)!;
   expect(folder).toBe(join(root, '.payloop/compile-cache'));
   expect(modeOf(folder)).toBe('700');
   expect(compileCache(root)).toBe(folder);
 });
 
-/** A file where a folder would have to be: not even root can make one there. */
+/** Puts a file in place of the folder, so that not even root can create one there. */
 const closeRoot = () => writeFileSync(join(root, '.payloop'), '');
 
-test('where that cannot be written it is in the temporary folder, for this user alone', () => {
+test('the cache is in the temporary folder if that folder cannot be created, accessible to this user only', () => {
   closeRoot();
   expect(compileCache(root)).toBe(own());
   expect(modeOf(own())).toBe('700');
@@ -52,20 +52,20 @@ test.each<[string, () => void]>([
   ['is writable for its group', () => chmodSync(mkdirs(own()), 0o770)],
   ['is a link to a folder of this user', () => symlinkSync(mkdirs(join(shared, 'x')), own())],
   ['is a file', () => writeFileSync(own(), '')],
-])('a folder that was there before and %s is not used', (_name, make) => {
+])('does not use an existing folder that %s', (_name, make) => {
   closeRoot();
   make();
   expect(compileCache(root)).toBeUndefined();
 });
 
-test.runIf(isRoot)('nor is one that another user made, in the one place or the other', () => {
-  chownSync(mkdirs(join(root, '.payloop/compile-cache')), nobody, nobody);
+test.runIf(isRoot)('does not use a folder that another user owns, in either place', () => {
+  chownSync(mkdirs(join(root, '.payloop/compile-cache')), otherUser, otherUser);
   expect(compileCache(root)).toBe(own());
-  chownSync(own(), nobody, nobody);
+  chownSync(own(), otherUser, otherUser);
   expect(compileCache(root)).toBeUndefined();
 });
 
-test('a folder of the user’s choice is held to the same', () => {
+test('applies the same checks to a folder that the user sets', () => {
   const chosen = join(shared, 'chosen');
   vi.stubEnv('NODE_COMPILE_CACHE', chosen);
   expect(compileCache(root)).toBe(chosen);
@@ -81,7 +81,7 @@ function mkdirs(folder: string): string {
 const honest = `process.send({ port: 1 }); setTimeout(() => {}, 60_000);`;
 const forged = `process.send({ port: 2 }); setTimeout(() => {}, 60_000);`;
 
-/** Puts a cache there that says what it holds was made from the honest source, and runs the forged one. */
+/** Creates a cache that claims to come from the honest source, and runs the forged one. */
 function forge(folder: string): void {
   const main = join(root, 'services/toy/src/main.ts');
   writeFileSync(main, forged);
@@ -93,19 +93,19 @@ function forge(folder: string): void {
     if (!entry.isFile()) continue;
     const file = join(entry.parentPath, entry.name);
     const content = readFileSync(file);
-    // Its head has a number for the source that it was made from.
-    const at = content.subarray(0, 64).indexOf(numberOf(forged));
-    if (at >= 0) writeFileSync(file, content.fill(numberOf(honest), at, at + 4));
+    // The file's header has a CRC-32 of its source.
+    const at = content.subarray(0, 64).indexOf(checksumOf(forged));
+    if (at >= 0) writeFileSync(file, content.fill(checksumOf(honest), at, at + 4));
   }
 }
 
-function numberOf(source: string): Buffer {
+function checksumOf(source: string): Buffer {
   const number = Buffer.alloc(4);
   number.writeUInt32LE(crc32(source));
   return number;
 }
 
-/** Which code a process of the service runs: 1 the honest, 2 the forged. */
+/** Returns the code that a process of the service runs: 1 for honest, 2 for forged. */
 async function codeThatRuns(): Promise<number> {
   const generation = new ServiceProcess({ root, service: 'toy', inspect: false });
   generation.load('');
@@ -114,12 +114,12 @@ async function codeThatRuns(): Promise<number> {
   return generation.port;
 }
 
-test('code that another user put into the caches of the temporary folder does not run', async () => {
+test('does not run code that another user put into caches in the temporary folder', async () => {
   for (const folder of ['libraries/chassis', 'services/toy']) {
     mkdirs(join(root, folder, 'src'));
     writeFileSync(join(root, folder, 'package.json'), '{"type":"module","dependencies":{}}');
   }
-  // The forgery is good: where it is trusted, it runs.
+  // Proves that the forgery works: it runs from a trusted folder.
   const trusted = join(shared, 'trusted');
   forge(mkdirs(trusted));
   vi.stubEnv('NODE_COMPILE_CACHE', trusted);
@@ -130,7 +130,7 @@ test('code that another user put into the caches of the temporary folder does no
     const folder = mkdirs(join(shared, name));
     forge(folder);
     chmodSync(folder, 0o777);
-    if (isRoot) chownSync(folder, nobody, nobody);
+    if (isRoot) chownSync(folder, otherUser, otherUser);
   }
   expect(await codeThatRuns()).toBe(1);
   rmSync(join(root, '.payloop'), { recursive: true });
@@ -138,7 +138,7 @@ test('code that another user put into the caches of the temporary folder does no
   expect(await codeThatRuns()).toBe(1);
 });
 
-test('what make runs keeps nothing in the temporary folder that it would run again', () => {
+test('make keeps its caches of code out of the temporary folder', () => {
   const repository = join(import.meta.dirname, '../../..');
   const input = 'include Makefile\nall-variables: ; @env\n';
   const outer = { PATH: process.env.PATH, TMPDIR: shared, HOME: shared };
@@ -154,7 +154,7 @@ test('what make runs keeps nothing in the temporary folder that it would run aga
       env: from,
     });
   run(outer);
-  // As they come both do.
+  // By default both tools use it.
   expect(readdirSync(shared).toSorted()).toEqual(['node-compile-cache', `tsx-${process.getuid?.()}`]);
   for (const name of readdirSync(shared)) rmSync(join(shared, name), { recursive: true });
   run({

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 /**
- * A folder for what Node compiled, that nobody but this user can write: Node runs what is in it without a look at
- * where it came from. Undefined where none can be had.
+ * Returns a folder for Node's compiled code that only this user can write, since Node runs that code without checking
+ * its origin. Returns undefined if no folder qualifies.
  * @param root the folder that holds `services`; in a container it is read-only
  */
 export function compileCache(root: string): string | undefined {
@@ -13,7 +13,7 @@ export function compileCache(root: string): string | undefined {
   return (given ? [given] : own).find(isPrivate);
 }
 
-/** Makes the folder where it is missing; false where it is somebody else's, writable for others, or a link. */
+/** Creates a missing folder. Returns false if it is a link, or if another user owns it or can write it. */
 function isPrivate(folder: string): boolean {
   try {
     mkdirSync(folder, { recursive: true, mode: 0o700 });

@@ -35,7 +35,7 @@ function behind(listener: RequestListener): Promise<number> {
   return start(createServer(listener));
 }
 
-/** The port of a gateway to whatever port `serving` gives. */
+/** Starts a gateway to the port that `serving` returns. @returns the gateway's port */
 function gateway(serving: () => Promise<number>): Promise<number> {
   return start(createGateway(async () => ({ port: await serving(), hold: () => () => {} })));
 }
@@ -51,14 +51,14 @@ interface Ask {
 
 async function ask({ port, method = 'GET', path = '/', headers = {}, body, agent = false }: Ask) {
   const request = send({ host: '127.0.0.1', port, method, path, headers, agent });
-  // After the answer: the server may close while the body is still being sent.
+  // The server may answer and close while the body is still being sent.
   request.on('error', () => {});
   request.end(body);
   const [answer] = (await once(request, 'response')) as [IncomingMessage];
   return { status: answer.statusCode, headers: answer.headers, body: await text(answer), request };
 }
 
-test('passes on method, path, headers and body, and the answer as it is', async () => {
+test('forwards method, path, headers and body, and returns the answer unchanged', async () => {
   const service = await behind((request, response) => {
     const { method, url, headers } = request;
     response.writeHead(418, 'Short and Stout', {
@@ -82,7 +82,7 @@ test('passes on method, path, headers and body, and the answer as it is', async 
   );
 });
 
-test('a client keeps its connection while processes come and go, and gets the newest code', async () => {
+test('a client keeps its connection while processes are replaced, and gets the newest code', async () => {
   const old = await behind((_request, response) => void response.setHeader('Connection', 'close').end('old'));
   const fresh = await behind((_request, response) => void response.end('fresh'));
   let current = old;
@@ -95,7 +95,7 @@ test('a client keeps its connection while processes come and go, and gets the ne
   expect([first.body, second.body, second.request.reusedSocket]).toEqual(['old', 'fresh', true]);
 });
 
-test('an answer under way comes from the process that began it', async () => {
+test('an answer in flight comes from the process that began it', async () => {
   const began = Promise.withResolvers<() => void>();
   const old = await behind((_request, response) => {
     response.write('the first half, ');
@@ -111,7 +111,7 @@ test('an answer under way comes from the process that began it', async () => {
   expect((await answer).body).toBe('the first half, the second half');
 });
 
-test('a process is held while a request is with it, however that ends', async () => {
+test('holds a process during a request, and releases it after an answer or a reset', async () => {
   const service = await behind((request, response) => {
     if (request.url === '/broken') request.socket.destroy();
     else response.end('here');
@@ -127,7 +127,7 @@ test('a process is held while a request is with it, however that ends', async ()
   await expect.poll(() => held).toEqual([false, false]);
 });
 
-test('a request waits for a process that starts, and is answered with 503 where none does', async () => {
+test('a request waits for a process that is starting, and gets a 503 if none starts', async () => {
   const service = await behind((_request, response) => void response.end('here'));
   const starting = Promise.withResolvers<number>();
   const port = await gateway(() => starting.promise);
@@ -142,7 +142,7 @@ test('a request waits for a process that starts, and is answered with 503 where 
   });
 });
 
-test('a process that ends before it answers is a 502, one that ends in the middle breaks the answer off', async () => {
+test('returns 502 if the process exits before it answers, and cuts the answer off if it exits midway', async () => {
   const service = await behind((request, response) => {
     if (request.url === '/begin') response.write('begun');
     setTimeout(() => request.socket.destroy(), 20);
@@ -152,7 +152,7 @@ test('a process that ends before it answers is a 502, one that ends in the middl
   await expect(ask({ port, path: '/begin' })).rejects.toThrow(/aborted/);
 });
 
-/** All that comes back over a connection of its own, without what differs each time and the connection's own. */
+/** Returns the whole answer over a new connection, without its date and its connection headers. */
 async function exchange(port: number, request: string, { half = false } = {}): Promise<string> {
   const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true }).on('error', () => {});
   cleanup.push(() => socket.destroy());
@@ -164,7 +164,7 @@ async function exchange(port: number, request: string, { half = false } = {}): P
   return [...lines.slice(0, 1), ...lines.slice(1).toSorted(), '', ...body].join('\n');
 }
 
-describe('what is asked in HTTP/1.0, or with one answer a connection, is answered as by the service itself', () => {
+describe('answers HTTP/1.0 requests and `Connection: close` as the service itself does', () => {
   const listener: RequestListener = (request, response) => {
     response.setHeader('X-Host', request.headers.host || 'none');
     if (request.url === '/length') response.setHeader('Content-Length', '4');
@@ -194,7 +194,7 @@ describe('what is asked in HTTP/1.0, or with one answer a connection, is answere
   });
 
   test.each(['HTTP/1.0', 'HTTP/1.1'])(
-    'a client that sends no more gets its answer, in %s',
+    'a client that closes its sending side gets its answer, in %s',
     async (version) => {
       const service = await behind(listener);
       const port = await gateway(async () => service);
@@ -203,7 +203,7 @@ describe('what is asked in HTTP/1.0, or with one answer a connection, is answere
     },
   );
 
-  test('of services too, whatever they say of a Host that is missing', async () => {
+  test('a real service gets the same answers and refusals without a Host', async () => {
     const { url } = await provider();
     const service = Number(new URL(url).port);
     const port = await gateway(async () => service);
@@ -217,14 +217,14 @@ describe('what is asked in HTTP/1.0, or with one answer a connection, is answere
   });
 });
 
-/** payment-provider without its database. */
+/** Starts payment-provider without its database. */
 async function provider() {
   const service = await startUnready(paymentProvider);
   cleanup.push(() => void service.stop());
   return service;
 }
 
-test('a client that goes away before its answer is noticed by the service', async () => {
+test('the service notices a client that disconnects before its answer', async () => {
   const asked = Promise.withResolvers<void>();
   const gone = Promise.withResolvers<void>();
   const service = await behind((_request, response) => {
@@ -239,7 +239,7 @@ test('a client that goes away before its answer is noticed by the service', asyn
   await expect(gone.promise).resolves.toBeUndefined();
 });
 
-test('a client that goes away while it waits leaves no connection to the process that starts', async () => {
+test('a client that disconnects while it waits leaves no connection to the starting process', async () => {
   let connections = 0;
   const server = createServer((_request, response) => void response.end('here'));
   server.on('connection', () => (connections += 1));
@@ -260,14 +260,14 @@ test('a client that goes away while it waits leaves no connection to the process
   expect(connections).toBe(1);
 });
 
-test('a client that goes away just as its answer comes does no harm', async () => {
+test('survives a client that disconnects as its answer arrives', async () => {
   const service = await behind((_request, response) => void response.end('here'));
   const server = createGateway(async () => ({ port: service, hold: () => () => {} }));
   const port = await start(server);
   const client = send({ host: '127.0.0.1', port, path: '/goes' }).on('error', () => {});
   client.end();
   const [, response] = (await once(server, 'request')) as [IncomingMessage, ServerResponse];
-  // Published right before the gateway is told of the answer.
+  // Published right before the gateway receives the response.
   const channel = 'http.client.response.finish';
   const leave = () => void response.destroy();
   subscribe(channel, leave);
@@ -276,7 +276,7 @@ test('a client that goes away just as its answer comes does no harm', async () =
   expect((await ask({ port })).body).toBe('here');
 });
 
-test('an answer that comes before the whole body was read arrives, and the connection stays', async () => {
+test('delivers an answer sent before the whole body was read, and keeps the connection', async () => {
   const service = await behind((_request, response) => void response.writeHead(413).end('too large'));
   const port = await gateway(async () => service);
   const client = connect(port, '127.0.0.1');
@@ -291,7 +291,7 @@ test('an answer that comes before the whole body was read arrives, and the conne
   client.destroy();
 });
 
-test('a stream comes through as it is written, and does not hold the process that writes it', async () => {
+test('passes a stream on as it is written, without holding the process that writes it', async () => {
   const written = Promise.withResolvers<ServerResponse>();
   const service = await behind((_request, response) => {
     response.write('first');

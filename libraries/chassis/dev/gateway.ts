@@ -7,34 +7,34 @@ import {
 } from 'node:http';
 import { pipeline } from 'node:stream';
 
-/** As in the chassis's server: longer than a client or a load balancer keeps an idle connection. */
+/** As in the chassis's server, in milliseconds: clients and load balancers close idle connections sooner. */
 const keepAliveTimeout = 65_000;
 
 /**
- * How long a client that sends no more is waited for, in milliseconds: it may want its answer, or it has gone. A
- * service has answered most requests by then, and is told of a client that has gone.
+ * How long a half-closed connection stays open, in milliseconds: its client may still read the answer, or may be gone.
+ * Services answer most requests within that time. Closing the connection tells the service that the client is gone.
  */
 const halfClosedTimeout = 1_000;
 
-/** A process that a request can be sent to. */
+/** A process that serves requests. */
 export interface Target {
-  /** Of loopback. */
+  /** On loopback. */
   port: number;
-  /** Keeps it from being told to end until what this gives is called, once: a connection may be on its way to it. */
+  /** Delays SIGTERM until the returned function is called: a connection may be on its way. Call that function once. */
   hold(): () => void;
 }
 
 /**
- * An HTTP server that hands each request to the process that serves at that moment. Clients keep their
- * connections while processes come and go: none is closed under a request, and none stays with old code.
- * @param serving the process to send a request to; where it rejects, its message is answered with 503
+ * An HTTP server that forwards each request to the process that serves at that moment. Clients keep their connections
+ * while processes are replaced. No connection closes during a request, and none stays with old code.
+ * @param serving returns the process for a request; if it rejects, the response is a 503 with its message
  */
 export function createGateway(serving: () => Promise<Target>): Server {
   const server = createServer(
     { keepAliveTimeout },
     (request, response) => void forward(serving, request, response),
   );
-  // Else Node closes the connection of a client that sends no more, before the process behind has answered.
+  // By default Node closes a half-closed connection before the process behind has answered.
   Object.assign(server, { httpAllowHalfOpen: true });
   server.on('connection', (socket) => {
     socket.once('end', () => setTimeout(() => socket.destroy(), halfClosedTimeout).unref());
@@ -54,47 +54,47 @@ async function forward(
     refuse(response, 503, (error as Error).message);
     return;
   }
-  // Nobody waits any more: a connection without a request would keep the process from ending.
+  // The client is gone. A connection without a request would keep the process from exiting.
   if (response.destroyed || request.socket.readableEnded) {
     request.socket.destroy();
     return;
   }
   const { method, url: path } = request;
-  // A connection of its own: one that is kept could be closed by a process that ends. It says keep-alive, since a
-  // server that closes after its answer would cut off a client that is still sending its body.
+  // Opens a connection for each request: an exiting process could close a kept one. The header is keep-alive, since a
+  // server that closes after its answer would cut off a client that still sends its body.
   const headers = [...endToEnd(request.rawHeaders), 'Connection', 'keep-alive'];
-  // HTTP/1.0 may have none, and what is sent on is HTTP/1.1.
+  // A forwarded request is HTTP/1.1, which requires a Host header. An HTTP/1.0 request may lack it.
   if (request.headers.host === undefined) headers.push('Host', '');
   const onward = send({ host: '127.0.0.1', port: target.port, method, path, headers, agent: false });
-  // Until it answers: then it has the connection, and a stream that goes on for hours keeps no save waiting.
+  // Holds the process until it answers. By then it has the connection, and a long stream must not delay a save.
   const release = once(target.hold());
   onward.on('close', release);
   onward.on('response', (answer) => {
     release();
-    // It went away while the answer's head was on its way.
+    // The client left while the response head was on its way.
     if (response.destroyed) {
       onward.destroy();
       return;
     }
-    // How the answer is cut up is the client's connection's affair: HTTP/1.0 knows no chunks.
+    // Node picks the transfer encoding for the client's connection: HTTP/1.0 has no chunks.
     const answered = endToEnd(answer.rawHeaders, /^transfer-encoding$/i);
     response.writeHead(answer.statusCode ?? 502, answer.statusMessage, answered);
     pipeline(answer, response, () => onward.destroy());
   });
   onward.on('error', (error) => {
     if (!response.headersSent)
-      refuse(response, 502, `the service ended before it answered (${error.message})`);
+      refuse(response, 502, `the service exited before it answered (${error.message})`);
   });
   response.on('close', () => onward.destroy());
   onward.flushHeaders();
   request.pipe(onward);
-  // A client may still be sending what nobody reads any more.
+  // Discards the rest of a body that the client still sends.
   onward.on('close', () => request.unpipe(onward).resume());
 }
 
 /**
- * Headers as a list of names and values, without those that are about one connection only (RFC 9110, 7.6.1).
- * @param without names others to leave out
+ * Returns a list of header names and values without those of a single connection (RFC 9110, 7.6.1).
+ * @param without matches further names to leave out
  */
 function endToEnd(raw: string[], without?: RegExp): string[] {
   const hopByHop = /^(connection|keep-alive)$/i;

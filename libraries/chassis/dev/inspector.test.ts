@@ -29,7 +29,7 @@ server.listen(0, '127.0.0.1', () => {
 process.on('SIGTERM', () => server.close(() => process.exit()));
 `;
 
-/** With types before what is to stop on the same line, and above: they must not move it. */
+/** Has types above the breakpoint and before it on its line: they must not move it. */
 const greet = (word: string) => `
 interface Who { name: string }
 export function greet({ name }: Who): string { const word: string = '${word}';
@@ -79,7 +79,7 @@ async function save(content: string): Promise<void> {
   reloader.changed([]);
 }
 
-/** Attaches a debugger, and makes a request that stops where it is told to. */
+/** Attaches a debugger and sends a request that stops at the given line. */
 async function stopped(line = stop) {
   const attached = await Debugger.attach(port);
   expect(await attached.breakAt(pathToFileURL(file).href, line)).toEqual([line]);
@@ -90,7 +90,7 @@ async function stopped(line = stop) {
   return { attached, answer, pause };
 }
 
-test('a breakpoint in a TypeScript source stops a request, after a save too, at the same port', async () => {
+test('a breakpoint in a TypeScript source stops a request before and after a save, on the same port', async () => {
   await start({ inspect: true });
   const { attached, answer, pause } = await stopped();
   expect(await pause.evaluate('[word, name]')).toEqual(['hello', 'you']);
@@ -106,7 +106,7 @@ test('a breakpoint in a TypeScript source stops a request, after a save too, at 
   await again.attached.close();
 });
 
-test('a process that stands still does not keep a save from being served, and ends', async () => {
+test('serves a save while the old process is paused, and that process exits', async () => {
   await start({ inspect: true });
   const { attached, answer, pause } = await stopped();
   const pid = Number(await pause.evaluate('process.pid'));
@@ -115,13 +115,13 @@ test('a process that stands still does not keep a save from being served, and en
   await save(greet('bye'));
   await expect.poll(() => reloader.serving(), { timeout: 10_000 }).not.toBe(before);
   expect(await ask()).toBe('bye you');
-  // Cut off from its debugger it goes on.
+  // The process resumes once its debugger is disconnected.
   await attached.closed;
   expect(await answer).toBe('hello you');
   await expect.poll(() => exists(pid), { timeout: 5_000 }).toBe(false);
 });
 
-test('a debugger that is still sending is not reset, as that would end a port forward', async () => {
+test('does not reset a debugger that is still sending, which would end a port forward', async () => {
   await start({ inspect: true });
   const socket = connect({ host: '127.0.0.1', port, allowHalfOpen: true });
   const errors: Error[] = [];
@@ -139,10 +139,10 @@ test('a debugger that is still sending is not reset, as that would end a port fo
   expect(errors).toEqual([]);
 });
 
-test('each file is one script, also one that no save changed, so that its breakpoints bind', async () => {
+test('each file is one script, even if no save changed it, so that its breakpoints bind', async () => {
   await start({ inspect: true });
   for (const word of ['bye', 'hello again']) {
-    // Until the next process has its packages loaded.
+    // Waits for the standby process to load its packages.
     await sleep(1_500);
     await save(greet(word));
     await expect.poll(() => ask(), { timeout: 10_000 }).toBe(`${word} you`);
@@ -150,7 +150,7 @@ test('each file is one script, also one that no save changed, so that its breakp
   }
 });
 
-test('without it no process has an inspector', async () => {
+test('no process has an inspector when debugging is off', async () => {
   await start({ inspect: true });
   expect(await ask('/inspector')).toMatch(/^ws:\/\/127\.0\.0\.1:/);
   inspector.close();

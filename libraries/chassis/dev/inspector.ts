@@ -3,8 +3,8 @@ import { addAbortSignal } from 'node:stream';
 import type { ServiceProcess } from './service-process.ts';
 
 /**
- * A debugger's way in that stays while processes come and go: each connection goes to the inspector of the
- * process that serves, and is ended where another one takes over; the debugger then connects anew.
+ * Gives debuggers one port while processes are replaced. Each connection goes to the inspector of the process that
+ * serves. It is closed when another process takes over, and the debugger reconnects.
  */
 export function createInspector(serving: () => Promise<ServiceProcess>): Server {
   return createServer((debuggerSide) => void join(debuggerSide, serving));
@@ -12,7 +12,7 @@ export function createInspector(serving: () => Promise<ServiceProcess>): Server 
 
 async function join(debuggerSide: Socket, serving: () => Promise<ServiceProcess>): Promise<void> {
   debuggerSide.on('error', () => debuggerSide.destroy());
-  // What still comes is read: unread it would reset the connection, which ends a port forward for all of its own.
+  // Discards further input: unread data would reset the connection, which ends a port forward with all connections.
   const end = () => debuggerSide.unpipe().resume().end();
   try {
     const { inspectorPort, stopping } = await serving();

@@ -10,7 +10,7 @@ import { exists } from '../../../local/processes.ts';
 import { hashSource } from '../src/source.ts';
 import { Reloader } from './reloader.ts';
 
-/** A service in the terms of a parent: says where it listens, and that it is ready. */
+/** A service that tells its parent its port, and later that it is ready. */
 const toy = `
 import { appendFileSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -29,13 +29,13 @@ server.listen(0, '127.0.0.1', async () => {
 process.on('SIGTERM', () => process.exit());
 `;
 
-/** How long the next process takes to be prepared, in milliseconds: then a change is loaded at once. */
+/** How long a standby process takes to start, in milliseconds. After that, a change is loaded at once. */
 const prepared = 700;
 
 let root: string;
 let reloader: Reloader;
 let said: string[];
-/** That a start takes its time: on a busy machine any of them may. */
+/** Messages about slow starts, kept apart: on a busy machine any start may be slow. */
 let slow: string[];
 let missed: number;
 
@@ -63,7 +63,7 @@ function write(file: string, content: string): Promise<void> {
   return writeFile(join(root, 'services/toy/src', file), content);
 }
 
-/** Saves a file, and tells of it as a watcher would. */
+/** Saves a file and reports it as a watcher would. */
 async function save(file: string, content: string): Promise<void> {
   await write(file, content);
   reloader.changed([`services/toy/src/${file}`]);
@@ -78,9 +78,9 @@ async function served(word: string): Promise<void> {
   await expect.poll(async () => (await ask()).word, { timeout: 10_000, interval: 10 }).toBe(word);
 }
 
-const takenOver = () => said.filter((line) => line.includes('runs the new code'));
+const takeovers = () => said.filter((line) => line.includes('runs the new code'));
 
-test('a save is served by a new process, which is said with its file', async () => {
+test('serves a save with a new process, and prints the changed file', async () => {
   reloader.start();
   const first = await ask();
   expect(first.word).toBe('one');
@@ -93,7 +93,7 @@ test('a save is served by a new process, which is said with its file', async () 
   await expect.poll(() => exists(first.pid), { timeout: 5_000 }).toBe(false);
 });
 
-test('a process that waits has its files linked, and has run none of them', async () => {
+test('a standby process has linked its files and has run none of them', async () => {
   await write(
     'ready.ts',
     `export const url = import.meta.url; export async function beforeReady(): Promise<void> {}`,
@@ -122,7 +122,7 @@ test('a process that waits has its files linked, and has run none of them', asyn
   expect((await readFile(join(root, 'pids'), 'utf8')).trim().split('\n')).toHaveLength(saves + 1);
 });
 
-test('a process that a request is on its way to is told to end once that has its answer', async () => {
+test('stops a process only after the requests on their way to it are released', async () => {
   reloader.start();
   const old = await reloader.serving();
   const release = old.hold();
@@ -135,7 +135,7 @@ test('a process that a request is on its way to is told to end once that has its
   await expect.poll(() => exists(pid), { timeout: 5_000 }).toBe(false);
 });
 
-test('a save that changes no source starts nothing', async () => {
+test('starts no process for a save that changes no source', async () => {
   reloader.start();
   const { pid } = await ask();
   await save('word.ts', `export const word: string = 'one';`);
@@ -145,26 +145,26 @@ test('a save that changes no source starts nothing', async () => {
   expect(said).toEqual([]);
 });
 
-test('a change that nobody told of is found soon after one that was', async () => {
+test('finds an unreported change soon after a reported one', async () => {
   reloader.start();
   await served('one');
   await save('word.ts', `export const word: string = 'two';`);
   await served('two');
   await write('word.ts', `export const word: string = 'three';`);
   await served('three');
-  expect(takenOver()).toHaveLength(2);
+  expect(takeovers()).toHaveLength(2);
 });
 
 test.each([
   ['does not parse', 'const = 1;'],
   ['throws while it is loaded', `throw new Error('not today'); export const word: string = '';`],
-  ['ends the process', 'process.exit(0); export const word: string = 0 as never;'],
-])('code that %s leaves the last serving, and is said once', async (_what, broken) => {
+  ['exits', 'process.exit(0); export const word: string = 0 as never;'],
+])('keeps the previous code serving when new code %s, and reports it once', async (_name, broken) => {
   reloader.start();
   const { pid } = await ask();
   await save('word.ts', broken);
   await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(1);
-  expect(said[0]).toMatch(/^toy did not start \(exit code [01].*\); the last code that did goes on serving/);
+  expect(said[0]).toMatch(/^toy did not start \(exit code [01].*\)\. The previous code keeps serving/);
   reloader.changed([]);
   await sleep(300);
   expect(await ask()).toEqual({ word: 'one', pid });
@@ -174,20 +174,20 @@ test.each([
   await served('mended');
 });
 
-test('a broken save that is taken back goes on with the process that serves, and is said again when it comes back', async () => {
+test('keeps the same process after a broken save is reverted, and reports the save again when it returns', async () => {
   reloader.start();
   const { pid } = await ask();
   for (const times of [1, 2]) {
     await save('word.ts', 'const = 1;');
     await expect.poll(() => said, { timeout: 10_000 }).toHaveLength(2 * times - 1);
     await save('word.ts', `export const word: string = 'one';`);
-    await expect.poll(() => said.at(-1), { timeout: 10_000 }).toBe('toy runs the former code again');
+    await expect.poll(() => said.at(-1), { timeout: 10_000 }).toBe('toy runs the previous code again');
   }
   expect(await ask()).toEqual({ word: 'one', pid });
-  expect(takenOver()).toEqual([]);
+  expect(takeovers()).toEqual([]);
 });
 
-test('of saves in quick succession only the last is served, and no half of one', async () => {
+test('serves only the last of several quick saves, and no half-written one', async () => {
   await write(
     'ready.ts',
     `export const beforeReady = () => new Promise((resolve) => setTimeout(resolve, 400));`,
@@ -202,13 +202,13 @@ test('of saves in quick succession only the last is served, and no half of one',
   }
   await served('five');
   expect(seen).toEqual(new Set(['one']));
-  expect(takenOver()).toHaveLength(1);
+  expect(takeovers()).toHaveLength(1);
   const { pid } = await ask();
   const pids = (await readFile(join(root, 'pids'), 'utf8')).trim().split('\n').map(Number);
   await expect.poll(() => pids.filter(exists), { timeout: 5_000 }).toEqual([pid]);
 });
 
-test('what changes while it is loaded does not serve as it was', async () => {
+test('does not serve code that changed while it was loaded', async () => {
   reloader.start();
   await served('one');
   writeFileSync(join(root, 'services/toy/src/word.ts'), `export const word: string = 'two';`);
@@ -216,10 +216,10 @@ test('what changes while it is loaded does not serve as it was', async () => {
   writeFileSync(join(root, 'services/toy/src/word.ts'), `export const word: string = 'three';`);
   await served('three');
   await sleep(300);
-  expect(takenOver()).toHaveLength(1);
+  expect(takeovers()).toHaveLength(1);
 });
 
-test('new code that is not ready waits, and the old serves meanwhile', async () => {
+test('keeps the old code serving until the new code is ready', async () => {
   reloader.start();
   await served('one');
   await write(
@@ -232,14 +232,14 @@ test('new code that is not ready waits, and the old serves meanwhile', async () 
   await served('two');
 });
 
-/** As the services do: what the chassis's run.ts hands to `GET /version`. */
+/** Keeps `failed` as the chassis's run.ts does for `GET /version`. */
 const tellsFailed = `
 let failed: string | null = null;
 process.on('message', (message: { failed: string | null }) => (failed = message.failed));
 createServer((request, response) => response.end(JSON.stringify({ failed }))).listen(Number(process.env.FAILED_PORT));
 `;
 
-test('the process that serves knows which code did not start, until none is broken', async () => {
+test('tells the serving process which code did not start, until the folder has working code', async () => {
   const port = await freePort();
   process.env.FAILED_PORT = String(port);
   await write('main.ts', toy + tellsFailed);
@@ -254,7 +254,7 @@ test('the process that serves knows which code did not start, until none is brok
   await expect.poll(failed).toBeNull();
 });
 
-test('requests are told which code does not start where nothing else does', async () => {
+test('requests get the hash of code that does not start when no process serves', async () => {
   await write('word.ts', 'const = 1;');
   reloader.start();
   await expect(reloader.serving()).rejects.toThrow(`(source ${hashSource(root, 'toy')})`);
@@ -265,8 +265,8 @@ test.each([
   ['cut within a word', ['export const wo', 'export const word: str']],
   ['cut within a string', ["export const word: string = '", "export const word: string = 'tw"]],
 ])(
-  'a file that is %s while it is written is never reported, and served once it is whole',
-  async (_what, parts) => {
+  'reports no error for a file that is %s while it is written, and serves it once it is whole',
+  async (_name, parts) => {
     reloader.start();
     await served('one');
     await sleep(prepared);
@@ -280,7 +280,7 @@ test.each([
   },
 );
 
-test('a mistake that was there only while the code was loaded is not reported', async () => {
+test('reports no mistake that existed only while the code was loaded', async () => {
   reloader.start();
   await served('one');
   await sleep(prepared);
@@ -293,7 +293,7 @@ test('a mistake that was there only while the code was loaded is not reported', 
   expect(said.filter((line) => line.includes('did not start'))).toEqual([]);
 });
 
-test('a change that nobody ever told of is found within two seconds, and said to be missed', async () => {
+test('finds an unreported change within two seconds, and calls onMissed', async () => {
   reloader.start();
   await served('one');
   await sleep(3_500);
@@ -305,7 +305,7 @@ test('a change that nobody ever told of is found within two seconds, and said to
   await expect.poll(() => missed).toBe(1);
 });
 
-test('an entry that cannot be read is said once by its name, and again when it comes back', async () => {
+test('names an entry that cannot be read once, and again when it comes back', async () => {
   reloader.start();
   await served('one');
   const link = join(root, 'services/toy/src/gone.ts');
@@ -320,7 +320,7 @@ test('an entry that cannot be read is said once by its name, and again when it c
   }
 });
 
-test('code that neither answers nor ends is said, with its last words', async () => {
+test('reports code that neither listens nor exits', async () => {
   reloader.start();
   await served('one');
   await save(
@@ -332,19 +332,19 @@ test('code that neither answers nor ends is said, with its last words', async ()
   await served('two');
 });
 
-test('code that ends by itself while it serves is started again', async () => {
+test('restarts code that crashes while it serves', async () => {
   reloader.start();
   const { pid } = await ask();
-  // Until nothing looks at the sources any more.
+  // Waits until the fast polls after the start are over.
   await sleep(3_200);
   await ask('/crash').catch(() => {});
   await expect.poll(async () => (await ask()).pid, { timeout: 10_000 }).not.toBe(pid);
   expect(said).toEqual([
-    expect.stringMatching(/^toy ended by itself \(exit code 1.*\) and is started again$/),
+    expect.stringMatching(/^toy exited unexpectedly \(exit code 1.*\) and is restarted$/),
   ]);
 });
 
-test('where nothing ever started, requests are told so until a save that does', async () => {
+test('requests fail until a first save starts', async () => {
   await write('word.ts', 'const = 1;');
   reloader.start();
   await expect(reloader.serving()).rejects.toThrow('toy does not start, see its log');

@@ -3,59 +3,59 @@ import { readSources, sourceFolders, type Sources } from '../src/source.ts';
 import { ServiceProcess, type ServiceProcessOptions } from './service-process.ts';
 
 /**
- * How long after a change the sources are looked at again, and how often, in milliseconds. Tilt gives files
- * times of whole seconds, by which nodemon tells changes: of two saves within a second it may miss the second.
+ * How long after a change the sources are polled fast, and the interval, in milliseconds. nodemon compares file times,
+ * which Tilt sets in whole seconds: it may miss the second of two saves within one second.
  */
-const lookAgain = { for: 3_000, every: 100 };
-/** How often they are looked at without one, in milliseconds: no watcher sees everything. Takes 1 ms. */
-const lookAnyway = 1_000;
-/** How long a watcher may take to tell of a change, in milliseconds, before it counts as blind. */
+const fastPoll = { for: 3_000, every: 100 };
+/** The poll interval at other times, in milliseconds: no watcher sees everything. A poll takes 1 ms. */
+const slowPollInterval = 1_000;
+/** How long a watcher may take to report a change before it counts as blind, in milliseconds. */
 const watcherDelay = 300;
-/** How long sources stay the same before they count as whole, in milliseconds: writers pause within a file. */
-const settled = 500;
-/** How long a problem lasts before it is said, in milliseconds: a checkout takes folders away for a moment. */
-const lasting = 400;
+/** How long sources must stay unchanged to count as whole, in milliseconds: writers pause within a file. */
+const settleTime = 500;
+/** How long a problem must last to be printed, in milliseconds: a checkout removes folders for a moment. */
+const problemDelay = 400;
 /** How long a request waits for a process that serves, in milliseconds. */
-const patience = 10_000;
-/** How long new code may take before that is said, in milliseconds. */
+const servingTimeout = 10_000;
+/** How long new code may take to start until a message says so, in milliseconds. */
 const slowStart = 1_500;
-/** The least time between two starts of the same code, in milliseconds. */
+/** The shortest time between two starts of the same code, in milliseconds. */
 const restartDelay = 1_000;
-/** How long after a change the next process is prepared, in milliseconds: the first answers come first. */
-const spareDelay = 100;
+/** The delay before the next standby process starts, in milliseconds: the new code's first answers come first. */
+const standbyDelay = 100;
 
 export interface ReloaderOptions extends ServiceProcessOptions {
   say: (text: string) => void;
-  /** Called where sources changed and nobody told: a watcher does not see them any more. */
+  /** Called when a change was not reported: the watcher does not see the sources any more. */
   onMissed?: () => void;
 }
 
 /**
- * Keeps a process running that has the code of the folder. After a change a new one starts beside the old, and
- * serves once it is ready; where the code does not start, the old one goes on serving.
+ * Keeps a process running with the code in the folder. After a change a new process starts beside the old one and
+ * serves once it is ready. If the code does not start, the old process keeps serving.
  */
 export class Reloader {
   readonly #options: ReloaderOptions;
   #serving: ServiceProcess | undefined;
-  /** The one that starts. */
+  /** The process that is starting. */
   #next: ServiceProcess | undefined;
-  /** Has its packages loaded and its sources linked, and has run none of them. */
-  #spare: ServiceProcess | undefined;
+  /** The standby process: it has loaded packages and linked sources, and has run no source. */
+  #standby: ServiceProcess | undefined;
   readonly #running = new Set<ServiceProcess>();
-  /** The code that did not start: tried again when it changes. */
+  /** The hash of the code that did not start. The next start waits for other code. */
   #broken: string | undefined;
-  /** The sources as they were seen last, and since when. */
+  /** The sources as last read, and the time since when they are unchanged. */
   #seen: Sources = { hash: '', changedAt: 0, problems: [] };
   #seenSince = 0;
-  /** What is wrong with entries, and since when; 0 once it was said. */
+  /** Each problem with the time since when it exists; 0 once it is printed. */
   #problems = new Map<string, number>();
   #changedAt = 0;
-  #toldAt = 0;
+  #reportedAt = 0;
   #changedFiles = new Set<string>();
-  /** Those whose slow start was said. */
+  /** The processes with a slow start that was printed. */
   readonly #slow = new WeakSet<ServiceProcess>();
-  #looking: NodeJS.Timeout | undefined;
-  #waiting = Promise.withResolvers<void>();
+  #pollTimer: NodeJS.Timeout | undefined;
+  #loadDone = Promise.withResolvers<void>();
   #stopping = false;
 
   constructor(options: ReloaderOptions) {
@@ -66,95 +66,95 @@ export class Reloader {
     this.changed([]);
   }
 
-  /** The process that serves; waited for where one starts. @throws {Error} when none will, or not soon */
+  /** Waits for the process that serves. @throws {Error} if its code does not start, or not within `servingTimeout` */
   async serving(): Promise<ServiceProcess> {
-    const end = performance.now() + patience;
+    const end = performance.now() + servingTimeout;
     while (this.#serving === undefined) {
       const { service } = this.#options;
-      // With its hash, by which the payment test knows that it is the code that it waits for.
+      // Includes the hash: the payment test checks that it is the code that it waits for.
       if (this.#broken !== undefined && !this.#next)
         throw new Error(`${service} does not start, see its log (source ${this.#broken})`);
       const left = end - performance.now();
-      if (left <= 0) throw new Error(`${service} has not started within ${patience / 1_000} s`);
-      await Promise.race([this.#waiting.promise, sleep(left)]);
+      if (left <= 0) throw new Error(`${service} has not started within ${servingTimeout / 1_000} s`);
+      await Promise.race([this.#loadDone.promise, sleep(left)]);
     }
     return this.#serving;
   }
 
-  /** Looks at the sources, now and for a while. @param files the names of those that changed, to be said */
+  /** Polls the sources now and fast for a while. @param files the names of changed files, to be printed */
   changed(files: string[]): void {
-    this.#toldAt = performance.now();
+    this.#reportedAt = performance.now();
     for (const file of files) this.#changedFiles.add(file);
-    this.#lookNow();
+    this.#pollNow();
   }
 
-  /** Ends all processes as a signal would. */
+  /** Stops all processes as SIGTERM would. */
   async stop(): Promise<void> {
     this.#stopping = true;
-    clearTimeout(this.#looking);
+    clearTimeout(this.#pollTimer);
     await Promise.all([...this.#running].map((generation) => generation.stop()));
   }
 
-  #lookNow(): void {
+  #pollNow(): void {
     this.#changedAt = performance.now();
-    this.#look();
+    this.#poll();
   }
 
-  #look(): void {
+  #poll(): void {
     if (this.#stopping) return;
-    clearTimeout(this.#looking);
-    this.#lookAt(this.#read());
-    const isRecent = performance.now() - this.#changedAt < lookAgain.for;
-    this.#looking = setTimeout(() => this.#look(), isRecent ? lookAgain.every : lookAnyway);
+    clearTimeout(this.#pollTimer);
+    this.#compare(this.#read());
+    const isRecent = performance.now() - this.#changedAt < fastPoll.for;
+    this.#pollTimer = setTimeout(() => this.#poll(), isRecent ? fastPoll.every : slowPollInterval);
   }
 
-  /** The sources as they are; notes since when they are so. */
+  /** Reads the sources and notes the time if they have changed. */
   #read(): Sources {
     const sources = readSources(this.#options.root, this.#options.service);
     const now = performance.now();
     const { hash, changedAt } = this.#seen;
     if (sources.hash !== hash || sources.changedAt !== changedAt) {
-      if (now - this.#changedAt >= lookAgain.for) this.#missed(now);
+      if (now - this.#changedAt >= fastPoll.for) this.#checkWatcher(now);
       this.#seenSince = now;
     }
     this.#seen = sources;
-    this.#sayProblems(sources.problems, now);
+    this.#printProblems(sources.problems, now);
     return sources;
   }
 
-  #lookAt({ hash: source }: Sources): void {
+  #compare({ hash: source }: Sources): void {
     if (source === this.#next?.source) return;
     const abandoned = this.#next;
-    // What starts is out of date already.
+    // The starting process already has outdated code.
     void abandoned?.stop();
     this.#next = undefined;
     if (source === this.#serving?.source) {
-      if (this.#broken !== undefined) this.#say('runs the former code again');
+      if (this.#broken !== undefined) this.#say('runs the previous code again');
       this.#setBroken(undefined);
       this.#changedFiles.clear();
-      if (abandoned) this.#prepare();
+      if (abandoned) this.#prepareStandby();
     } else if (source !== this.#broken) void this.#load(source);
   }
 
-  /** Nobody told of a change that a look found: unless somebody does yet, nobody sees this folder. */
-  #missed(at: number): void {
+  /** Handles a change that a poll found. If no report follows, the watcher does not see the folder any more. */
+  #checkWatcher(at: number): void {
     this.#changedAt = at;
     setTimeout(() => {
-      if (!this.#stopping && this.#toldAt < at) this.#options.onMissed?.();
+      if (!this.#stopping && this.#reportedAt < at) this.#options.onMissed?.();
     }, watcherDelay);
   }
 
-  /** Each once, until it is gone and comes back. */
-  #sayProblems(problems: string[], now: number): void {
+  /** Prints each problem once, and again if it comes back. */
+  #printProblems(problems: string[], now: number): void {
     const before = this.#problems;
     this.#problems = new Map(problems.map((problem) => [problem, before.get(problem) ?? now]));
     for (const [problem, since] of this.#problems) {
       if (since === now) this.#changedAt = now;
-      if (since === 0 || now - since < lasting) continue;
+      if (since === 0 || now - since < problemDelay) continue;
       this.#options.say(`${this.#options.service}: ${problem}`);
       this.#problems.set(problem, 0);
     }
-    // A folder that is back is another folder, which a watcher does not know.
+    // A folder that is back is a new one, which the watcher does not watch.
     const folders = sourceFolders(this.#options.service);
     const isBack = (problem: string) =>
       !this.#problems.has(problem) && folders.some((each) => problem.startsWith(`${each} `));
@@ -163,56 +163,57 @@ export class Reloader {
 
   async #load(source: string): Promise<void> {
     const { changedAt } = this.#seen;
-    const next = this.#spare ?? this.#spawn();
-    this.#spare = undefined;
+    const next = this.#standby ?? this.#spawn();
+    this.#standby = undefined;
     this.#next = next;
     next.load(source);
-    const failure = await Promise.race([this.#mayServe(next), next.ended]);
-    if (failure !== undefined) await Promise.all([this.#settle(next), next.lastWords()]);
+    const failure = await Promise.race([this.#mayServe(next), next.exited]);
+    if (failure !== undefined) await Promise.all([this.#settle(next), next.stderrEnd()]);
     if (this.#stopping || this.#next !== next) return;
     const now = this.#read();
-    // It may have read one file as it was and another as it is; where it failed, also one that was only begun.
+    // The process may have read some files before a change and others after it. A failed one may also have read a file
+    // that was only partly written.
     if (now.hash !== source || (failure !== undefined && now.changedAt !== changedAt)) {
       void next.stop();
       this.#next = undefined;
-      this.#lookNow();
+      this.#pollNow();
       return;
     }
-    next.reveal();
+    next.forwardStderr();
     this.#next = undefined;
     if (failure === undefined) this.#swap(next);
     else this.#giveUp(next, failure);
-    this.#waiting.resolve();
-    this.#waiting = Promise.withResolvers();
-    this.#prepare();
+    this.#loadDone.resolve();
+    this.#loadDone = Promise.withResolvers();
+    this.#prepareStandby();
   }
 
-  #prepare(): void {
+  #prepareStandby(): void {
     setTimeout(() => {
-      if (!this.#stopping) this.#spare ??= this.#spawn();
-    }, spareDelay);
+      if (!this.#stopping) this.#standby ??= this.#spawn();
+    }, standbyDelay);
   }
 
-  /** Resolves when it may serve: at once where nothing else does, else once it is ready, or nothing is. */
+  /** Resolves when it listens, if no other process serves; otherwise when it is ready, or the serving one is not. */
   async #mayServe(next: ServiceProcess): Promise<undefined> {
     const isListening = next.listening.then(() => true);
-    // The first start takes its time, and is waited for.
-    const bound = this.#serving ? slowStart : patience;
+    // The first start takes longer, and requests wait for it.
+    const bound = this.#serving ? slowStart : servingTimeout;
     while (!(await Promise.race([isListening, sleep(bound, false)]))) {
       if (this.#next !== next) return;
-      this.#saySlow(next, 'does not answer yet with the new code');
+      this.#printSlow(next, 'does not answer yet with the new code');
     }
     while (this.#next === next && this.#serving !== undefined) {
       const ready = await Promise.race([next.ready.then(() => true), sleep(slowStart, false)]);
       if (ready || !(await this.#serving.isReady())) return;
-      this.#saySlow(next, 'is not ready with the new code; the old goes on serving until it is');
+      this.#printSlow(next, 'is not ready with the new code. The previous code keeps serving until it is.');
     }
   }
 
-  /** Resolves when the sources have stayed as they are for a while, or something else starts. */
+  /** Resolves once the sources have been unchanged for `settleTime`, or another process starts. */
   async #settle(next: ServiceProcess): Promise<void> {
     for (;;) {
-      const left = this.#seenSince + settled - performance.now();
+      const left = this.#seenSince + settleTime - performance.now();
       if (left <= 0 || this.#next !== next || this.#stopping) return;
       await sleep(left);
       if (this.#next === next) this.#read();
@@ -232,8 +233,8 @@ export class Reloader {
 
   #giveUp(next: ServiceProcess, how: string): void {
     this.#setBroken(next.source);
-    const then = this.#serving ? 'the last code that did goes on serving' : 'requests are answered with 503';
-    this.#say(`did not start (${how}, why is above); ${then} until the next save`);
+    const then = this.#serving ? 'The previous code keeps serving' : 'Requests are answered with 503';
+    this.#say(`did not start (${how}, see the error above). ${then} until the next save.`);
   }
 
   #setBroken(source: string | undefined): void {
@@ -245,24 +246,24 @@ export class Reloader {
   #spawn(): ServiceProcess {
     const generation = new ServiceProcess(this.#options);
     this.#running.add(generation);
-    void generation.ended.then((how) => this.#ended(generation, how));
+    void generation.exited.then((how) => this.#onExit(generation, how));
     return generation;
   }
 
-  #ended(generation: ServiceProcess, how: string): void {
+  #onExit(generation: ServiceProcess, how: string): void {
     this.#running.delete(generation);
-    if (this.#spare === generation) this.#spare = undefined;
+    if (this.#standby === generation) this.#standby = undefined;
     if (this.#serving !== generation || this.#stopping) return;
     this.#serving = undefined;
-    this.#say(`ended by itself (${how}, why is above) and is started again`);
+    this.#say(`exited unexpectedly (${how}, see the log above) and is restarted`);
     const wait = Math.max(0, generation.loadedAt + restartDelay - performance.now());
     setTimeout(() => this.changed([]), wait);
   }
 
-  #saySlow(generation: ServiceProcess, text: string): void {
+  #printSlow(generation: ServiceProcess, text: string): void {
     if (this.#slow.has(generation)) return;
     this.#slow.add(generation);
-    generation.reveal();
+    generation.forwardStderr();
     this.#say(text);
   }
 

@@ -1,4 +1,4 @@
-// The real serve.ts, with a small service that says what it runs, through whatever happens to its files.
+// Runs the real serve.ts with a small service that reports its code, while its files change in many ways.
 // @module-tag slow
 import { execFileSync, spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -15,14 +15,14 @@ import { hashSource } from '../src/source.ts';
 
 const original = resolve(import.meta.dirname, '../../..');
 
-/** As the services do: the hash of its sources is fixed before it loads them. */
+/** Like the services, it fixes the hash of its sources before it loads them. */
 const main = `
 import { createServer } from 'node:http';
 import { resolve } from 'node:path';
 import { hashSource } from '../../../libraries/chassis/src/source.ts';
 const source = hashSource(resolve(import.meta.dirname, '../../..'), 'toy');
 const { word } = await import('./word.ts');
-if (typeof word !== 'string') throw new Error('there is no word');
+if (typeof word !== 'string') throw new Error('word.ts exports no word');
 const server = createServer((request, response) => response.end(JSON.stringify({ word, source })));
 const metrics = createServer((request, response) => response.end(word));
 const portOf = (server) => server.address().port;
@@ -34,10 +34,10 @@ process.on('SIGTERM', () => process.exit());
 `;
 const wordOf = (word: string | number) => `export const word: string = '${word}';\n`;
 
-/** How long a save may take on a busy machine, in milliseconds; on an idle one it is less than two seconds. */
+/** How long a save may take on a busy machine, in milliseconds. On an idle one it takes less than two seconds. */
 const bound = 20_000;
 
-// Each starts processes, and waits for what happens once a second.
+// Each test starts processes and waits for polls that run once a second.
 vi.setConfig({ testTimeout: 60_000 });
 
 let toy: Toy | undefined;
@@ -54,7 +54,7 @@ class Toy {
   #port = 0;
   #child: ChildProcess | undefined;
 
-  /** @param name the folder of the clone, below a temporary one */
+  /** @param name the folder of the clone, in a temporary folder */
   constructor(name = 'clone') {
     this.base = fs.realpathSync(fs.mkdtempSync(join(tmpdir(), 'payloop-serve-')));
     this.root = join(this.base, name);
@@ -99,7 +99,7 @@ class Toy {
     fs.writeFileSync(join(this.src, path), content);
   }
 
-  /** What answers now. */
+  /** Returns the current answer, or an empty object. */
   async ask(): Promise<{ word?: string; source?: string }> {
     try {
       return (await (await fetch(`http://127.0.0.1:${this.#port}`)).json()) as object;
@@ -108,7 +108,7 @@ class Toy {
     }
   }
 
-  /** Waits until the code in the folder is served. */
+  /** Waits until the service runs the code in the folder. */
   async serves(): Promise<void> {
     const { word } = /'(?<word>.*)'/.exec(fs.readFileSync(join(this.src, 'word.ts'), 'utf8'))?.groups ?? {};
     await this.#until(async () => {
@@ -117,12 +117,12 @@ class Toy {
     }, `'${word}' is not served`);
   }
 
-  /** Waits for a line of the log. @param from where in it to begin */
+  /** Waits for a log line. @param from the position in the log to start at */
   async says(line: RegExp, from = 0): Promise<void> {
     await this.#until(() => line.test(this.log.slice(from)), `no line like ${line}`);
   }
 
-  /** By the rule of test.sh, which has to be that of source.ts. */
+  /** Computes the hash with test.sh, and checks that source.ts computes the same. */
   hash(): string {
     const script = `eval "$(sed -n '/sha256sum/p;/^hash_source()/,/^}/p' "$0")"; hash_source toy`;
     const options = { cwd: this.root, encoding: 'utf8' } as const;
@@ -131,13 +131,13 @@ class Toy {
     return hash;
   }
 
-  async #until(isSo: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  async #until(isSo: () => boolean | Promise<boolean>, problem: string): Promise<void> {
     for (const end = performance.now() + bound; !(await isSo()); await sleep(20)) {
-      if (performance.now() > end) throw new Error(`${what} within ${bound / 1_000} s:\n${this.log}`);
+      if (performance.now() > end) throw new Error(`${problem} within ${bound / 1_000} s:\n${this.log}`);
     }
   }
 
-  /** The process of nodemon, once it runs. */
+  /** Waits for nodemon. @returns its process id */
   async nodemon(): Promise<number> {
     for (;;) {
       for (const pid of fs.readdirSync('/proc').filter((each) => /^\d+$/.test(each))) {
@@ -164,7 +164,7 @@ function git(...args: string[]): void {
   execFileSync('git', [...options, ...args], { cwd: toy!.root, stdio: 'pipe' });
 }
 
-test('the metrics keep one port through saves, and a port that is taken keeps nothing from starting', async () => {
+test('serves metrics on one port across saves, and starts even if that port is in use', async () => {
   const other = createServer().listen(0, '127.0.0.1');
   await once(other, 'listening');
   const { port } = other.address() as AddressInfo;
@@ -178,10 +178,10 @@ test('the metrics keep one port through saves, and a port that is taken keeps no
 });
 
 /**
- * Saves until nodemon tells of it, by the name of the file that only it knows: at first it is not watching yet, and
- * where it went blind a look finds the first save.
+ * Saves until nodemon reports a save. The log then names the file, which a poll does not know. The first saves may come
+ * before nodemon watches. If it went blind, a poll finds the first one.
  */
-async function noticed(): Promise<boolean> {
+async function isReported(): Promise<boolean> {
   for (let attempt = 1; attempt <= 15; attempt += 1) {
     const from = toy!.log.length;
     toy!.write('word.ts', wordOf(`${from}`));
@@ -190,10 +190,10 @@ async function noticed(): Promise<boolean> {
       return true;
     await sleep(500);
   }
-  throw new Error(`nodemon tells of no save:\n${toy!.log}`);
+  throw new Error(`nodemon reports no save:\n${toy!.log}`);
 }
 
-describe('a save is served at once', () => {
+describe('nodemon reports each save', () => {
   test.each([
     'coverage/clone',
     '.git/clone',
@@ -207,7 +207,7 @@ describe('a save is served at once', () => {
     'naïve',
   ])('in a clone at %s', async (name) => {
     toy = await new Toy(name).start();
-    expect(await noticed()).toBe(true);
+    expect(await isReported()).toBe(true);
   });
 
   test.each([
@@ -218,11 +218,11 @@ describe('a save is served at once', () => {
     ['a folder coverage/', () => toy!.write('coverage/covered.ts', '1;')],
     ['a pipe', () => execFileSync('mkfifo', [join(toy!.src, 'pipe.ts')])],
     ['names with blanks and quotes', () => toy!.write(`don't "copy" 100%#.ts`, '1;')],
-  ])('beside %s, that was there before and that comes later', async (_what, make) => {
+  ])('beside %s, created before the start or later', async (_name, make) => {
     toy = new Toy();
     make();
     await toy.start();
-    expect(await noticed()).toBe(true);
+    expect(await isReported()).toBe(true);
     fs.rmSync(toy.src, { recursive: true });
     toy.write('main.ts', main);
     toy.write('word.ts', wordOf('third'));
@@ -233,9 +233,9 @@ describe('a save is served at once', () => {
   });
 });
 
-test('of half a file nothing is shown, and of a mistake its reason', async () => {
+test('reports nothing for a half-written file, and the error for a mistake', async () => {
   toy = await new Toy().start();
-  // Until the next process has loaded its packages, which then meets the half at once.
+  // Waits for the standby process, which then loads the half-written file at once.
   await sleep(2_000);
   for (const half of ['', 'export const word: str', `export const word: string = 'sec`]) {
     toy.write('word.ts', half);
@@ -249,16 +249,16 @@ test('of half a file nothing is shown, and of a mistake its reason', async () =>
 });
 
 test.each(['{"ignoreRoot":["**/*.ts"]}', '{"watchOptions":{"ignored":"**"}}', 'broken'])(
-  "a save is noticed whatever the user's nodemon.json says: %s",
+  "reports a save despite the user's nodemon.json: %s",
   async (settings) => {
     toy = new Toy();
     fs.writeFileSync(join(toy.base, 'nodemon.json'), settings);
     await toy.start([], { HOME: toy.base });
-    expect(await noticed()).toBe(true);
+    expect(await isReported()).toBe(true);
   },
 );
 
-test('a save is served in a clone whose name nodemon takes for a pattern', async () => {
+test('finds saves by polling in a clone with a name that nodemon takes for a pattern', async () => {
   toy = await new Toy('[x] {a,b} *').start();
   for (const word of ['second', 'third']) {
     await sleep(3_500);
@@ -268,11 +268,11 @@ test('a save is served in a clone whose name nodemon takes for a pattern', async
   expect(toy.log).toMatch(/runs the new code after \d+ ms\n$/);
 });
 
-describe('watchers are renewed', () => {
+describe('nodemon is restarted', () => {
   const away = () => join(toy!.base, 'away');
   test.each<[string, (pause: number) => Promise<void> | void]>([
     [
-      'the folder is moved away and back',
+      'the folder was moved away and back',
       async (pause) => {
         fs.renameSync(toy!.src, away());
         await sleep(pause);
@@ -280,7 +280,7 @@ describe('watchers are renewed', () => {
       },
     ],
     [
-      'the folder is removed and copied',
+      'the folder was removed and copied back',
       async (pause) => {
         fs.cpSync(toy!.src, away(), { recursive: true });
         fs.rmSync(toy!.src, { recursive: true });
@@ -289,7 +289,7 @@ describe('watchers are renewed', () => {
       },
     ],
     [
-      'a commit without it is checked out, and the former again',
+      'a commit without the folder was checked out, and then the previous one',
       async (pause) => {
         if (!fs.existsSync(join(toy!.root, '.git'))) {
           git('init', '--quiet', '--initial-branch=main');
@@ -304,44 +304,46 @@ describe('watchers are renewed', () => {
         git('checkout', '--quiet', 'main');
       },
     ],
-  ])('where %s', { timeout: 60_000 }, async (_what, replace) => {
+  ])('after %s', { timeout: 60_000 }, async (_name, replace) => {
     toy = await new Toy().start();
     for (const pause of [0, 300, 2_000]) {
       await replace(pause);
       fs.rmSync(away(), { recursive: true, force: true });
-      expect(await noticed()).toBe(true);
+      expect(await isReported()).toBe(true);
     }
   });
 
-  test('where nodemon cannot watch, which is said once, and saves are served', async () => {
+  test('while it cannot watch, which is reported once, and saves are still served', async () => {
     toy = new Toy();
     fs.symlinkSync('round.ts', join(toy.src, 'round.ts'));
     await toy.start();
-    await toy.says(/nodemon ended \(ELOOP: .*round\.ts'\) and is started again; until it watches, saves are/);
+    await toy.says(
+      /nodemon exited \(ELOOP: .*round\.ts'\) and is restarted\. Until it watches, a poll finds/,
+    );
     await toy.says(/toy: services\/toy\/src\/round\.ts is a link that leads back/);
     toy.write('word.ts', wordOf('found'));
     await toy.serves();
     fs.rmSync(join(toy.src, 'round.ts'));
-    expect(await noticed()).toBe(true);
-    expect(toy.log.split('nodemon ended').length - 1).toBe(1);
+    expect(await isReported()).toBe(true);
+    expect(toy.log.split('nodemon exited').length - 1).toBe(1);
   });
 
-  test.runIf(process.platform === 'linux')('where nodemon ends, which is said once', async () => {
+  test.runIf(process.platform === 'linux')('after it is killed, which is reported once', async () => {
     toy = await new Toy().start();
     for (const times of [1, 2]) {
       process.kill(await toy.nodemon(), 'SIGKILL');
-      await toy.says(/toy: nodemon ended \(SIGKILL\) and is started again; until it watches/);
-      // Without a save that nobody told of.
+      await toy.says(/toy: nodemon exited \(SIGKILL\) and is restarted\. Until it watches/);
+      // Waits for nodemon to restart without a save that it misses.
       await toy.nodemon();
       toy.write('word.ts', wordOf(`${times} found`));
       await toy.serves();
-      expect(await noticed()).toBe(true);
+      expect(await isReported()).toBe(true);
     }
-    expect(toy.log.split('nodemon ended').length - 1).toBe(1);
+    expect(toy.log.split('nodemon exited').length - 1).toBe(1);
   });
 });
 
-/** In a user namespace of its own, where inotify has a limit of its own. */
+/** Runs a script in its own user namespace, which has its own inotify limits. */
 const withoutInotify = ['unshare', '--user', '--map-root-user', 'sh', '-c'];
 const canLimit = () => {
   try {
@@ -359,25 +361,25 @@ test.runIf(canLimit()).each([
   ['max_inotify_instances', 'EMFILE', 'max_user_instances'],
   ['max_inotify_watches', 'ENOSPC', 'max_user_watches'],
 ])(
-  'where %s is reached, that is said once with what to do, and saves are served',
+  'reports once that %s is reached, says how to raise it, and still serves saves',
   async (limit, code, setting) => {
     const script = `echo 0 >/proc/sys/user/${limit}; exec "$@"`;
     toy = await new Toy().start([...withoutInotify, script, 'sh']);
     await toy.says(
-      new RegExp(`${code}\\): on Linux raise it with sudo sysctl fs\\.inotify\\.${setting}=\\d+; until`),
+      new RegExp(`left \\(${code}\\)\\. On Linux, run sudo sysctl fs\\.inotify\\.${setting}=\\d+ to raise`),
     );
     for (const word of ['second', 'third']) {
       await sleep(3_500);
       toy.write('word.ts', wordOf(word));
       await toy.serves();
     }
-    expect(toy.log.split('is reached').length - 1).toBe(1);
+    expect(toy.log.split('no file watchers are left').length - 1).toBe(1);
     expect(toy.log).not.toMatch(/EPIPE|\n +at /);
   },
 );
 
-/** Each may leave the folder whole or broken, and takes less than a second. */
-const happenings: Record<string, (n: number) => void | Promise<void>> = {
+/** Actions that leave the folder whole or broken, each in less than a second. */
+const actions: Record<string, (n: number) => void | Promise<void>> = {
   save: (n) => toy!.write('word.ts', wordOf(n)),
   'save through a rename': (n) => {
     toy!.write('.word.tmp', wordOf(n));
@@ -439,11 +441,11 @@ function oddName(n: number): string {
 
 // FILES_RUNS=100 vitest run libraries/chassis/dev/serve.test.ts -t random
 test(
-  'after random happenings the code in the folder is served, or it is said why not',
+  'after random actions, serves the code in the folder or reports why not',
   { timeout: 3_600_000 },
   async () => {
-    const happening = fc.tuple(fc.constantFrom(...Object.keys(happenings)), fc.nat(999), fc.nat(1_500));
-    const property = fc.asyncProperty(fc.array(happening, { minLength: 4, maxLength: 8 }), async (list) => {
+    const action = fc.tuple(fc.constantFrom(...Object.keys(actions)), fc.nat(999), fc.nat(1_500));
+    const property = fc.asyncProperty(fc.array(action, { minLength: 4, maxLength: 8 }), async (list) => {
       await using made = new Toy();
       toy = made;
       git('init', '--quiet', '--initial-branch=main');
@@ -453,7 +455,7 @@ test(
       let reported = '';
       for (const [name, n, pause] of list) {
         const from = toy.log.length;
-        await happenings[name]!(n);
+        await actions[name]!(n);
         const file = join(toy.src, 'word.ts');
         const content = fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '';
         const isWhole = content.startsWith('export');

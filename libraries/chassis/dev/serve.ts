@@ -1,6 +1,6 @@
-// Runs a service for development: `node libraries/chassis/dev/serve.ts <service>`, with PORT set. It owns the ports;
-// the service runs in a child, and each save in a new one, which takes over once it is ready. Of ../src, which is saved
-// meanwhile, nothing but source.ts is imported: a save that breaks it breaks a child, and not what starts the next one.
+// Runs a service for development: `node libraries/chassis/dev/serve.ts <service>`, with PORT set. This process owns the
+// ports. The service runs in a child process. Each save starts a new child, which takes over once it is ready. This
+// process imports only source.ts from ../src: a broken save there breaks a child, not the process that starts the next.
 import { existsSync } from 'node:fs';
 import { once } from 'node:events';
 import type { Server } from 'node:net';
@@ -14,9 +14,9 @@ import { watch, type Watcher } from './watcher.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
 
-/** As in the chassis's config.ts. */
+/** The default of the chassis's config.ts. */
 const defaultMetricsPort = '9091';
-/** The wait between two attempts to listen on a port that is taken, in milliseconds. */
+/** The wait between two attempts to listen on a port that is in use, in milliseconds. */
 const retryDelay = 200;
 
 function say(text: string): void {
@@ -29,17 +29,17 @@ function fail(reason: string): never {
 }
 
 /**
- * @param least 1 where nobody would learn which port it got for 0
- * @param otherwise the port where the variable is unset
+ * @param least 0 allows a port that the system picks and nothing reports
+ * @param fallback the port if the variable is unset or empty
  */
-function portOf(variable: string, least = 1, otherwise?: string): number {
-  const text = process.env[variable] || otherwise;
+function portOf(variable: string, least = 1, fallback?: string): number {
+  const text = process.env[variable] || fallback;
   const port = Number(text);
   if (Number.isInteger(port) && port >= least && port <= 65_535) return port;
   fail(`${variable} must be a whole number from ${least} to 65535, not ${JSON.stringify(text)}`);
 }
 
-/** @param isPatient whether to wait for a port that is taken, instead of exiting */
+/** @param isPatient whether to retry while the port is in use, instead of exiting */
 async function listen(server: Server, variable: string, port: number, host?: string, isPatient = false) {
   for (let attempt = 1; ; attempt += 1) {
     server.listen({ port, host });
@@ -49,9 +49,11 @@ async function listen(server: Server, variable: string, port: number, host?: str
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
       const isTaken = code === 'EADDRINUSE';
-      const reason = `${variable} ${port} cannot be listened on: ${isTaken ? 'it is taken by another process' : message}`;
+      const reason = isTaken
+        ? `${variable} ${port} is in use by another process. Stop it, or set another ${variable}.`
+        : `Cannot listen on ${variable} ${port}: ${message}`;
       if (!isTaken || !isPatient) fail(reason);
-      if (attempt === 1) say(`${reason}; trying again until it is free`);
+      if (attempt === 1) say(`${reason} Retrying until it is free.`);
     }
     await sleep(retryDelay);
   }
@@ -60,7 +62,7 @@ async function listen(server: Server, variable: string, port: number, host?: str
 async function main(): Promise<void> {
   const [service = ''] = process.argv.slice(2);
   if (!existsSync(join(root, 'services', service, 'src/main.ts'))) {
-    fail(`serve.ts wants the name of a folder of services/, not '${service}'`);
+    fail(`serve.ts needs the name of a folder in services/, not '${service}'`);
   }
   let watcher: Watcher | undefined;
   const inspect = Boolean(process.env.INSPECT_PORT);
@@ -72,7 +74,7 @@ async function main(): Promise<void> {
     const generation = await reloader.serving();
     return { port: generation.metricsPort, hold: () => generation.hold() };
   });
-  // Services on one machine have the same port by default: that must keep none of them from starting.
+  // Services on one machine share the default metrics port. A conflict must not keep any of them from starting.
   void listen(metrics, 'METRICS_PORT', portOf('METRICS_PORT', 0, defaultMetricsPort), host, true);
   if (inspect) {
     const inspector = createInspector(() => reloader.serving());
@@ -85,7 +87,7 @@ async function main(): Promise<void> {
     onChange: (files) => reloader.changed(files),
     say: (text) => say(`${service}: ${text}`),
   });
-  // A reader that was killed takes nothing else with it.
+  // If the process that reads the output is killed, writes fail with EPIPE. The service keeps running.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
   let stopping = false;
   const stop = async () => {

@@ -5,61 +5,61 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { compileCache } from './compile-cache.ts';
 
 /**
- * How long requests that were sent to a process are waited for before it is told to end, in milliseconds. A
- * connection that it has not accepted by then would be reset; what it has accepted it answers by itself.
+ * How long SIGTERM is delayed for requests on their way to a process, in milliseconds. SIGTERM resets connections that
+ * the process has not accepted yet. It still answers those that it has accepted.
  */
 const holdTimeout = 2_000;
-/** How long a process may take to end after SIGTERM, in milliseconds: longer than the chassis gives itself. */
-const endTimeout = 35_000;
-/** How long the last words of a process that has ended are waited for, in milliseconds. */
-const lastWordsTimeout = 100;
+/** How long after SIGTERM a process is killed, in milliseconds: longer than the 30 s that the chassis allows itself. */
+const killTimeout = 35_000;
+/** How long to wait for the rest of standard error once a process has exited, in milliseconds. */
+const stderrTimeout = 100;
 
 export interface ServiceProcessOptions {
   /** The folder that holds `services`. */
   root: string;
   service: string;
-  /** Whether it opens an inspector, on a free port of loopback. */
+  /** Whether it opens an inspector, on a free loopback port. */
   inspect: boolean;
 }
 
-/** What a process says: child.ts of its inspector, the chassis's run.ts of the rest. */
+/** Messages from a process: child.ts reports the inspector, the chassis's run.ts the rest. */
 type Message = { inspector: string } | { port: number; metricsPort: number } | { ready: true };
 
-/** One process of a service: it loads packages and links sources, and once told to, runs the sources as they are. */
+/** One process of a service. It loads packages and links sources. After `load` it runs the sources as they are then. */
 export class ServiceProcess {
   readonly #child: ChildProcess;
   readonly #stopping = new AbortController();
   #holds = 0;
-  /** What it wrote to standard error before `reveal`; undefined after. */
+  /** Its standard error before `forwardStderr`; undefined after. */
   #held: Buffer[] | undefined = [];
   readonly #released = new EventEmitter();
-  /** The hash of the sources that it was told to load. */
+  /** The hash of the sources passed to `load`. */
   source: string | undefined;
-  /** When it was told to load them, in milliseconds of `performance.now()`. */
+  /** The time of `load`, in milliseconds of `performance.now()`. */
   loadedAt = 0;
-  /** Where it answers, once it listens. */
+  /** Its loopback ports, once it listens. */
   port = 0;
   metricsPort = 0;
   inspectorPort = 0;
-  /** Resolves with how it ended. */
-  readonly ended: Promise<string>;
-  /** Resolve when it listens, and when it is ready to serve; never, where it ends before. */
+  /** Resolves with its exit code, signal or error once it has exited. */
+  readonly exited: Promise<string>;
+  /** Resolve once it listens and once it is ready to serve; never if it exits before. */
   readonly listening: Promise<void>;
   readonly ready: Promise<void>;
 
   constructor({ root, service, inspect }: ServiceProcessOptions) {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
-    // What the last processes compiled and stripped of their types is not done again.
+    // The cache keeps the compiled code and the stripped types of earlier processes.
     const env = { ...process.env, PORT: '0', METRICS_PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
     const file = join(import.meta.dirname, 'child.ts');
     const stdio: StdioOptions = ['ignore', 1, 'pipe', 'ipc'];
     this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio });
-    this.#child.stderr?.on('data', (words: Buffer) => {
-      if (this.#held === undefined) process.stderr.write(words);
-      else this.#held.push(words);
+    this.#child.stderr?.on('data', (chunk: Buffer) => {
+      if (this.#held === undefined) process.stderr.write(chunk);
+      else this.#held.push(chunk);
     });
-    this.ended = new Promise((resolve) => {
+    this.exited = new Promise((resolve) => {
       this.#child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`));
       this.#child.on('error', (error) => resolve(error.message));
     });
@@ -84,34 +84,34 @@ export class ServiceProcess {
     this.#send('load');
   }
 
-  /** Tells it which code did not start since, for `GET /version`; undefined once none is broken. */
+  /** Tells it the hash of newer code that did not start, for `GET /version`; undefined once that code is gone. */
   tellFailed(source: string | undefined): void {
     this.#send({ failed: source ?? null });
   }
 
-  /** Passes on what it writes to standard error, from its start: until then nobody knows whether that counts. */
-  reveal(): void {
-    for (const words of this.#held ?? []) process.stderr.write(words);
+  /** Forwards its standard error from the start. The output is held until it is known whether this process counts. */
+  forwardStderr(): void {
+    for (const chunk of this.#held ?? []) process.stderr.write(chunk);
     this.#held = undefined;
   }
 
-  /** Resolves when a process that has ended was read to its last words. */
-  async lastWords(): Promise<void> {
+  /** Resolves once all standard error of an exited process has been read, or after `stderrTimeout`. */
+  async stderrEnd(): Promise<void> {
     const { stderr } = this.#child;
-    if (stderr && !stderr.readableEnded) await Promise.race([once(stderr, 'end'), sleep(lastWordsTimeout)]);
+    if (stderr && !stderr.readableEnded) await Promise.race([once(stderr, 'end'), sleep(stderrTimeout)]);
   }
 
   #send(message: 'load' | { failed: string | null }): void {
-    // A process that has ended says so by `ended`.
+    // A disconnected process has exited, which `exited` reports.
     if (this.#child.connected) this.#child.send(message, () => {});
   }
 
-  /** Aborted once it is to end. */
+  /** Aborted once `stop` is called. */
   get stopping(): AbortSignal {
     return this.#stopping.signal;
   }
 
-  /** Whether its `/readyz` says so now. */
+  /** Whether its `/readyz` reports ready. */
   async isReady(): Promise<boolean> {
     try {
       const url = `http://127.0.0.1:${this.port}/readyz`;
@@ -121,7 +121,7 @@ export class ServiceProcess {
     }
   }
 
-  /** Keeps it from being told to end, for a while, until what this gives is called. */
+  /** Delays SIGTERM until the returned function is called, by at most `holdTimeout`. */
   hold(): () => void {
     this.#holds += 1;
     return () => {
@@ -130,17 +130,17 @@ export class ServiceProcess {
     };
   }
 
-  /** Ends it as Kubernetes would: requests under way get their answers. */
+  /** Stops it as Kubernetes would: requests in flight are answered. */
   async stop(): Promise<void> {
-    // First a debugger is cut off, and with it goes its pause: a process does not end before.
+    // Disconnects a debugger first, which resumes the process: a paused one would not exit.
     this.#stopping.abort();
     if (this.#holds > 0) {
       const signal = AbortSignal.timeout(holdTimeout);
-      await Promise.race([once(this.#released, 'all', { signal }).catch(() => {}), this.ended]);
+      await Promise.race([once(this.#released, 'all', { signal }).catch(() => {}), this.exited]);
     }
     this.#child.kill();
-    const timer = setTimeout(() => this.#child.kill('SIGKILL'), endTimeout);
-    await this.ended;
+    const timer = setTimeout(() => this.#child.kill('SIGKILL'), killTimeout);
+    await this.exited;
     clearTimeout(timer);
   }
 }

@@ -10,33 +10,33 @@ const nodemon = join(
 
 /** How long nodemon waits for more files of the same save, in milliseconds. Tilt copies them in one go. */
 const delay = 4;
-/** How long after its end nodemon is started again, in milliseconds. */
+/** How long after its exit nodemon is restarted, in milliseconds. */
 const restartDelay = 1_000;
-/** The same where it ended so before, or the system has no watchers left: that takes somebody to change it. */
+/** The same after a repeated failure, or when the system has no watchers left: a user has to fix that. */
 const longDelay = 10_000;
 
 export interface Watcher {
-  /** Starts nodemon anew: it does not see a folder that was replaced. */
+  /** Restarts nodemon, which does not see that a folder was replaced. */
   renew(): void;
   stop(): void;
 }
 
 export interface WatcherOptions {
-  /** What `paths` are relative to. */
+  /** The folder that `paths` are relative to. */
   root: string;
-  /** Folders, with all that is below, and files. */
+  /** Files, and folders with everything below them. */
   paths: string[];
-  /** Gets the files `*.ts` and `*.sh` that changed, relative to the root. */
+  /** Called with the changed `*.ts` and `*.sh` files, relative to the root. */
   onChange: (files: string[]) => void;
-  /** Says why nodemon does not watch, once for each reason. */
+  /** Prints why nodemon does not watch, once for each reason. */
   say: (text: string) => void;
 }
 
 /**
- * Watches folders with nodemon, which tells a parent that forked it of each change over IPC,
- * https://github.com/remy/nodemon/blob/main/doc/requireable.md. What nodemon itself would run is nothing: ending
- * a process before the next one starts is what this folder is there to avoid. Where nodemon ends, or cannot watch,
- * it is started again; meanwhile changes go unnoticed here.
+ * Watches folders with nodemon, which reports each change over IPC to the parent that forked it,
+ * https://github.com/remy/nodemon/blob/main/doc/requireable.md. nodemon runs no program here: it would stop the old
+ * process before it starts the new one. If nodemon exits or cannot watch, it is restarted. Changes until then are not
+ * reported.
  */
 export function watch({ root, paths, onChange, say }: WatcherOptions): Watcher {
   const options = [
@@ -48,12 +48,12 @@ export function watch({ root, paths, onChange, say }: WatcherOptions): Watcher {
     'ts,sh',
   ];
   const watched = paths.flatMap((path) => ['--watch', path]);
-  // By itself nodemon ignores every folder coverage, .git and the like, also above the clone: nodemon.json has none.
+  // By default nodemon ignores folders such as coverage and .git, even above the clone. nodemon.json turns that off.
   const config = ['--config', join(import.meta.dirname, 'nodemon.json'), '--ignore', '*.test.ts'];
   const args = [...options, ...config, '--delay', `${delay}ms`, ...watched, '--exec', ':'];
-  // Without HOME it reads no nodemon.json of the user's.
+  // An empty HOME keeps nodemon from reading the user's nodemon.json.
   const env = { ...process.env, HOME: '' };
-  const said = new Set<string>();
+  const reported = new Set<string>();
   let child: ChildProcess | undefined;
   let timer: NodeJS.Timeout | undefined;
 
@@ -62,7 +62,7 @@ export function watch({ root, paths, onChange, say }: WatcherOptions): Watcher {
     timer = setTimeout(start, ms);
   };
   const start = () => {
-    // Without any folder it would watch all that is below the root.
+    // If no folder existed, nodemon would watch everything below the root.
     if (!paths.every((path) => existsSync(join(root, path)))) return startLater(restartDelay);
     let output = '';
     const nodemonProcess = fork(nodemon, args, {
@@ -78,20 +78,20 @@ export function watch({ root, paths, onChange, say }: WatcherOptions): Watcher {
     nodemonProcess.on('message', (event: { type: string; data?: string[] }) => {
       if (event.type === 'restart') onChange((event.data ?? []).map((file) => relative(root, file)));
     });
-    let ended = false;
-    const end = (how: string) => {
-      if (ended || child !== nodemonProcess) return;
-      ended = true;
+    let hasExited = false;
+    const onExit = (how: string) => {
+      if (hasExited || child !== nodemonProcess) return;
+      hasExited = true;
       const limit = limitOf(output);
       const [, cause = how] = /Internal watch failed: (.*)/.exec(output) ?? [];
-      const why = limit ?? `nodemon ended (${cause}) and is started again`;
-      if (!said.has(why)) say(`${why}; until it watches, saves are looked for once a second`);
-      startLater(limit !== undefined || said.has(why) ? longDelay : restartDelay);
-      said.add(why);
+      const why = limit ?? `nodemon exited (${cause}) and is restarted`;
+      if (!reported.has(why)) say(`${why}. Until it watches, a poll finds changes once a second.`);
+      startLater(limit !== undefined || reported.has(why) ? longDelay : restartDelay);
+      reported.add(why);
     };
-    // When its last words have been read.
-    nodemonProcess.on('close', (code, signal) => end(signal ?? `exit code ${code}`));
-    nodemonProcess.on('error', (error) => end(error.message));
+    // Unlike 'exit', 'close' comes after all output has been read.
+    nodemonProcess.on('close', (code, signal) => onExit(signal ?? `exit code ${code}`));
+    nodemonProcess.on('error', (error) => onExit(error.message));
   };
   const stop = () => {
     clearTimeout(timer);
@@ -109,10 +109,10 @@ export function watch({ root, paths, onChange, say }: WatcherOptions): Watcher {
   };
 }
 
-/** What to do where the system has no watchers left: inotify's limits are for all processes of a user. */
+/** The message for a system without watchers left. inotify's limits apply to all processes of a user together. */
 function limitOf(output: string): string | undefined {
   const [, code] = /\b(ENOSPC|EMFILE)\b/.exec(output) ?? [];
   if (code === undefined) return undefined;
   const setting = code === 'ENOSPC' ? 'max_user_watches=524288' : 'max_user_instances=1024';
-  return `the system's limit of file watchers is reached (${code}): on Linux raise it with sudo sysctl fs.inotify.${setting}`;
+  return `no file watchers are left (${code}). On Linux, run sudo sysctl fs.inotify.${setting} to raise the limit`;
 }
