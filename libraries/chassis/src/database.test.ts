@@ -79,7 +79,7 @@ test.each(['9007199254740993', '-9007199254740992', '9223372036854775807'])(
   async (number) => {
     const database = openDatabase();
     await database.opened;
-    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is no number`);
+    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is outside the range`);
     expect((await database.query('SELECT 9007199254740991::bigint AS n')).rows).toEqual([
       { n: 9007199254740991 },
     ]);

@@ -172,7 +172,7 @@ test('nothing but /metrics is answered on its port', async () => {
 test('a port that is taken ends the start', async () => {
   const { port } = new URL(app.metricsUrl);
   await expect(start({ METRICS_PORT: port })).rejects.toThrow(
-    `METRICS_PORT ${port} cannot be listened on: it is taken by another process`,
+    `cannot listen on METRICS_PORT ${port}: another process uses it`,
   );
 });
 

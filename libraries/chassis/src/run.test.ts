@@ -52,12 +52,12 @@ test.each([
   [
     'payment-provider',
     { ENVIRONMENT: 'prod', AUTH: '' },
-    'AUTH must be required or off where ENVIRONMENT is prod',
+    'AUTH must be required or off when ENVIRONMENT is prod',
   ],
   [
     'payment-provider',
     { ENVIRONMENT: '' },
-    'AUTH must be required or off where ENVIRONMENT is not set, which means prod',
+    'AUTH must be required or off when ENVIRONMENT is unset (default: prod)',
   ],
   [
     'payment-provider',
@@ -85,7 +85,7 @@ test('a taken port is named in one line', async () => {
   taken.close();
   expect([code, stderr]).toEqual([
     1,
-    `invoice-app: PORT ${port} cannot be listened on: it is taken by another process\n`,
+    `invoice-app: cannot listen on PORT ${port}: another process uses it\n`,
   ]);
 });
 
@@ -102,7 +102,7 @@ test('without its database a service is live, not ready, and says why once, with
   child.kill();
   const { code, stdout } = await ended;
   expect(code).toBe(0);
-  expect(stdout.match(/trying again until it is: connect ECONNREFUSED/g)).toHaveLength(1);
+  expect(stdout.match(/not ready yet, retrying: connect ECONNREFUSED/g)).toHaveLength(1);
   expect(stdout).not.toContain('verysecret');
 });
 

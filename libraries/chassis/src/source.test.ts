@@ -133,8 +133,8 @@ test('a folder that is named like a source is a folder', () => {
 });
 
 test.each([
-  ['gone.ts', '-> nowhere', 'is a link to nothing'],
-  ['round.ts', '-> round.ts', 'is a link that leads back to itself'],
+  ['gone.ts', '-> nowhere', 'is a broken symlink'],
+  ['round.ts', '-> round.ts', 'is a symlink to itself'],
 ])('%s is a problem that has its name, and the rest still counts', (name, content, why) => {
   make(name, content);
   const { hash, problems } = readSources(root, 'invoice-app');
@@ -157,7 +157,7 @@ test.skipIf(process.getuid?.() === 0)('a file without permissions is a problem t
 test('a folder that is too large for its volume in a cluster is a problem', () => {
   make('large.bin', 'x'.repeat(16 * 2 ** 20));
   expect(readSources(root, 'invoice-app').problems).toEqual([
-    'services/invoice-app/src holds 17 MiB, 16 is the most in a cluster: Kubernetes evicts the pod above that',
+    'services/invoice-app/src holds 17 MiB; in a cluster, Kubernetes evicts the pod above 16 MiB',
   ]);
   const limits = readFileSync(
     resolve(import.meta.dirname, '../../../kustomize/overlays/dev/live-update.yaml'),
@@ -171,6 +171,6 @@ test('a folder that is too large for its volume in a cluster is a problem', () =
 test('a folder that is away is a problem, and the other one still counts', () => {
   rmSync(join(root, 'services/invoice-app/src'), { recursive: true });
   const { hash, problems } = readSources(root, 'invoice-app');
-  expect(problems).toEqual(['services/invoice-app/src is not there']);
+  expect(problems).toEqual(['services/invoice-app/src is missing']);
   expect(hash).toBe(hashInBash());
 });
