@@ -17,7 +17,7 @@ beforeAll(async () => {
 });
 afterAll(() => database.drop());
 
-/** Starts a service as its own process. Node before 24.3 warns of stripping types. */
+/** Starts a service as its own process. Versions of Node before 24.3 warn about type stripping. */
 function start(service: string, env: Record<string, string>) {
   const args = ['--disable-warning=ExperimentalWarning', `services/${service}/src/main.ts`];
   const child = spawn('node', args, {
@@ -69,7 +69,7 @@ test.each([
     { OTEL_EXPORTER_OTLP_ENDPOINT: 'otel-collector:4318' },
     'OTEL_EXPORTER_OTLP_ENDPOINT must be a full URL such as http://otel-collector.monitoring:4318, not "otel-collector:4318"',
   ],
-])('%s ends with one line at %o', async (service, env: Record<string, string>, message) => {
+])('%s exits with a one-line message when given %o', async (service, env: Record<string, string>, message) => {
   expect(await start(service, env).ended).toEqual({
     code: 1,
     stdout: '',
@@ -77,7 +77,7 @@ test.each([
   });
 });
 
-test('a taken port is named in one line', async () => {
+test('a service exits with one line that names the port in use', async () => {
   const taken = createServer().listen(0, '127.0.0.1');
   await once(taken, 'listening');
   const { port } = taken.address() as AddressInfo;
@@ -89,7 +89,7 @@ test('a taken port is named in one line', async () => {
   ]);
 });
 
-test('without its database a service is live, not ready, and says why once, without the password', async () => {
+test('without its database, a service is live but not ready, and logs why once, without the password', async () => {
   const port = await freePort();
   const away = `postgres://invoice_app:verysecret@127.0.0.1:${await freePort()}/invoice_app`;
   const { child, ended } = start('invoice-app', { PORT: `${port}`, DATABASE_URL: away });
@@ -106,7 +106,7 @@ test('without its database a service is live, not ready, and says why once, with
   expect(stdout).not.toContain('verysecret');
 });
 
-test('a client that leaves in the middle of a list is one line of the log, and no error', async () => {
+test('logs one line and no error when a client disconnects in the middle of a list', async () => {
   const port = await freePort();
   const env = { PORT: `${port}`, METRICS_PORT: '0', SEED_INVOICES: '50000' };
   const { child, ended } = start('invoice-app', env);
@@ -118,7 +118,7 @@ test('a client that leaves in the middle of a list is one line of the log, and n
     await once(socket, 'data');
     socket.destroy();
   }
-  // Before it has anything.
+  // Disconnects before any response.
   const early = connect(port, '127.0.0.1');
   await once(early, 'connect');
   early.write('GET /rest/v1/customers HTTP/1.1\r\nHost: localhost\r\n\r\n', () => early.destroy());
@@ -142,7 +142,7 @@ test('a client that leaves in the middle of a list is one line of the log, and n
   expect(requests).toHaveLength(4);
 });
 
-test('SIGTERM: readiness fails at once, a request under way is answered, then the process ends', async () => {
+test('on SIGTERM, fails readiness at once, answers the request in flight, then exits', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}`, SHUTDOWN_DELAY_MS: '300' });
   await untilReady(`http://127.0.0.1:${port}`);
@@ -155,7 +155,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   await new Promise((wait) => setTimeout(wait, 50));
   child.kill('SIGTERM');
   await expect.poll(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status).toBe(503);
-  // It may come twice, to the process and to its group.
+  // A signal may arrive twice, sent to the process and to its group.
   child.kill('SIGTERM');
   await new Promise((wait) => setTimeout(wait, 400));
   slow.write(body.slice(10));
@@ -165,7 +165,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   expect(await ended).toMatchObject({ code: 0, stderr: '' });
 });
 
-test('SIGTERM while idle ends the process within 2 s', async () => {
+test('an idle process exits within 2 s of SIGTERM', async () => {
   const port = await freePort();
   const { child, ended } = start('invoice-app', { PORT: `${port}` });
   await untilReady(`http://127.0.0.1:${port}`);
@@ -175,7 +175,7 @@ test('SIGTERM while idle ends the process within 2 s', async () => {
   expect(performance.now() - before).toBeLessThan(2_000);
 });
 
-test('/version has the hash of the files that run', async () => {
+test('/version reports the hash of the running sources', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}` });
   await untilReady(`http://127.0.0.1:${port}`);
@@ -189,7 +189,7 @@ test('/version has the hash of the files that run', async () => {
   await ended;
 });
 
-test('a log line holds a request id and no body', async () => {
+test('a log line contains the request id, but neither the body nor the token', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}` });
   await untilReady(`http://127.0.0.1:${port}`);
