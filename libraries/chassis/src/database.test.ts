@@ -79,41 +79,38 @@ test.each(['9007199254740993', '-9007199254740992', '9223372036854775807'])(
   async (number) => {
     const database = openDatabase();
     await database.opened;
-    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is outside the range`);
+    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is outside`);
     expect((await database.query('SELECT 9007199254740991::bigint AS n')).rows).toEqual([
       { n: 9007199254740991 },
     ]);
   },
 );
 
-test.each(['ALTER DATABASE', 'ALTER ROLE'])(
-  'a read-only database is unavailable: %s',
-  async (command) => {
-    const database = openDatabase();
-    await database.opened;
-    const name = new URL(empty.url).pathname.slice(1);
-    const admin = new Client({ connectionString: empty.url });
-    await admin.connect();
-    await admin.query(`${command} ${name} SET default_transaction_read_only = on`);
-    await admin.query(
-      'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
-    );
-    await expect.poll(() => database.check().then(String, String)).toContain('the database is read-only');
-    await expect(database.query('INSERT INTO things VALUES (5)')).rejects.toBeInstanceOf(DatabaseUnavailable);
-    await expect(database.transaction((query) => query('DELETE FROM things'))).rejects.toBeInstanceOf(
-      DatabaseUnavailable,
-    );
-    // Reads still work. It is ready again when it is writable.
-    expect((await database.query('SELECT id FROM things')).rows).toEqual([{ id: 1 }]);
-    await admin.query('SET default_transaction_read_only = off');
-    await admin.query(`${command} ${name} RESET default_transaction_read_only`);
-    await admin.query(
-      'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
-    );
-    await admin.end();
-    await expect.poll(() => database.check().then(() => 'ready', String)).toBe('ready');
-  },
-);
+test.each(['ALTER DATABASE', 'ALTER ROLE'])('a read-only database is unavailable: %s', async (command) => {
+  const database = openDatabase();
+  await database.opened;
+  const name = new URL(empty.url).pathname.slice(1);
+  const admin = new Client({ connectionString: empty.url });
+  await admin.connect();
+  await admin.query(`${command} ${name} SET default_transaction_read_only = on`);
+  await admin.query(
+    'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+  );
+  await expect.poll(() => database.check().then(String, String)).toContain('the database is read-only');
+  await expect(database.query('INSERT INTO things VALUES (5)')).rejects.toBeInstanceOf(DatabaseUnavailable);
+  await expect(database.transaction((query) => query('DELETE FROM things'))).rejects.toBeInstanceOf(
+    DatabaseUnavailable,
+  );
+  // Reads still work. It is ready again when it is writable.
+  expect((await database.query('SELECT id FROM things')).rows).toEqual([{ id: 1 }]);
+  await admin.query('SET default_transaction_read_only = off');
+  await admin.query(`${command} ${name} RESET default_transaction_read_only`);
+  await admin.query(
+    'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+  );
+  await admin.end();
+  await expect.poll(() => database.check().then(() => 'ready', String)).toBe('ready');
+});
 
 test('sessions that the server closes are replaced by new ones', async () => {
   const { log: watched, warnings } = watchWarnings();

@@ -91,4 +91,6 @@ export function addGuard(app: Express, isServed: HostRule): void {
 }
 
 /** The response of the guard to a cross-site POST. */
-export const crossSite = (): Answers => ({ 403: error('A browser sent the request on behalf of another site.') });
+export const crossSite = (): Answers => ({
+  403: error('A browser sent the request on behalf of another site.'),
+});

@@ -34,7 +34,7 @@ export class Metrics {
   constructor(database: Database) {
     // Registered first, so that they are read before the queries of other gauges use the pool.
     this.measure('database_connections', 'Open connections to Postgres.', () => database.pool.total);
-    this.measure('database_connections_max', 'Maximum of open connections to Postgres.', () => database.pool.max);
+    this.measure('database_connections_max', 'Maximum of connections to Postgres.', () => database.pool.max);
     this.measure('database_connections_idle', 'Idle connections to Postgres.', () => database.pool.idle);
     this.measure('database_waiting', 'Statements waiting for a connection.', () => database.pool.waiting);
   }

@@ -17,7 +17,7 @@ test.each([
   expect(toMinorUnits(value, currency)).toBe(minor);
 });
 
-test.each(['EUR', 'JPY', 'KWD', 'CLF'])('every amount in %s survives conversion to JSON and back', (currency) => {
+test.each(['EUR', 'JPY', 'KWD', 'CLF'])('every amount in %s survives being written and read', (currency) => {
   fc.assert(
     fc.property(fc.maxSafeInteger(), (minor) => {
       // A JSON number cannot hold every amount of more than 15 significant digits.

@@ -84,7 +84,9 @@ export const describeStarted = () => ({
   get: { summary: 'Whether the process has started', answers: { 200: ok() } },
 });
 
-export const describeLive = () => ({ get: { summary: 'Whether the process is alive', answers: { 200: ok() } } });
+export const describeLive = () => ({
+  get: { summary: 'Whether the process is alive', answers: { 200: ok() } },
+});
 
 export const describeReady = () => ({
   get: {
@@ -94,7 +96,7 @@ export const describeReady = () => ({
 });
 
 export const describeVersion = () => ({
-  get: { summary: 'Which process answers, and which code it runs', answers: { 200: json('The process.', version()) } },
+  get: { summary: 'Which process answers, with which code', answers: { 200: json('The process.', version()) } },
 });
 
 export const describeDocument = () => ({
@@ -109,8 +111,7 @@ export const describeRequestId = (): Addition => ({
   headers: z.object({
     'X-Request-Id': z.string().optional().meta({
       description:
-        'Identifies the request in the logs of both services. Must be 1 to 64 characters of A-Za-z0-9_.-; ' +
-        'otherwise the service generates one.',
+        'Identifies the request in the logs of both services; generated unless 1 to 64 characters of A-Za-z0-9_.-',
     }),
   }),
   answerHeaders: z.object({ 'X-Request-Id': z.string() }),

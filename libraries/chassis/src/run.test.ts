@@ -69,7 +69,7 @@ test.each([
     { OTEL_EXPORTER_OTLP_ENDPOINT: 'otel-collector:4318' },
     'OTEL_EXPORTER_OTLP_ENDPOINT must be a full URL such as http://otel-collector.monitoring:4318, not "otel-collector:4318"',
   ],
-])('%s exits with a one-line message when given %o', async (service, env: Record<string, string>, message) => {
+])('%s exits with one line for %o', async (service, env: Record<string, string>, message) => {
   expect(await start(service, env).ended).toEqual({
     code: 1,
     stdout: '',

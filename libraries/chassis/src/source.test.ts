@@ -76,7 +76,7 @@ const names = [
   'two\nlines.ts',
   '\u001B[31m.ts',
 ];
-test.each(names.map((name) => [name]))('the hash depends on the name and the content of the file %j', (name) => {
+test.each(names.map((name) => [name]))('the name and the content of %j affect the hash', (name) => {
   const hashes = [hashSource(root, 'invoice-app')];
   make(name);
   hashes.push(hashSource(root, 'invoice-app'));
@@ -145,7 +145,7 @@ test.each([
 });
 
 // Root can read every file.
-test.skipIf(process.getuid?.() === 0)('a file without read permission is reported as a problem by name', () => {
+test.skipIf(process.getuid?.() === 0)('an unreadable file is reported as a problem by name', () => {
   make('closed.ts');
   const before = hashSource(root, 'invoice-app');
   chmodSync(join(root, 'services/invoice-app/src/closed.ts'), 0);

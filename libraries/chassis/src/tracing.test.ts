@@ -276,7 +276,7 @@ test('logs once that spans were not sent', async () => {
   ]);
 });
 
-test('when tracing is off, only prom-client loads OpenTelemetry, and no log, response or metric has trace ids', async () => {
+test('with tracing off, only prom-client loads OpenTelemetry, and nothing has trace ids', async () => {
   const { app, provider } = await startBoth('', {
     NODE_OPTIONS: `--import=data:text/javascript,${encodeURIComponent(
       `import { registerHooks } from 'node:module';
