@@ -58,7 +58,7 @@ const shared = {
   METRICS_PORT: integer(0, 65_535).default(9091),
   /**
    * How long to keep serving after readiness fails, in milliseconds, so that load balancers notice first. The limit is
-   * `exitTimeout` (30 s, run.ts) less `drainTimeout` (20 s, server.ts).
+   * `exitTimeout` (30 s, run.ts) minus `drainTimeout` (20 s, server.ts).
    */
   SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };

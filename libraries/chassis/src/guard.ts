@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { HttpError } from './http-error.ts';
 import { describeAll, error, type Answers } from './openapi.ts';
 
-/** The page loads only files of its own origin, never inline code, and no other page can frame it. */
+/** The page loads only files of its own origin, never inline code, and no page can frame it. */
 const policy = [
   `default-src 'none'`,
   ...['script-src', 'style-src', 'connect-src', 'img-src'].map((source) => `${source} 'self'`),
@@ -15,8 +15,8 @@ const policy = [
 
 const commonHeaders = { 'X-Content-Type-Options': 'nosniff' };
 /**
- * For responses to GET and HEAD, the only ones that another site can make a browser show. Payments omit these headers,
- * because five headers cost client and server a tenth of a payment's time.
+ * For responses to GET and HEAD, the only ones that another site can make a browser show. Responses to payments omit
+ * these headers: five headers cost client and server a tenth of a payment's time.
  */
 const readHeaders = {
   ...commonHeaders,

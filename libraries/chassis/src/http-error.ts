@@ -1,6 +1,6 @@
 import { z } from 'zod';
 
-/** The body of every error response. A function, like all response schemas: created only on demand, see openapi.ts. */
+/** The body of every error response. Like all response schemas, it is created only on demand: see openapi.ts. */
 export const errorBody = () =>
   z.object({ error: z.string().meta({ description: 'The error, in one line.' }) }).meta({ id: 'Error' });
 export type ErrorBody = z.infer<ReturnType<typeof errorBody>>;

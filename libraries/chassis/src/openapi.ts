@@ -96,7 +96,10 @@ export const describeReady = () => ({
 });
 
 export const describeVersion = () => ({
-  get: { summary: 'Which process answers, with which code', answers: { 200: json('The process.', version()) } },
+  get: {
+    summary: 'Which process answers, with which code',
+    answers: { 200: json('The process.', version()) },
+  },
 });
 
 export const describeDocument = () => ({

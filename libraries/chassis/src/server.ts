@@ -193,7 +193,7 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
     const id = /^[\w.-]{1,64}$/.test(given) ? given : (span?.traceId ?? randomUUID());
     response.locals.requestId = id;
     response.set('X-Request-Id', id);
-    // Tells browsers and callers the trace, even if they did not start it.
+    // Browsers and callers learn the trace here if they did not start it.
     if (span !== undefined) response.set('Server-Timing', `traceparent;desc="${span.traceparent}"`);
     response.on('close', () => {
       const ms = performance.now() - start;

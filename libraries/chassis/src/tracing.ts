@@ -14,7 +14,7 @@ let tracer: Tracer | undefined;
  * @throws {ConfigError} when the endpoint is not an HTTP URL
  */
 export async function startTracing(service: string, env: NodeJS.ProcessEnv): Promise<void> {
-  // Returns before any other work, so that tracing that is off does not slow down the start.
+  // Comes first, so that the start takes no longer when tracing is off.
   if (!env.OTEL_EXPORTER_OTLP_ENDPOINT) return;
   const variables = {
     OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl('http://otel-collector.monitoring:4318'),
