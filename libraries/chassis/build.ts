@@ -1,4 +1,4 @@
-// Bundles one service into dist/<service>/main.js, with the hash of its sources baked in, and puts its page beside it.
+// Bundles one service into dist/<service>/main.js, embeds the hash of its sources, and copies its page next to it.
 //   node libraries/chassis/build.ts <service>
 import { cpSync, existsSync } from 'node:fs';
 import { extname, join, resolve } from 'node:path';
@@ -15,7 +15,7 @@ await build({
   bundle: true,
   platform: 'node',
   target: 'node24',
-  // Not ESM: Express and pg call require() of Node's own modules, which an ESM bundle cannot.
+  // Not ESM: Express and pg load Node's built-in modules with require(), which an ESM bundle lacks.
   format: 'cjs',
   minify: true,
   keepNames: true,

@@ -76,7 +76,7 @@ describe('a POST without Sec-Fetch-Site', () => {
     for (const { url } of posts()) {
       expect(await send(url, 'POST', { Origin: origin, Host: host }, payment)).toEqual({
         status: 403,
-        body: '{"error":"not for other sites"}',
+        body: '{"error":"cross-site requests are not allowed"}',
       });
     }
   });
@@ -154,7 +154,7 @@ describe('in development, as Host', () => {
       for (const method of ['GET', 'POST']) {
         expect(await send(url, method, { Host: host }, method === 'POST' ? payment : '')).toEqual({
           status: 421,
-          body: JSON.stringify({ error: `not served as ${host}: in development ask for localhost` }),
+          body: JSON.stringify({ error: `not served as ${host}: in development, use localhost` }),
         });
       }
     }

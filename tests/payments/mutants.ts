@@ -442,7 +442,7 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no limit on lists: each reader gets one',
-    changes: [[`${chassis}/src/limit.ts`, 'underWay >= most', 'underWay < 0']],
+    changes: [[`${chassis}/src/limit.ts`, 'inFlight >= max', 'inFlight < 0']],
     tests: [`${app}/bulkheads.test.ts`, `${chassis}/src/limit.test.ts`],
   },
   {

@@ -309,7 +309,7 @@ test('names an entry that cannot be read once, and again when it comes back', as
   reloader.start();
   await served('one');
   const link = join(root, 'services/toy/src/gone.ts');
-  const line = 'toy: services/toy/src/gone.ts is a link to nothing';
+  const line = 'toy: services/toy/src/gone.ts is a broken symlink';
   for (const times of [1, 2]) {
     await symlink('nowhere', link);
     await expect.poll(() => said.filter((each) => each === line), { timeout: 2_000 }).toHaveLength(times);

@@ -11,7 +11,7 @@ const own = {
 };
 const read = (env: Record<string, string>) => readConfig(own, { DATABASE_URL, ...env });
 
-test('has defaults, and takes what is set', () => {
+test('uses defaults, and the values set', () => {
   expect(read({})).toMatchObject({
     PORT: 8081,
     RATE: 0,
@@ -29,7 +29,7 @@ test('has defaults, and takes what is set', () => {
   });
 });
 
-test('takes a variable set to nothing as unset', () => {
+test('treats an empty variable as unset', () => {
   expect(read({ PORT: '', LOG_LEVEL: '', DATABASE_URL_FILE: '' })).toMatchObject({
     PORT: 8081,
     LOG_LEVEL: 'info',
@@ -45,21 +45,21 @@ test.each([
   [{ RATE: 'NaN' }, 'RATE must be a rate, not "NaN"'],
   [{ ALLOW_RESET: 'yes' }, 'ALLOW_RESET must be one of true, false, not "yes"'],
   [{ ENVIRONMENT: 'production' }, 'ENVIRONMENT must be one of dev, prod, not "production"'],
-  [{ ENVIRONMENT: 'prod', ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false where ENVIRONMENT is prod'],
-  [{ ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false where ENVIRONMENT is not set, which means prod'],
+  [{ ENVIRONMENT: 'prod', ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false when ENVIRONMENT is prod'],
+  [{ ALLOW_RESET: 'true' }, 'ALLOW_RESET must be false when ENVIRONMENT is unset (default: prod)'],
   [
     { ENVIRONMENT: '', ALLOW_RESET: 'true' },
-    'ALLOW_RESET must be false where ENVIRONMENT is not set, which means prod',
+    'ALLOW_RESET must be false when ENVIRONMENT is unset (default: prod)',
   ],
   [{ SHUTDOWN_DELAY_MS: '-1' }, 'SHUTDOWN_DELAY_MS must be a whole number from 0 to 10000, not "-1"'],
   [{ DATABASE_URL: '' }, 'DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them'],
   [{ DATABASE_URL_FILE: '/a/file' }, 'DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them'],
-  // Its value is never shown: it may hold a password.
+  // The value is not shown, because it may hold a password.
   [
     { DATABASE_URL: 'user:secret@host' },
     'DATABASE_URL must hold a URL such as postgres://user:password@host:5432/database',
   ],
-])('refuses %o in one line', (env: Record<string, string>, message) => {
+])('rejects %o with a one-line message', (env: Record<string, string>, message) => {
   expect(() => read(env)).toThrow(expect.objectContaining({ name: 'ConfigError', message }));
 });
 

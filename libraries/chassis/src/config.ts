@@ -1,19 +1,19 @@
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 
-/** A setting that cannot be used. The message is one line that names the variable and what it must be. */
+/** An invalid setting. The message is one line that names the variable and the allowed values. */
 export class ConfigError extends Error {
   override name = 'ConfigError';
 }
 
 type Refine = { error: (issue: { input?: unknown }) => string };
 
-/** The message for a wrong value: what it must be, and what it is. */
+/** The message for an invalid value: the allowed values and the value given. */
 export function must(be: string): Refine {
   return { error: ({ input }) => `must be ${be}, not ${JSON.stringify(input)}` };
 }
 
-/** A variable that holds a number for which `accept` is true. */
+/** A variable that holds a number that `accept` allows. */
 export function number(be: string, accept: (value: number) => boolean) {
   return z
     .string()
@@ -34,7 +34,7 @@ export function oneOf<const T extends string>(...words: T[]) {
   return z.enum(words, must(`one of ${words.join(', ')}`));
 }
 
-/** A variable that holds an address on the web. */
+/** A variable that holds an HTTP or HTTPS URL. */
 export function httpUrl(example: string) {
   return z
     .string()
@@ -46,64 +46,64 @@ export const logLevel = oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal'
 const shared = {
   DATABASE_URL: z.string().optional(),
   DATABASE_URL_FILE: z.string().optional(),
-  /** The address to listen on; unset means all of them. */
+  /** The address to listen on; all addresses if unset. */
   HOST: z.string().optional(),
-  /** What nobody called development gets the stricter rules. */
+  /** Defaults to production, which has the stricter rules. */
   ENVIRONMENT: oneOf('dev', 'prod').default('prod'),
   ALLOW_RESET: oneOf('true', 'false')
     .default('false')
     .transform((word) => word === 'true'),
   LOG_LEVEL: logLevel,
-  /** Where Prometheus finds the metrics. */
+  /** The port that Prometheus scrapes. */
   METRICS_PORT: integer(0, 65_535).default(9091),
   /**
-   * How long to go on serving after readiness fails, in milliseconds, so that load balancers notice first. At most what
-   * leaves the drain its time, see `exitTimeout` in run.ts.
+   * How long to keep serving after readiness fails, in milliseconds, so that load balancers notice first. The limit is
+   * `exitTimeout` (30 s, run.ts) minus `drainTimeout` (20 s, server.ts).
    */
   SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };
 
 export type SharedConfig = z.output<z.ZodObject<typeof shared>>;
 
-const whereProd = 'where ENVIRONMENT is prod';
-const whereUnset = 'where ENVIRONMENT is not set, which means prod';
+const whenProd = 'when ENVIRONMENT is prod';
+const whenUnset = 'when ENVIRONMENT is unset (default: prod)';
 
 /**
- * Reads a service's settings: those that all services share, and its own.
- * @param own the service's own variables, each a zod schema over its text
- * @throws {ConfigError} at the first variable that is wrong
+ * Reads a service's settings, both the shared ones and its own.
+ * @param own the service's own variables, each with a zod schema of its text
+ * @throws {ConfigError} for the first invalid variable
  */
 export function readConfig<S extends z.ZodRawShape>(own: S, env: NodeJS.ProcessEnv) {
   const common = readVariables(shared, env);
-  const inProd = common.ENVIRONMENT === 'prod' ? (env.ENVIRONMENT ? whereProd : whereUnset) : undefined;
+  const inProd = common.ENVIRONMENT === 'prod' ? (env.ENVIRONMENT ? whenProd : whenUnset) : undefined;
   if (inProd !== undefined && common.ALLOW_RESET) {
     throw new ConfigError(`ALLOW_RESET must be false ${inProd}`);
   }
   return {
     ...common,
     ...readVariables(own, env),
-    /** Says, for messages, that this is production; undefined where it is not. */
+    /** Completes messages about the rules of production; undefined in development. */
     inProd,
     databaseUrl: readDatabaseUrl(common),
   };
 }
 
-/** Reads variables, each by its zod schema. @throws {ConfigError} at the first that is wrong */
+/** Reads variables, each with its zod schema. @throws {ConfigError} for the first invalid variable */
 export function readVariables<S extends z.ZodRawShape>(shape: S, env: NodeJS.ProcessEnv) {
-  // A variable set to nothing is what a shell or a manifest leaves behind: the same as unset.
+  // Shells and manifests leave empty variables behind: an empty variable counts as unset.
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''));
   const result = z.object(shape).safeParse(given);
   if (result.success) return result.data;
   throw new ConfigError(describe(result.error));
 }
 
-/** One line that names the first thing that is wrong and what it must be. */
+/** One line that names the first invalid field and the allowed values. */
 export function describe(error: z.ZodError): string {
   const [issue] = error.issues;
   return `${issue?.path.join('.')} ${issue?.message}`;
 }
 
-// Never shows a value: it holds a password.
+// Messages never contain the URL, because it holds a password.
 function readDatabaseUrl(config: SharedConfig): string {
   const { DATABASE_URL: direct, DATABASE_URL_FILE: file } = config;
   if ((direct === undefined) === (file === undefined)) {

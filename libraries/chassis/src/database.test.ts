@@ -41,7 +41,7 @@ function watchWarnings() {
   return { log: watched, warnings };
 }
 
-test('replicas that start together apply each migration once, and wait for each other', async () => {
+test('replicas that start at the same time wait for each other and apply each migration once', async () => {
   const { log: watched, warnings } = watchWarnings();
   const replicas = Array.from({ length: 5 }, () => openDatabase({ log: watched }));
   expect(await Promise.all(replicas.map(({ opened }) => opened))).toEqual([true, true, true, true, true]);
@@ -50,7 +50,7 @@ test('replicas that start together apply each migration once, and wait for each 
   expect(warnings).toEqual([]);
 });
 
-test('a later version applies what is new', async () => {
+test('a later version applies only the new migrations', async () => {
   await openDatabase({ migrations: migrations.slice(0, 1) }).opened;
   const later = openDatabase();
   await later.opened;
@@ -68,58 +68,55 @@ test('a transaction is all or nothing', async () => {
   expect((await database.query('SELECT id FROM things')).rows).toEqual([{ id: 1 }]);
 });
 
-test('a wrong statement is not taken for a database that is away', async () => {
+test('an invalid statement does not count as an unavailable database', async () => {
   const database = openDatabase();
   await database.opened;
   await expect(database.query('SELECT nonsense')).rejects.not.toBeInstanceOf(DatabaseUnavailable);
 });
 
 test.each(['9007199254740993', '-9007199254740992', '9223372036854775807'])(
-  'a number that a double cannot hold is an error, and not another number: %s',
+  'a number that a double cannot hold exactly is an error: %s',
   async (number) => {
     const database = openDatabase();
     await database.opened;
-    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is no number`);
+    await expect(database.query(`SELECT ${number}::bigint`)).rejects.toThrow(`${number} is outside`);
     expect((await database.query('SELECT 9007199254740991::bigint AS n')).rows).toEqual([
       { n: 9007199254740991 },
     ]);
   },
 );
 
-test.each(['ALTER DATABASE', 'ALTER ROLE'])(
-  'a database that can only be read is unavailable: %s',
-  async (what) => {
-    const database = openDatabase();
-    await database.opened;
-    const name = new URL(empty.url).pathname.slice(1);
-    const admin = new Client({ connectionString: empty.url });
-    await admin.connect();
-    await admin.query(`${what} ${name} SET default_transaction_read_only = on`);
-    await admin.query(
-      'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
-    );
-    await expect.poll(() => database.check().then(String, String)).toContain('the database is read-only');
-    await expect(database.query('INSERT INTO things VALUES (5)')).rejects.toBeInstanceOf(DatabaseUnavailable);
-    await expect(database.transaction((query) => query('DELETE FROM things'))).rejects.toBeInstanceOf(
-      DatabaseUnavailable,
-    );
-    // It can be read, and is ready again once it can be written to.
-    expect((await database.query('SELECT id FROM things')).rows).toEqual([{ id: 1 }]);
-    await admin.query('SET default_transaction_read_only = off');
-    await admin.query(`${what} ${name} RESET default_transaction_read_only`);
-    await admin.query(
-      'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
-    );
-    await admin.end();
-    await expect.poll(() => database.check().then(() => 'ready', String)).toBe('ready');
-  },
-);
+test.each(['ALTER DATABASE', 'ALTER ROLE'])('a read-only database is unavailable: %s', async (command) => {
+  const database = openDatabase();
+  await database.opened;
+  const name = new URL(empty.url).pathname.slice(1);
+  const admin = new Client({ connectionString: empty.url });
+  await admin.connect();
+  await admin.query(`${command} ${name} SET default_transaction_read_only = on`);
+  await admin.query(
+    'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+  );
+  await expect.poll(() => database.check().then(String, String)).toContain('the database is read-only');
+  await expect(database.query('INSERT INTO things VALUES (5)')).rejects.toBeInstanceOf(DatabaseUnavailable);
+  await expect(database.transaction((query) => query('DELETE FROM things'))).rejects.toBeInstanceOf(
+    DatabaseUnavailable,
+  );
+  // Reads still work. It is ready again when it is writable.
+  expect((await database.query('SELECT id FROM things')).rows).toEqual([{ id: 1 }]);
+  await admin.query('SET default_transaction_read_only = off');
+  await admin.query(`${command} ${name} RESET default_transaction_read_only`);
+  await admin.query(
+    'SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()',
+  );
+  await admin.end();
+  await expect.poll(() => database.check().then(() => 'ready', String)).toBe('ready');
+});
 
-test('sessions that the server ends are replaced by new ones', async () => {
+test('sessions that the server closes are replaced by new ones', async () => {
   const { log: watched, warnings } = watchWarnings();
   const database = openDatabase({ log: watched });
   await database.opened;
-  // Two sessions, of which one is idle when they end.
+  // Opens two sessions, so that one is idle when the server closes both.
   await Promise.all([database.query('SELECT 1'), database.query('SELECT 1')]);
   const admin = new Client({ connectionString: empty.url });
   await admin.connect();
@@ -138,7 +135,7 @@ test('sessions that the server ends are replaced by new ones', async () => {
   await database.check();
 });
 
-/** A way to Postgres that can be cut: what a pod that is deleted looks like from outside. */
+/** A proxy to Postgres that can be cut, as seen by a client when the pod is deleted. */
 class Link {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
@@ -174,12 +171,12 @@ class Link {
     return link;
   }
 
-  /** Nothing that is sent arrives any more, and nobody says so. */
+  /** Stops forwarding data and leaves the connections open. */
   silence(): void {
     for (const socket of this.#sockets) socket.unpipe().pause();
   }
 
-  /** New connections are accepted from now on, and never answered. */
+  /** Accepts new connections from now on and never responds. */
   refuseNew(): void {
     this.#mute = true;
   }
@@ -197,7 +194,7 @@ class Link {
   }
 }
 
-test('away at first: not ready, and ready by itself once it is there', async () => {
+test('a database unreachable at start is not ready, and becomes ready by itself', async () => {
   const link = await Link.to(empty.url);
   await link.cut();
   const database = openDatabase({ url: link.url });
@@ -211,7 +208,7 @@ test('away at first: not ready, and ready by itself once it is there', async () 
   await link.cut();
 });
 
-test('away later: unavailable at once, and back by itself', async () => {
+test('a database lost later is unavailable at once, and recovers by itself', async () => {
   const link = await Link.to(empty.url);
   const database = openDatabase({ url: link.url });
   await database.opened;
@@ -224,7 +221,7 @@ test('away later: unavailable at once, and back by itself', async () => {
   await link.cut();
 });
 
-test('a server that vanished without a word is given up on', { timeout: 20_000 }, async () => {
+test('statements to a vanished server time out', { timeout: 20_000 }, async () => {
   const link = await Link.to(empty.url);
   const database = openDatabase({ url: link.url });
   await database.opened;
@@ -233,7 +230,7 @@ test('a server that vanished without a word is given up on', { timeout: 20_000 }
   const start = performance.now();
   const query = database.query('SELECT 1').catch((error: unknown) => error);
   await expect(database.check()).rejects.toBeInstanceOf(DatabaseUnavailable);
-  // A probe waits no longer than that.
+  // A probe waits 2 s.
   expect(performance.now() - start).toBeLessThan(2_000);
   expect(await query).toMatchObject({ name: 'DatabaseUnavailable', message: 'database unavailable' });
   expect(performance.now() - start).toBeLessThan(11_000);
@@ -243,7 +240,7 @@ test('a server that vanished without a word is given up on', { timeout: 20_000 }
   await link.cut();
 });
 
-/** Takes every connection of a database until what it gives is called. */
+/** Uses every connection of a database until the returned function is called. */
 async function takeAll(database: Database, count: number): Promise<() => Promise<void>> {
   const released = Promise.withResolvers<void>();
   const taken = Array.from({ length: count }, () => Promise.withResolvers<void>());
@@ -267,15 +264,15 @@ const busy = {
   status: 503,
 };
 
-test('while every connection is in use: busy, and not unavailable; readiness and other parts are not kept', async () => {
+test('statements fail as busy while every connection is in use; readiness and partitions do not wait', async () => {
   const database = openDatabase({ max: 2 });
-  const part = database.partition(1);
+  const partition = database.partition(1);
   await database.opened;
   const release = await takeAll(database, 2);
   const waiting = Promise.allSettled([database.query('SELECT 1'), database.transaction(async () => {})]);
   const start = performance.now();
   await Promise.all(Array.from({ length: 20 }, () => database.check()));
-  expect((await part.query('SELECT 1')).rowCount).toBe(1);
+  expect((await partition.query('SELECT 1')).rowCount).toBe(1);
   expect(performance.now() - start).toBeLessThan(1_000);
   const reason = { ...busy, retryAfter: 1 };
   expect(await waiting).toMatchObject([{ reason }, { reason }]);
@@ -284,19 +281,19 @@ test('while every connection is in use: busy, and not unavailable; readiness and
   await database.query('SELECT 1');
 });
 
-test('a server without a connection to spare is busy too', async () => {
+test('statements fail as busy when the server has no free connection', async () => {
   await using admin = await connectTo(inject('postgresUrl'));
   await admin.query(`ALTER ROLE ${new URL(empty.url).username} CONNECTION LIMIT 2`);
   const database = openDatabase();
   await database.opened;
-  // The limit of a role has the same code as the server's.
+  // The connection limit of a role has the same SQLSTATE as the server's.
   await expect(
     Promise.all(Array.from({ length: 3 }, () => database.query('SELECT pg_sleep(0.5)'))),
   ).rejects.toMatchObject(busy);
 });
 
 test(
-  'while Postgres is away, statements that waited for a connection say so',
+  'statements that wait for a connection fail as unavailable, not busy, while Postgres is away',
   { timeout: 20_000 },
   async () => {
     const link = await Link.to(empty.url);
@@ -319,7 +316,7 @@ test(
   },
 );
 
-test('closing one that was never reached does not wait', async () => {
+test('closing a database that was never reached does not wait', async () => {
   const database = new Database({ url: 'postgres://u:p@127.0.0.1:1/x', migrations, log, service: 'test' });
   await database.close();
   expect(await database.opened).toBe(false);

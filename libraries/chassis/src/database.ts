@@ -3,7 +3,7 @@ import pg from 'pg';
 import type { Log } from './log.ts';
 import { HttpError } from './http-error.ts';
 
-/** Postgres cannot be reached, or is not ready yet. */
+/** Postgres cannot be reached or is not ready. */
 export class DatabaseUnavailable extends HttpError {
   override name = 'DatabaseUnavailable';
 
@@ -13,7 +13,7 @@ export class DatabaseUnavailable extends HttpError {
   }
 }
 
-/** Postgres answers others, but had no connection for this statement in time. */
+/** Postgres is up, but this statement did not get a connection in time. */
 export class DatabaseBusy extends DatabaseUnavailable {
   override name = 'DatabaseBusy';
 
@@ -22,13 +22,13 @@ export class DatabaseBusy extends DatabaseUnavailable {
   }
 }
 
-/** Runs one statement; the pool's or a transaction's. */
+/** Runs one statement, in the pool or in a transaction. */
 export type Query = <R extends pg.QueryResultRow>(
   text: string,
   values?: unknown[],
 ) => Promise<pg.QueryResult<R>>;
 
-/** A step of the schema. Once released it never changes: a later step mends it. */
+/** A step of the schema. A released step never changes; a later step corrects it. */
 export interface Migration {
   name: string;
   sql: string;
@@ -41,59 +41,61 @@ export interface DatabaseOptions {
   seed?: (query: Query) => Promise<void>;
   log: Log;
   service: string;
-  /** The most connections, beside the one that `check` has for itself. */
+  /** The most connections, in addition to the one reserved for `check`. */
   max?: number;
 }
 
-/** The most connections of a database that says nothing else: with that of `check` ten, see k8s/local/postgres. */
-const mostConnections = 9;
-/** How long `check` may take to connect, and then for an answer, in milliseconds: a probe waits 2 s. */
+/** The default of `max`. With the connection of `check` a replica has ten, see k8s/local/postgres. */
+const defaultMax = 9;
+/** How long `check` may take to connect, and again to query, in milliseconds. A probe waits 2 s for both. */
 const checkTimeout = 900;
-/** How long a statement may take, and how long it may take to reach Postgres, in milliseconds. */
+/** How long a statement may run, in milliseconds. */
 const statementTimeout = 10_000;
+/** How long a statement waits for a connection, in milliseconds. */
 const connectTimeout = 2_000;
-/** How long a statement waits for a row that another one holds, in milliseconds. */
+/** How long a statement waits for a lock that another transaction holds, in milliseconds. */
 const lockTimeout = 2_000;
-/** The wait between two attempts to reach a database that is away, in milliseconds. */
-const retryDelay = { first: 100, most: 2_000 };
+/** The delay between attempts to reach Postgres at startup, in milliseconds. It doubles up to the maximum. */
+const retryDelay = { first: 100, max: 2_000 };
 
 /**
- * A service's database: a pool that survives Postgres going away, and a schema that is brought up to date
- * in the background, so that a service without its database is live, not ready, and recovers by itself.
+ * A service's database: a connection pool that survives outages of Postgres, and a schema that is migrated in the
+ * background. During an outage the service is live but not ready, and it recovers by itself.
  */
 export class Database {
   readonly #pool: pg.Pool;
-  /** For `check` alone: readiness must not wait until other work leaves a connection free. */
+  /** Reserved for `check`: readiness must not wait for other work to free a connection. */
   readonly #probe: pg.Pool;
   #check: Promise<void> | undefined;
   readonly #options: DatabaseOptions;
   readonly #closing = new AbortController();
-  readonly #parts: Database[] = [];
-  /** Connections that were made and not closed. */
+  readonly #partitions: Database[] = [];
+  /** Open connections of the pool, idle or in use. */
   #connected = 0;
-  /** Shared with the parts. */
+  /** Shared with the partitions. */
   readonly #schema: { isUpToDate: boolean };
-  /** Settles when the schema is up to date (true) or the database was closed before (false). */
+  /** Resolves to true when the schema is up to date, or to false if the database is closed before. */
   readonly opened: Promise<boolean>;
 
-  /** @param whole the database that this is a part of; `partition` makes parts */
-  constructor(options: DatabaseOptions, whole?: Database) {
+  /** @param parent the database that this one is a partition of, see `partition` */
+  constructor(options: DatabaseOptions, parent?: Database) {
     this.#options = options;
-    this.#schema = whole ? whole.#schema : { isUpToDate: false };
-    this.#pool = createPool(options, options.max ?? mostConnections, connectTimeout, statementTimeout);
+    this.#schema = parent ? parent.#schema : { isUpToDate: false };
+    this.#pool = createPool(options, options.max ?? defaultMax, connectTimeout, statementTimeout);
     this.#pool.on('connect', () => (this.#connected += 1)).on('remove', () => (this.#connected -= 1));
-    this.#probe = whole ? whole.#probe : createPool(options, 1, checkTimeout, checkTimeout);
-    this.opened = whole ? whole.opened : this.#open();
+    this.#probe = parent ? parent.#probe : createPool(options, 1, checkTimeout, checkTimeout);
+    this.opened = parent ? parent.opened : this.#open();
   }
 
   /**
-   * Another pool of the same database, for work that must not wait behind other work. It closes with the whole.
-   * @param max its most connections
+   * Creates another pool of the same database, for work that must not wait behind other work. Closing this database
+   * closes the partition too.
+   * @param max the most connections of the partition
    */
   partition(max: number): Database {
-    const part = new Database({ ...this.#options, max }, this);
-    this.#parts.push(part);
-    return part;
+    const partition = new Database({ ...this.#options, max }, this);
+    this.#partitions.push(partition);
+    return partition;
   }
 
   /** @throws {DatabaseUnavailable} */
@@ -103,17 +105,17 @@ export class Database {
   };
 
   /**
-   * Runs `work` in a transaction: committed when it resolves, rolled back when it throws.
-   * @throws {DatabaseUnavailable}, or what `work` throws
+   * Runs `work` in a transaction: commits when it resolves, rolls back when it throws.
+   * @throws {DatabaseUnavailable}, or the error of `work`
    */
   async transaction<T>(work: (query: Query) => Promise<T>): Promise<T> {
     this.#assertMigrated();
     return this.#transaction(work);
   }
 
-  /** The connections of all pools, how many there may be, and the statements that wait for one. */
+  /** The connections of all pools, their maximum, and the statements that wait for one. */
   get pool(): { total: number; max: number; idle: number; waiting: number } {
-    const pools = [this.#pool, this.#probe, ...this.#parts.map((part) => part.#pool)];
+    const pools = [this.#pool, this.#probe, ...this.#partitions.map((partition) => partition.#pool)];
     const sum = (of: (pool: pg.Pool) => number) => pools.reduce((total, pool) => total + of(pool), 0);
     return {
       total: sum(({ totalCount }) => totalCount),
@@ -124,8 +126,8 @@ export class Database {
   }
 
   /**
-   * Resolves when Postgres answers, can be written to and has the schema: over a connection of its own, and one
-   * statement for all who ask at the same time.
+   * Resolves when Postgres answers, is writable and has the schema. Uses a reserved connection; concurrent calls share
+   * one statement.
    * @throws {DatabaseUnavailable}
    */
   async check(): Promise<void> {
@@ -144,7 +146,7 @@ export class Database {
   async close(): Promise<void> {
     this.#closing.abort();
     await this.opened;
-    const pools = [this.#pool, this.#probe, ...this.#parts.map((part) => part.#pool)];
+    const pools = [this.#pool, this.#probe, ...this.#partitions.map((partition) => partition.#pool)];
     await Promise.all(pools.map((pool) => pool.end()));
   }
 
@@ -155,7 +157,7 @@ export class Database {
   async #open(): Promise<boolean> {
     const { log } = this.#options;
     let delay = retryDelay.first;
-    let said = '';
+    let logged = '';
     while (!this.#closing.signal.aborted) {
       try {
         await this.#transaction((query) => this.#migrate(query));
@@ -165,17 +167,17 @@ export class Database {
       } catch (error) {
         const reason = error instanceof DatabaseUnavailable ? error.cause : error;
         const message = (reason as Error).message || (reason as NodeJS.ErrnoException).code || String(reason);
-        // Once a reason, not once an attempt.
-        if (message !== said) log.warn(`the database is not ready, trying again until it is: ${message}`);
-        said = message;
+        // Logs a new reason, not each attempt.
+        if (message !== logged) log.warn(`the database is not ready yet, retrying: ${message}`);
+        logged = message;
         await setTimeout(delay, undefined, { signal: this.#closing.signal }).catch(() => {});
-        delay = Math.min(delay * 2, retryDelay.most);
+        delay = Math.min(delay * 2, retryDelay.max);
       }
     }
     return false;
   }
 
-  // Replicas start together: the lock lets one of them migrate, and the others find nothing left to do.
+  // Replicas start at the same time. The lock lets one of them migrate, and the others find the work done.
   async #migrate(query: Query): Promise<void> {
     const { migrations, seed } = this.#options;
     await query(`SELECT pg_advisory_xact_lock(hashtext('migrations'))`);
@@ -204,18 +206,18 @@ export class Database {
       return result;
     } finally {
       client.off('error', ignore);
-      // Closing the connection rolls back, and works also where ROLLBACK could not be sent.
+      // On failure, closing the connection rolls back, even if ROLLBACK could not be sent.
       client.release(broken);
     }
   }
 
-  /** Turns what pg throws when Postgres is away into DatabaseUnavailable; a wrong statement stays what it is. */
+  /** Converts errors of pg to DatabaseUnavailable when Postgres is away. Other errors pass unchanged. */
   async #translate<T>(result: Promise<T>): Promise<T> {
     try {
       return await result;
     } catch (error) {
       if (this.#isBusy(error)) throw new DatabaseBusy(error);
-      // A number that JavaScript cannot hold, which no other try will change.
+      // A number that JavaScript cannot hold, see `parseInt8`. A retry would not help.
       if (error instanceof RangeError) throw error;
       if (error instanceof pg.DatabaseError && !unavailable.test(error.code ?? '')) throw error;
       throw new DatabaseUnavailable(error);
@@ -223,8 +225,8 @@ export class Database {
   }
 
   /**
-   * Whether every connection was in use, or Postgres has no more to give (53300). While one of the pool's is still
-   * being made it may be that Postgres is away.
+   * Whether every connection was in use, or Postgres has reached its connection limit (53300). While the pool is still
+   * opening a connection, Postgres may be away instead.
    */
   #isBusy(error: unknown): boolean {
     if (error instanceof pg.DatabaseError) return error.code === '53300';
@@ -238,43 +240,43 @@ function createPool({ url, service, log }: DatabaseOptions, max: number, connect
     application_name: service,
     max,
     connectionTimeoutMillis: connect,
-    // Both sides: a server that vanished without a word would otherwise be waited for until TCP gives up,
-    // and a statement whose client vanished would go on holding its locks.
+    // Both sides have a timeout. The client's covers a vanished server: TCP would take far longer to give up. The
+    // server's covers a vanished client: its statement would keep its locks.
     query_timeout: statement,
     statement_timeout: statement,
     lock_timeout: lockTimeout,
     keepAlive: true,
     types: { getTypeParser },
   });
-  // An idle connection that breaks: the pool has dropped it already.
+  // The pool has already removed the broken connection.
   pool.on('error', (err) => log.warn({ err }, 'an idle database connection broke'));
   return pool;
 }
 
-/** What pg-pool throws when none of its connections became free in time. */
+/** The error message of pg-pool when no connection becomes free in time. */
 const noFreeConnection = 'timeout exceeded when trying to connect';
 
-// The query under way reports a broken connection; without a listener the event would end the process.
+// The query in flight reports a broken connection. An 'error' event with no listener would crash the process.
 function ignore(): void {}
 
 function getTypeParser(...args: Parameters<typeof pg.types.getTypeParser>) {
   return args[0] === pg.types.builtins.INT8 ? parseInt8 : pg.types.getTypeParser(...args);
 }
 
-/** @throws {RangeError} where a double would hold another number */
+/** @throws {RangeError} if a double cannot hold the number exactly */
 function parseInt8(text: string): number {
   const value = Number(text);
   if (Number.isSafeInteger(value)) return value;
-  throw new RangeError(`${text} is no number that can be computed with`);
+  throw new RangeError(`${text} is outside the range of safe integers`);
 }
 
-/** Whether a statement was given up because another one held what it needed (SQLSTATE 55P03). */
+/** Whether a statement failed because it waited too long for a lock (SQLSTATE 55P03). */
 export function isLockTimeout(error: unknown): boolean {
   const cause = error instanceof DatabaseUnavailable ? error.cause : error;
   return cause instanceof pg.DatabaseError && cause.code === '55P03';
 }
 
-// SQLSTATE classes of a server that is away or not ready: connection, authorization, no such database,
-// resources, operator intervention (a shutdown), a lock that another one holds for too long, and a server that takes
-// reads only, as a standby does after a failover: https://www.postgresql.org/docs/18/errcodes-appendix.html
+// SQLSTATE classes and codes of a server that is away or not ready, in the order of the pattern: connection,
+// authorization, missing database, resources, operator intervention (a shutdown), lock timeout, and read-only server,
+// as a standby is after a failover. Source: https://www.postgresql.org/docs/18/errcodes-appendix.html
 const unavailable = /^(08|28|3D|53|57|55P03|25006)/;

@@ -1,15 +1,15 @@
 import { z } from 'zod';
 
-/** What every error is answered with. Made when it is asked for, as are all schemas of answers: see openapi.ts. */
+/** The body of every error response. Like all response schemas, it is created only on demand: see openapi.ts. */
 export const errorBody = () =>
-  z.object({ error: z.string().meta({ description: 'What is wrong, in a line.' }) }).meta({ id: 'Error' });
+  z.object({ error: z.string().meta({ description: 'The error, in one line.' }) }).meta({ id: 'Error' });
 export type ErrorBody = z.infer<ReturnType<typeof errorBody>>;
 
-/** An answer that a handler throws: an HTTP status and the text of its `{"error": …}` body. */
+/** An error response that a handler throws: an HTTP status and the text of its `{"error": …}` body. */
 export class HttpError extends Error {
   override name = 'HttpError';
   readonly status: number;
-  /** When to ask again, in seconds, for the header `Retry-After`. */
+  /** The `Retry-After` header: when to retry, in seconds. */
   readonly retryAfter: number | undefined;
 
   constructor(status: number, message: string, retryAfter?: number) {

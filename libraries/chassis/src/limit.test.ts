@@ -7,7 +7,7 @@ import { expect, test } from 'vitest';
 import type { HttpError } from './http-error.ts';
 import { limitRequests } from './limit.ts';
 
-test('lets in so many at a time; each that ends makes place, also when its client leaves', async () => {
+test('limits the requests in flight; an answered or abandoned request makes room for the next', async () => {
   const waiting: (() => void)[] = [];
   const refuse: ErrorRequestHandler = (error: HttpError, _request, response, _next) =>
     void response.status(error.status).json({ error: error.message, retryAfter: error.retryAfter });

@@ -1,20 +1,21 @@
 import type { Handler } from 'express';
 import { HttpError } from './http-error.ts';
 
-/** When to ask again while there are too many, in seconds. */
+/** When clients should retry a rejected request, in seconds. */
 const retryAfter = 5;
 
 /**
- * Lets in at most so many requests at a time, until each is answered or its client has gone; the others get 503.
- * @param most how many
- * @param what they are, in the plural, for the error
+ * Limits the requests in flight and rejects the rest with 503. A request counts until it is answered or its client
+ * disconnects.
+ * @param max the most requests in flight
+ * @param plural the name of the requests, for the error message
  */
-export function limitRequests(most: number, what: string): Handler {
-  let underWay = 0;
+export function limitRequests(max: number, plural: string): Handler {
+  let inFlight = 0;
   return (_request, response, next) => {
-    if (underWay >= most) throw new HttpError(503, `too many ${what} at once, try again later`, retryAfter);
-    underWay += 1;
-    response.on('close', () => (underWay -= 1));
+    if (inFlight >= max) throw new HttpError(503, `too many ${plural} at once, try again later`, retryAfter);
+    inFlight += 1;
+    response.on('close', () => (inFlight -= 1));
     next();
   };
 }

@@ -4,10 +4,10 @@ import type { AddressInfo } from 'node:net';
 import { ConfigError } from './config.ts';
 
 /**
- * Makes a server listen.
- * @param variable holds the port, for the error
- * @returns the port: the one asked for, or the one it got for 0
- * @throws {ConfigError} when the port cannot be had
+ * Starts listening.
+ * @param variable the environment variable that sets the port, for the error message
+ * @returns the port: the one given, or for 0 the one that the system assigned
+ * @throws {ConfigError} when the server cannot listen on the port
  */
 export async function listen(
   server: Server,
@@ -20,8 +20,8 @@ export async function listen(
     await once(server, 'listening');
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
-    const reason = code === 'EADDRINUSE' ? 'it is taken by another process' : message;
-    throw new ConfigError(`${variable} ${port} cannot be listened on: ${reason}`, { cause: error });
+    const reason = code === 'EADDRINUSE' ? 'another process uses it' : message;
+    throw new ConfigError(`cannot listen on ${variable} ${port}: ${reason}`, { cause: error });
   }
   return (server.address() as AddressInfo).port;
 }

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { reduceError } from './log.ts';
 
-test('of an error only its type, message, code and stack are logged', () => {
+test('only the type, message, code and stack of an error are logged', () => {
   const error = Object.assign(new TypeError('failed'), {
     code: 'ECONNRESET',
     config: { headers: { Authorization: 'Bearer verysecret' } },
@@ -14,7 +14,7 @@ test('of an error only its type, message, code and stack are logged', () => {
   });
 });
 
-test('an error without a message has its code as one, and anything else its text', () => {
+test('an error without a message is logged with its code, and a thrown value that is not an error as text', () => {
   expect(reduceError(Object.assign(new Error(), { code: 'ECONNREFUSED' }))).toMatchObject({
     message: 'ECONNREFUSED',
   });

@@ -2,19 +2,19 @@ import pino from 'pino';
 
 export type Log = pino.Logger;
 
-/** Fields of every line; undefined where traces are off. */
+/** Fields of every log line; undefined when tracing is off. */
 let context: (() => object) | undefined;
 
-/** Adds fields to every line of the loggers that are created from here on. */
+/** Adds fields to every line of the loggers created after this call. */
 export function addToLines(fields: () => object): void {
   context = fields;
 }
 
 /**
- * A logger that writes one JSON line an event, with the ids of the span that it is part of where traces are on.
+ * Creates a logger that writes one JSON line per event. When tracing is on, lines carry the ids of the active span.
  *
- * Of an error only its type, message, code and stack are written: whatever else it carries (an Axios error
- * carries the whole request, headers included) stays out of the log.
+ * The log contains only the type, message, code and stack of an error. Other fields stay out: an Axios error, for
+ * example, holds the whole request with its headers.
  */
 export function createLog(service: string, level: string): Log {
   return pino({
@@ -27,7 +27,7 @@ export function createLog(service: string, level: string): Log {
   });
 }
 
-/** What may be logged of an error. */
+/** The fields of an error that are safe to log. */
 export function reduceError(error: unknown) {
   if (!(error instanceof Error)) return { message: String(error) };
   const { name, message, stack } = error;

@@ -22,7 +22,7 @@ afterAll(async () => {
   await provider[Symbol.asyncDispose]();
 });
 
-/** The metrics by what comes before their value: name and labels. */
+/** The value of each metric, by its name and labels. */
 async function scrape(url: string): Promise<Map<string, number>> {
   const response = await fetch(url);
   expect(response.status).toBe(200);
@@ -32,7 +32,7 @@ async function scrape(url: string): Promise<Map<string, number>> {
   return new Map(samples.map(([, name, value]) => [name!, Number(value)]));
 }
 
-/** How many requests the histogram has, by method, route and status. */
+/** The request counts of the histogram, by method, route and status. */
 const requestCounts = (metrics: Map<string, number>) =>
   Object.fromEntries(
     [...metrics].flatMap(([name, value]) => {
@@ -48,7 +48,7 @@ async function inDatabase(service: RunningService, statement: string): Promise<v
   await client.end();
 }
 
-test('payments by outcome, and invoices that are not paid', async () => {
+test('counts payments by outcome and reports the number of unpaid invoices', async () => {
   const before = await scrape(app.metricsUrl);
   expect(before.get('unpaid_invoices')).toBe(3);
   expect(before.get('payments_total{outcome="charged"}')).toBe(0);
@@ -74,7 +74,7 @@ test('payments by outcome, and invoices that are not paid', async () => {
   ]);
 });
 
-test('declines, and each time an outcome stayed unknown', async () => {
+test('counts declines and every attempt with an unknown outcome', async () => {
   await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
   await using unlucky = await startService(invoiceApp, {
     PAYMENT_PROVIDER_URL: `${declining.url}/payments/pay`,
@@ -84,12 +84,12 @@ test('declines, and each time an outcome stayed unknown', async () => {
   await post(`${unlucky.url}/invoices/pay`);
   const metrics = await scrape(unlucky.metricsUrl);
   expect(metrics.get('payments_total{outcome="declined"}')).toBe(3);
-  // Three invoices, asked for four times.
+  // Three invoices, each sent four times.
   expect(metrics.get('payments_total{outcome="unknown"}')).toBe(12);
   expect(await scrape(declining.metricsUrl).catch(() => 'closed')).toBe('closed');
 });
 
-test('requests by the pattern of their route, those of probes left out', async () => {
+test('counts requests by route pattern, without probes', async () => {
   await using fresh = await startService(paymentProvider);
   await ask(`${fresh.url}/livez`);
   await ask(`${fresh.url}/version`);
@@ -108,7 +108,7 @@ test('requests by the pattern of their route, those of probes left out', async (
   expect(metrics.get(bucket)).toBe(5);
 });
 
-test('how long the oldest lease has not been renewed', async () => {
+test('reports the seconds since the oldest lease was renewed', async () => {
   expect((await scrape(app.metricsUrl)).get('oldest_lease_age_seconds')).toBe(0);
   await inDatabase(app, `UPDATE batches SET holder = 'dead', leased_until = now() + interval '10 s'`);
   const age = (await scrape(app.metricsUrl)).get('oldest_lease_age_seconds');
@@ -116,24 +116,24 @@ test('how long the oldest lease has not been renewed', async () => {
   expect(age).toBeLessThan(15);
 });
 
-test('batches that were claimed, and those of them whose holder had died', async () => {
+test('counts batches claimed, with abandoned ones apart', async () => {
   const claims = async () => {
     const metrics = await scrape(app.metricsUrl);
     return ['free', 'abandoned'].map((state) => metrics.get(`batch_claims_total{found="${state}"}`));
   };
   const [free, abandoned] = await claims();
   await inDatabase(app, `UPDATE batches SET holder = 'dead', leased_until = now()`);
-  // Recovery looks every few seconds.
+  // Recovery polls every few seconds.
   await expect.poll(claims, { timeout: 10_000 }).toEqual([free, abandoned! + 1]);
 });
 
-test('the pool, the event loop and the heap', async () => {
+test('reports the pool, the event loop and the memory', async () => {
   const metrics = await scrape(app.metricsUrl);
   expect(metrics.get('database_connections')).toBeGreaterThanOrEqual(1);
   expect(metrics.get('database_connections_max')).toBe(10);
   expect(metrics.get('database_connections_idle')).toBeGreaterThanOrEqual(0);
   expect(metrics.get('database_waiting')).toBe(0);
-  // Nothing was measured before the first time it was asked for.
+  // The event loop is measured only after the first scrape.
   await expect
     .poll(async () => (await scrape(app.metricsUrl)).get('nodejs_eventloop_lag_p99_seconds'))
     .toBeGreaterThan(0);
@@ -143,7 +143,7 @@ test('the pool, the event loop and the heap', async () => {
 const start = (env: Record<string, string>) =>
   startUnready(invoiceApp, { DATABASE_URL: app.databaseUrl, ...env });
 
-test('without a database what it would tell is absent, the rest is there', async () => {
+test('omits metrics that come from the database when it is unavailable, and keeps the others', async () => {
   const running = await startUnready(invoiceApp);
   const metrics = await scrape(running.metricsUrl);
   expect(metrics.has('unpaid_invoices')).toBe(false);
@@ -152,7 +152,7 @@ test('without a database what it would tell is absent, the rest is there', async
   await running.stop();
 });
 
-test('OpenMetrics where it is asked for, next to the other format', async () => {
+test('serves OpenMetrics on request, at the same time as the Prometheus format', async () => {
   const read = async (accept: string) =>
     (await fetch(app.metricsUrl, { headers: { Accept: accept } })).text();
   const [open, plain] = await Promise.all([read('application/openmetrics-text;version=1.0.0'), read('*/*')]);
@@ -164,31 +164,31 @@ test('OpenMetrics where it is asked for, next to the other format', async () => 
   expect(await read('*/*')).toMatch(/^process_cpu_seconds_total /m);
 });
 
-test('nothing but /metrics is answered on its port', async () => {
+test('the metrics port serves only /metrics', async () => {
   expect((await fetch(new URL('/', app.metricsUrl))).status).toBe(404);
   expect((await fetch(`${app.url}/metrics`)).status).toBe(404);
 });
 
-test('a port that is taken ends the start', async () => {
+test('a start fails if the metrics port is in use', async () => {
   const { port } = new URL(app.metricsUrl);
   await expect(start({ METRICS_PORT: port })).rejects.toThrow(
-    `METRICS_PORT ${port} cannot be listened on: it is taken by another process`,
+    `cannot listen on METRICS_PORT ${port}: another process uses it`,
   );
 });
 
 test.each([
   [
-    'is the other one',
+    'equals PORT',
     () => freePort().then((port) => ({ PORT: `${port}`, METRICS_PORT: `${port}` })),
-    /^METRICS_PORT must be another port than PORT, \d+$/,
+    /^METRICS_PORT must differ from PORT \(\d+\)$/,
   ],
   [
-    'is none',
+    'is out of range',
     () => ({ METRICS_PORT: '70000' }),
     /^METRICS_PORT must be a whole number from 0 to 65535, not "70000"$/,
   ],
 ])(
-  'a port that %s ends the start',
+  'a start fails if the metrics port %s',
   async (_name, env: () => Record<string, string> | Promise<Record<string, string>>, message) => {
     await expect(start(await env())).rejects.toThrow(
       expect.objectContaining({ name: 'ConfigError', message: expect.stringMatching(message) }),

@@ -13,18 +13,18 @@ import { listen } from './listen.ts';
 import type { Log } from './log.ts';
 import { idsForExemplar } from './tracing.ts';
 
-/** From what a cached read takes to a run over a million invoices, in seconds. */
+/** In seconds: from a cached read to a payment run of a million invoices. */
 const buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 
-/** What is the process's and not a service's, of which tests start many in one: event loop, heap, CPU. */
+/** Process-wide metrics: event loop, heap, CPU. Kept apart, because tests run several services in one process. */
 const processMetrics = new Registry();
 
-/** What a service tells Prometheus. */
+/** The metrics of a service. */
 export class Metrics {
   readonly #registry = createRegistry(Registry.OPENMETRICS_CONTENT_TYPE);
   readonly #requests = new Histogram({
     name: 'http_request_duration_seconds',
-    help: 'How long requests took, without those of probes.',
+    help: 'Duration of requests in seconds, without probes.',
     labelNames: ['method', 'route', 'status'],
     buckets,
     enableExemplars: true,
@@ -32,24 +32,24 @@ export class Metrics {
   });
 
   constructor(database: Database) {
-    // The first that are read, before statements of other measures make use of the pool.
+    // Registered first, so that they are read before the queries of other gauges use the pool.
     this.measure('database_connections', 'Open connections to Postgres.', () => database.pool.total);
-    this.measure('database_connections_max', 'How many there may be.', () => database.pool.max);
-    this.measure('database_connections_idle', 'Those that nothing uses.', () => database.pool.idle);
-    this.measure('database_waiting', 'Statements that wait for a connection.', () => database.pool.waiting);
+    this.measure('database_connections_max', 'Maximum of connections to Postgres.', () => database.pool.max);
+    this.measure('database_connections_idle', 'Idle connections to Postgres.', () => database.pool.idle);
+    this.measure('database_waiting', 'Statements waiting for a connection.', () => database.pool.waiting);
   }
 
   /**
    * Counts a request.
-   * @param route the pattern that it matched, as paths are without number
-   * @param seconds from its arrival to the end of its answer
+   * @param route the pattern that matched, because the number of paths is unbounded
+   * @param seconds from the request's arrival to the end of the response
    */
   observeRequest(method: string, route: string, status: string, seconds: number): void {
     const labels = { method, route, status };
     this.#requests.observe({ labels, value: seconds, ...exemplar() });
   }
 
-  /** Makes a counter of what comes in these kinds, all of them at 0 until they come. */
+  /** Creates a counter with one series per kind. Each series starts at 0. @returns a function that counts */
   count<K extends string>(
     name: string,
     help: string,
@@ -62,7 +62,7 @@ export class Metrics {
     return (kind, times = 1) => counter.inc({ labels: { [label]: kind }, value: times, ...exemplar() });
   }
 
-  /** Adds what is read when Prometheus asks; where that fails the metric is absent. */
+  /** Creates a gauge that is read at each scrape. If reading fails, the metric is absent. */
   measure(name: string, help: string, read: () => number | Promise<number>): void {
     const gauge = new Gauge({
       name,
@@ -78,29 +78,30 @@ export class Metrics {
     });
   }
 
-  /** All of it in Prometheus' text format, or in that of OpenMetrics, which has exemplars. */
+  /** Returns all metrics in the text format of Prometheus, or in that of OpenMetrics with exemplars. */
   read(type: RegistryContentType = Registry.PROMETHEUS_CONTENT_TYPE): Promise<string> {
     if (processMetrics.getMetricsAsArray().length === 0) collectDefaultMetrics({ register: processMetrics });
     const all = createRegistry(type);
     for (const metric of [this.#registry, processMetrics].flatMap((each) => each.getMetricsAsArray())) {
-      // OpenMetrics' counters have another name, which prom-client gives them for good: in a copy that shares the rest.
+      // For OpenMetrics, prom-client renames the counter object for good. Only this copy gets the new name; it shares
+      // the values.
       all.registerMetric(Object.create(metric));
     }
     return all.metrics();
   }
 }
 
-/** Only one of OpenMetrics' type takes metrics with exemplars. */
+/** Metrics with exemplars require a registry of the OpenMetrics type. */
 function createRegistry(type: RegistryContentType): Registry<RegistryContentType> {
   const registry = new Registry<RegistryContentType>();
   registry.setContentType(type);
   return registry;
 }
 
-/** The trace of what is being counted, where there is one. */
+/** The ids of the active span, if there is one. */
 function exemplar() {
   const ids = idsForExemplar();
-  // prom-client's types want the metric's own labels here.
+  // The types of prom-client require the metric's own labels here.
   return ids && { exemplarLabels: ids as object };
 }
 
@@ -113,12 +114,12 @@ export interface MetricsServerOptions {
 }
 
 export interface MetricsServer {
-  /** The port asked for, or the one it got for 0. */
+  /** The port configured, or for 0 the one that the system assigned. */
   port: number;
   close(): Promise<void>;
 }
 
-/** Serves `GET /metrics`. @throws {ConfigError} when the port cannot be had */
+/** Serves `GET /metrics`. @throws {ConfigError} when the server cannot listen on the port */
 export async function serveMetrics({
   host,
   port,

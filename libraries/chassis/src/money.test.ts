@@ -20,14 +20,14 @@ test.each([
 test.each(['EUR', 'JPY', 'KWD', 'CLF'])('every amount in %s survives being written and read', (currency) => {
   fc.assert(
     fc.property(fc.maxSafeInteger(), (minor) => {
-      // Beyond 15 significant digits a JSON number does not hold every amount.
+      // A JSON number cannot hold every amount of more than 15 significant digits.
       fc.pre(Math.abs(minor) < 1e15);
       expect(toMinorUnits(toMajorUnits(minor, currency), currency)).toBe(BigInt(minor));
     }),
   );
 });
 
-test('rounding moves a value by at most half a minor unit', () => {
+test('rounding changes a value by at most half a minor unit', () => {
   fc.assert(
     fc.property(
       fc.double({ min: -1e9, max: 1e9, noNaN: true }),

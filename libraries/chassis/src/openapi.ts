@@ -3,23 +3,23 @@ import { z } from 'zod';
 import { errorBody } from './http-error.ts';
 import { version } from './self.ts';
 
-/** What one method of a path takes and answers. */
+/** The description of one method of a path. */
 export interface Operation {
   summary: string;
   description?: string;
-  /** The parameters of the path, of the query, and those headers that are read: each an object of texts. */
+  /** Parameters in the path and in the query, and the headers that the handler reads. All are text. */
   path?: z.ZodObject;
   query?: z.ZodObject;
   headers?: z.ZodObject;
   body?: Body;
-  /** By status. A wrong method (405) and an unknown path (404) are described once for all. */
+  /** By status. The document describes a wrong method (405) and an unknown path (404) once for all paths. */
   answers: Answers;
 }
 
 export interface Body {
   description: string;
   required: boolean;
-  /** By media type; null stands for anything at all. */
+  /** By media type; null allows any content. */
   content: Record<string, z.ZodType | null>;
 }
 
@@ -27,74 +27,79 @@ export type Answers = Record<number, Answer>;
 
 export interface Answer {
   description: string;
-  /** By media type; without it there is no body. */
+  /** By media type; undefined if there is no body. */
   content?: Record<string, z.ZodType>;
-  /** Those that are not on every answer of HTTP; one that may be absent is optional. */
+  /** Headers beyond the usual ones of HTTP. Optional in the schema if a response may lack them. */
   headers?: z.ZodObject;
 }
 
-/** What a handler in front of others adds to their descriptions. */
+/** The part that a middleware adds to the descriptions of the routes after it. */
 export interface Addition {
   headers?: z.ZodObject;
   answers?: Answers;
-  /** On each answer. */
+  /** Headers of every response. */
   answerHeaders?: z.ZodObject;
-  /** A security scheme of OpenAPI, by its name. */
+  /** OpenAPI security schemes, by name. */
   security?: Record<string, object>;
 }
 
-/** An answer in JSON. */
+/** A JSON response. */
 export function json(description: string, schema: z.ZodType, headers?: z.ZodObject): Answer {
   return { description, content: { 'application/json': schema }, ...(headers && { headers }) };
 }
 
-/** An answer in text, or in what else `type` says. */
+/** A text response, or one of another media type. */
 export function text(description: string, schema: z.ZodType = z.string(), type = 'text/plain'): Answer {
   return { description, content: { [type]: schema } };
 }
 
-/** An error's answer: `{"error": …}`. */
+/** An error response: `{"error": …}`. */
 export function error(description: string, headers?: z.ZodObject): Answer {
   return json(description, errorBody(), headers);
 }
 
-/** What any request can end in that asks the database. */
+/** The error responses of any request that uses the database. */
 export const databaseErrors = (): Answers => ({
   503: error(
-    'The database does not answer, or too many ask at once: then Retry-After says when to ask again.',
+    'The database is unavailable or the service is overloaded. If overloaded, `Retry-After` says when to retry.',
     z.object({ 'Retry-After': z.string().optional() }),
   ),
 });
 
-/** Methods of a path that are described; GET answers HEAD too. */
+/** The methods that can be described. GET includes HEAD. */
 export type Method = 'get' | 'post';
 type Operations = Partial<Record<Method, Operation>>;
 type Addable = (method: Method) => Addition;
 
 interface Described {
   path: string;
-  /** Called for the document alone, which few ask for: a start, and so a save, does not wait for it. */
+  /** Called only when a client requests the document, so that descriptions slow down neither start nor reload. */
   describe: () => Operations;
   additions: Addable[];
 }
 
-const ok = () => text('It does.', z.literal('ok'));
+const ok = () => text('Yes.', z.literal('ok'));
 
 export const describeStarted = () => ({
   get: { summary: 'Whether the process has started', answers: { 200: ok() } },
 });
 
-export const describeLive = () => ({ get: { summary: 'Whether the process turns', answers: { 200: ok() } } });
+export const describeLive = () => ({
+  get: { summary: 'Whether the process is alive', answers: { 200: ok() } },
+});
 
 export const describeReady = () => ({
   get: {
-    summary: 'Whether the service can answer: its database does, and is up to date',
-    answers: { 200: ok(), 503: error('It does not, or is about to end: why.') },
+    summary: 'Whether the service is ready: its database answers and has the current schema',
+    answers: { 200: ok(), 503: error('No, or the service is shutting down. The error is the reason.') },
   },
 });
 
 export const describeVersion = () => ({
-  get: { summary: 'Who answers, and with which code', answers: { 200: json('The process.', version()) } },
+  get: {
+    summary: 'Which process answers, with which code',
+    answers: { 200: json('The process.', version()) },
+  },
 });
 
 export const describeDocument = () => ({
@@ -104,18 +109,18 @@ export const describeDocument = () => ({
   },
 });
 
-/** Of all that is logged: see `observeRequests` in server.ts. */
+/** For every request that is logged, see `observeRequests` in server.ts. */
 export const describeRequestId = (): Addition => ({
   headers: z.object({
     'X-Request-Id': z.string().optional().meta({
       description:
-        'Names the request in the logs, of both services; made where it is none of 1 to 64 of A-Za-z0-9_.-',
+        'Identifies the request in the logs of both services; generated unless 1 to 64 characters of A-Za-z0-9_.-',
     }),
   }),
   answerHeaders: z.object({ 'X-Request-Id': z.string() }),
 });
 
-/** What each app has been given, in the order in which it is registered. */
+/** The routes and additions of each app, in the order of registration. */
 const apps = new WeakMap<Express, { routes: Described[]; additions: Addable[] }>();
 
 function descriptionOf(app: Express) {
@@ -124,18 +129,18 @@ function descriptionOf(app: Express) {
   return known;
 }
 
-/** Keeps what a path's methods take and answer. */
+/** Registers the description of a path's methods. */
 export function describeRoute(app: Express, path: string, describe: () => Operations): void {
   const { routes, additions } = descriptionOf(app);
   routes.push({ path, describe, additions: [...additions] });
 }
 
-/** Adds this to each route that is described from here on. */
+/** Adds to the description of every route registered after this call. */
 export function describeAll(app: Express, addition: Addable): void {
   descriptionOf(app).additions.push(addition);
 }
 
-/** The OpenAPI 3.1 document of all that an app was given. */
+/** Creates the OpenAPI 3.1 document of an app. */
 export function createDocument(app: Express, title: string): object {
   const paths: Record<string, object> = {};
   const securitySchemes: Record<string, object> = {};
@@ -148,7 +153,7 @@ export function createDocument(app: Express, title: string): object {
     });
     paths[path.replaceAll(/:(\w+)/g, '{$1}')] = Object.fromEntries(operations);
   }
-  // Not on those of a path that comes before what adds them.
+  // Optional here: paths registered before the middleware do not have these headers.
   const anywhere = descriptionOf(app).additions.flatMap(
     (addition) => addition('get').answerHeaders?.partial() ?? [],
   );
@@ -164,16 +169,16 @@ export function createDocument(app: Express, title: string): object {
       title,
       version: '1',
       description:
-        'GET answers HEAD too, without the body. Any other method of a path is 405 with `Allow`, see the response ' +
-        '`MethodNotAllowed`; any other path is 404, see `NotFound`. In development a `Host` that is neither an address ' +
-        'nor a name of loopback or of this service is 421, see `Misdirected`.',
+        'HEAD is answered like GET, without the body. Any other method of a path gets 405 with `Allow` (see the ' +
+        'response `MethodNotAllowed`), and an unknown path gets 404 (`NotFound`). In development, a request gets 421 ' +
+        '(`Misdirected`) if its `Host` is neither an IP address nor a name of loopback or of this service.',
     },
     paths,
     components: { schemas: document.named, responses, securitySchemes },
   };
 }
 
-/** `GET /rest/v1/invoices/:id` is getRestV1InvoicesId. */
+/** For example, `GET /rest/v1/invoices/:id` becomes getRestV1InvoicesId. */
 function operationId(method: string, path: string): string {
   const words = path.split(/\W+/).filter((word) => word !== '');
   return method + words.map((word) => word[0]!.toUpperCase() + word.slice(1)).join('');
@@ -189,7 +194,7 @@ function toOperation(document: Schemas, operation: Operation, added: Addition[],
     ),
   ];
   const all: Answers = Object.assign({}, answers, ...added.map((each) => each.answers));
-  all[500] ??= error('A fault of the service, whose log has more.');
+  all[500] ??= error('An internal error. The log of the service has the details.');
   const answerHeaders = added.flatMap((each) => each.answerHeaders ?? []);
   const responses = Object.entries(all).map(([status, answer]) => [
     status,
@@ -246,11 +251,11 @@ function isRequired(schema: z.ZodType): boolean {
   return !schema.safeParse(undefined).success;
 }
 
-/** The schemas of a document: one that has an id of its own is there once, under that name. */
+/** The schemas of a document. A schema with an id appears once, under that name. */
 class Schemas {
   readonly named: Record<string, object> = {};
 
-  /** @param io whether the schema is of what comes in or of what goes out, where no other field may be */
+  /** @param io 'input' for requests, 'output' for responses, which allow no further fields */
   add(schema: z.ZodType, io: 'input' | 'output'): object {
     const made = JSON.stringify(z.toJSONSchema(schema, { io }));
     const here = made.replaceAll('"#/$defs/', '"#/components/schemas/');

@@ -31,7 +31,7 @@ import {
 } from '@opentelemetry/semantic-conventions';
 import { createLog, reduceError, type Log } from './log.ts';
 
-/** The ids of a span, as log lines and exemplars have them. */
+/** The ids of a span, with the names used in log lines and exemplars. */
 export type SpanIds = { trace_id: string; span_id: string };
 
 export type Attributes = Record<string, string | number>;
@@ -43,24 +43,24 @@ export type ParentSpan = object;
 export interface RequestEnd {
   method: string;
   path: string;
-  /** The pattern that the path matched; undefined where it matched none. */
+  /** The route pattern that matched; undefined if none did. */
   route: string | undefined;
-  /** Undefined where the client was gone before its answer. */
+  /** Undefined if the client disconnected before the response was complete. */
   status: number | undefined;
   requestId: string;
 }
 
-/** The span of a request that came in. */
+/** The span of an incoming request. */
 export interface RequestSpan {
   traceId: string;
-  /** As in the W3C's header. */
+  /** The value of the W3C header `traceparent`. */
   traceparent: string;
-  /** Runs `work`, and what it begins, as a part of the request. */
+  /** Runs `work` with this span active, also in the asynchronous work that it starts. */
   run<T>(work: () => T): T;
   end(how: RequestEnd): void;
 }
 
-/** What the functions of tracing.ts come to, by the same names. */
+/** Implements tracing.ts. */
 export interface Tracer {
   span<T>(name: string, work: () => Promise<T>): Promise<T>;
   request(headers: IncomingHttpHeaders): RequestSpan;
@@ -73,30 +73,30 @@ export interface Tracer {
   stop(): Promise<void>;
 }
 
-/** How long a process that ends tries to send its last spans, in milliseconds: nobody waits for them. */
+/** How long an exiting process tries to send its last spans, in milliseconds. A slow exit is worse than lost spans. */
 const flushTimeout = 1_000;
 
-/** Begins a trace of its own, outside of any request: what recovery does when it has something to do. */
+/** Spans that start a trace of their own outside any request: recovery, when it has work to do. */
 const roots = new Set(['recover']);
-/** Asks another service, whose span is below this one. */
+/** Spans of calls to another service, which adds its own span below. */
 const clients = new Set(['post']);
 
-/** The other spans that wait for what is done in this context. */
+/** Spans of the other requests that wait for the work in this context. */
 const othersKey = createContextKey('others');
 
 export interface TracerOptions {
   service: string;
-  /** Where OTLP over HTTP is taken, without `/v1/traces`. */
+  /** The base URL of an OTLP/HTTP receiver, without `/v1/traces`. */
   endpoint: string;
   logLevel: string;
 }
 
 /**
- * Traces by OpenTelemetry, as the process's own. Spans are sent in batches in the background; of those that cannot
- * be sent at most 2,048 are kept, and why is logged.
+ * Creates the process-wide OpenTelemetry tracer. It sends spans in batches in the background. While sending fails, it
+ * keeps at most 2,048 spans and logs the reason.
  */
 export function createTracer({ service, endpoint, logLevel }: TracerOptions): Tracer {
-  const sayWhy = logFailures(createLog(service, logLevel));
+  const logFailure = createFailureLog(createLog(service, logLevel));
   context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
   propagation.setGlobalPropagator(new W3CTraceContextPropagator());
   const exporter = new OTLPTraceExporter({ url: `${endpoint.replace(/\/$/, '')}/v1/traces` });
@@ -113,7 +113,7 @@ export function createTracer({ service, endpoint, logLevel }: TracerOptions): Tr
     const links = others.map((other) => ({ context: other.spanContext() }));
     const span = tracer.startSpan(name, { kind, links }, parent);
     for (const other of others) {
-      // Whoever waits for it may be gone.
+      // The other request may have ended already.
       if (other.isRecording()) other.addLink({ context: span.spanContext() });
     }
     return { span, inside: trace.setSpan(parent.deleteValue(othersKey), span) };
@@ -157,7 +157,7 @@ export function createTracer({ service, endpoint, logLevel }: TracerOptions): Tr
     },
     async stop() {
       const timeout = new Promise((resolve) => setTimeout(resolve, flushTimeout).unref());
-      await Promise.race([provider.shutdown().catch(sayWhy), timeout]);
+      await Promise.race([provider.shutdown().catch(logFailure), timeout]);
     },
   };
 }
@@ -192,19 +192,19 @@ function idsOf(span: Span | undefined): SpanIds | undefined {
   return { trace_id: traceId, span_id: spanId };
 }
 
-/** Logs what keeps spans from being sent, once a reason. @returns what it is told by */
-function logFailures(log: Log): (error: unknown) => void {
-  let said = '';
+/** Logs failures to send spans, each new reason once. @returns a function that reports an error */
+function createFailureLog(log: Log): (error: unknown) => void {
+  let logged = '';
   const warn = (message: string) => {
-    if (message !== said) log.warn(`traces: ${message}`);
-    said = message;
+    if (message !== logged) log.warn(`traces: ${message}`);
+    logged = message;
   };
-  const sayWhy = (error: unknown) => warn(`spans were not sent: ${reduceError(error).message}`);
-  setGlobalErrorHandler(sayWhy);
+  const logFailure = (error: unknown) => warn(`spans were not sent: ${reduceError(error).message}`);
+  setGlobalErrorHandler(logFailure);
   const ignore = () => {};
   diag.setLogger(
     { error: warn, warn, info: ignore, debug: ignore, verbose: ignore },
     { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true },
   );
-  return sayWhy;
+  return logFailure;
 }

@@ -18,7 +18,7 @@ beforeAll(async () => {
 });
 afterAll(() => database.drop());
 
-/** Starts a service as its own process. Node before 24.3 warns of stripping types. */
+/** Starts a service as its own process. Versions of Node before 24.3 warn about type stripping. */
 function start(service: string, env: Record<string, string>) {
   const args = ['--disable-warning=ExperimentalWarning', `services/${service}/src/main.ts`];
   const child = spawn('node', args, {
@@ -53,12 +53,12 @@ test.each([
   [
     'payment-provider',
     { ENVIRONMENT: 'prod', AUTH: '' },
-    'AUTH must be required or off where ENVIRONMENT is prod',
+    'AUTH must be required or off when ENVIRONMENT is prod',
   ],
   [
     'payment-provider',
     { ENVIRONMENT: '' },
-    'AUTH must be required or off where ENVIRONMENT is not set, which means prod',
+    'AUTH must be required or off when ENVIRONMENT is unset (default: prod)',
   ],
   [
     'payment-provider',
@@ -70,7 +70,7 @@ test.each([
     { OTEL_EXPORTER_OTLP_ENDPOINT: 'otel-collector:4318' },
     'OTEL_EXPORTER_OTLP_ENDPOINT must be a full URL such as http://otel-collector.monitoring:4318, not "otel-collector:4318"',
   ],
-])('%s ends with one line at %o', async (service, env: Record<string, string>, message) => {
+])('%s exits with one line for %o', async (service, env: Record<string, string>, message) => {
   expect(await start(service, env).ended).toEqual({
     code: 1,
     stdout: '',
@@ -78,7 +78,7 @@ test.each([
   });
 });
 
-test('a taken port is named in one line', async () => {
+test('a service exits with one line that names the port in use', async () => {
   const taken = createServer().listen(0, '127.0.0.1');
   await once(taken, 'listening');
   const { port } = taken.address() as AddressInfo;
@@ -86,11 +86,11 @@ test('a taken port is named in one line', async () => {
   taken.close();
   expect([code, stderr]).toEqual([
     1,
-    `invoice-app: PORT ${port} cannot be listened on: it is taken by another process\n`,
+    `invoice-app: cannot listen on PORT ${port}: another process uses it\n`,
   ]);
 });
 
-test('without its database a service is live, not ready, and says why once, without the password', async () => {
+test('without its database, a service is live but not ready, and logs why once, without the password', async () => {
   const port = await freePort();
   const away = `postgres://invoice_app:verysecret@127.0.0.1:${await freePort()}/invoice_app`;
   const { child, ended } = start('invoice-app', { PORT: `${port}`, DATABASE_URL: away });
@@ -103,11 +103,11 @@ test('without its database a service is live, not ready, and says why once, with
   child.kill();
   const { code, stdout } = await ended;
   expect(code).toBe(0);
-  expect(stdout.match(/trying again until it is: connect ECONNREFUSED/g)).toHaveLength(1);
+  expect(stdout.match(/not ready yet, retrying: connect ECONNREFUSED/g)).toHaveLength(1);
   expect(stdout).not.toContain('verysecret');
 });
 
-test('a client that leaves in the middle of a list is one line of the log, and no error', async () => {
+test('logs one line and no error when a client disconnects in the middle of a list', async () => {
   const port = await freePort();
   const env = { PORT: `${port}`, METRICS_PORT: '0', SEED_INVOICES: '50000' };
   const { child, ended } = start('invoice-app', env);
@@ -119,7 +119,7 @@ test('a client that leaves in the middle of a list is one line of the log, and n
     await once(socket, 'data');
     socket.destroy();
   }
-  // Before it has anything.
+  // Disconnects before any response.
   const early = connect(port, '127.0.0.1');
   await once(early, 'connect');
   early.write('GET /rest/v1/customers HTTP/1.1\r\nHost: localhost\r\n\r\n', () => early.destroy());
@@ -143,7 +143,7 @@ test('a client that leaves in the middle of a list is one line of the log, and n
   expect(requests).toHaveLength(4);
 });
 
-test('SIGTERM: readiness fails at once, a request under way is answered, then the process ends', async () => {
+test('on SIGTERM, fails readiness at once, answers the request in flight, then exits', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}`, SHUTDOWN_DELAY_MS: '300' });
   await untilReady(`http://127.0.0.1:${port}`);
@@ -156,7 +156,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   await new Promise((wait) => setTimeout(wait, 50));
   child.kill('SIGTERM');
   await expect.poll(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status).toBe(503);
-  // It may come twice, to the process and to its group.
+  // A signal may arrive twice, sent to the process and to its group.
   child.kill('SIGTERM');
   await new Promise((wait) => setTimeout(wait, 400));
   slow.write(body.slice(10));
@@ -166,7 +166,7 @@ test('SIGTERM: readiness fails at once, a request under way is answered, then th
   expect(await ended).toMatchObject({ code: 0, stderr: '' });
 });
 
-test('SIGTERM while idle ends the process within 2 s', async () => {
+test('an idle process exits within 2 s of SIGTERM', async () => {
   const port = await freePort();
   const { child, ended } = start('invoice-app', { PORT: `${port}` });
   await untilReady(`http://127.0.0.1:${port}`);
@@ -176,7 +176,7 @@ test('SIGTERM while idle ends the process within 2 s', async () => {
   expect(performance.now() - before).toBeLessThan(2_000);
 });
 
-test('/version has the hash of the files that run', async () => {
+test('/version reports the hash of the running sources', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}` });
   await untilReady(`http://127.0.0.1:${port}`);
@@ -190,7 +190,7 @@ test('/version has the hash of the files that run', async () => {
   await ended;
 });
 
-test('a log line holds a request id and no body', async () => {
+test('a log line contains the request id, but neither the body nor the token', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}` });
   await untilReady(`http://127.0.0.1:${port}`);

@@ -8,24 +8,24 @@ import type { Running } from './server.ts';
 import { hashSource } from './source.ts';
 import { startTracing, stopTracing } from './tracing.ts';
 
-/** What a service's module offers. */
+/** The interface of a service's module. */
 export interface Service {
   start(self: Self): Promise<Running>;
 }
 
-/** Set by the build to the hash of the sources that it bundled. */
+/** The hash of the bundled sources, inserted by the build. */
 declare const BUNDLED_SOURCE: string | undefined;
 
-/** How long the process may take to end after a signal, in milliseconds; then it is ended. */
+/** How long the process may take to exit after a signal, in milliseconds. After that it exits with code 1. */
 const exitTimeout = 30_000;
 
 /**
- * Runs a service as this process until SIGTERM or SIGINT. A setting that cannot be used ends it with one line.
- * @param load imports the service; called once the hash of its files is fixed
+ * Runs a service in this process until SIGTERM or SIGINT. Exits with a one-line message if a setting is invalid.
+ * @param load imports the service; called after its source files are hashed
  */
 export async function run(name: string, load: () => Promise<Service>): Promise<void> {
   try {
-    const { service, source } = await loadPinned(name, async () => {
+    const { service, source } = await loadWithHash(name, async () => {
       await startTracing(name, process.env);
       return load();
     });
@@ -38,23 +38,23 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
       env: process.env,
     });
     stopOnSignal(name, running);
-    // Only a parent that forked this process listens: see libraries/chassis/dev.
+    // `send` exists only if a parent forked this process, as in development: see libraries/chassis/dev.
     process.send?.({ port: running.port, metricsPort: running.metricsPort });
     if (await running.ready) process.send?.({ ready: true });
   } catch (error) {
     const line = error instanceof ConfigError ? error.message : (reduceError(error).stack ?? String(error));
     process.stderr.write(`${name}: ${line}\n`);
-    // Whatever the failed start left open must not keep the process.
+    // Exits explicitly: handles that the failed start left open would keep the process alive.
     process.exit(1);
   }
 }
 
 /**
- * The hash is taken before the service is imported, and once more after: a file that changed in between may
- * have been read in either state, so the code that runs then has no hash, and a watcher has a restart due.
- * It is not read again, which would tell of new code while the old runs.
+ * Hashes the sources before and after importing the service. If a file changed in between, the loaded code may be
+ * old or new and has no hash; the watcher restarts the process anyway. The hash is never computed again: later it
+ * would describe new code while the old code runs.
  */
-async function loadPinned(name: string, load: () => Promise<Service>) {
+async function loadWithHash(name: string, load: () => Promise<Service>) {
   if (typeof BUNDLED_SOURCE === 'string') return { service: await load(), source: BUNDLED_SOURCE };
   const root = resolve(import.meta.dirname, '../../..');
   const before = hashSource(root, name);
@@ -65,7 +65,7 @@ async function loadPinned(name: string, load: () => Promise<Service>) {
 function stopOnSignal(name: string, running: Running): void {
   let stopping = false;
   const stop = async () => {
-    // A signal may come twice, to the process and to its group; the second one must not cut short what the first one began.
+    // A signal may arrive twice, sent to the process and to its group. The second must not interrupt the shutdown.
     if (stopping) return;
     stopping = true;
     setTimeout(() => process.exit(1), exitTimeout).unref();

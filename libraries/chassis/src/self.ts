@@ -1,32 +1,32 @@
 import { z } from 'zod';
 import type { Step } from './step.ts';
 
-/** What a service is told about itself when it starts. */
+/** The identity and the environment that a service gets when it starts. */
 export interface Self {
-  /** Identifies the code that runs; see `hashSource`. */
+  /** The hash of the running code, see `hashSource`. */
   source: string;
-  /** Names the process among its replicas and its predecessors. */
+  /** Identifies the process among its replicas and predecessors. */
   instance: string;
   env: NodeJS.ProcessEnv;
-  /** The sources that were saved since and did not start; told by libraries/chassis/dev only. */
+  /** Returns the hash of sources that were saved later and failed to start. Only libraries/chassis/dev sets it. */
   failed?: () => string | undefined;
-  /** Runs the steps of a payment; only tests give another one. */
+  /** Runs the steps of a payment; only tests replace it. */
   step?: Step;
 }
 
-/** What `GET /version` says of the process that answers. */
+/** The response of `GET /version`. */
 export const version = () =>
   z
     .object({
       service: z.string(),
-      source: z.string().meta({ description: 'A SHA-256 over the sources that run.' }),
+      source: z.string().meta({ description: 'The SHA-256 of the running sources.' }),
       instance: z
         .string()
-        .meta({ description: 'Names the process among its replicas and its predecessors.' }),
+        .meta({ description: 'Identifies the process among its replicas and predecessors.' }),
       failed: z
         .string()
         .optional()
-        .meta({ description: 'In development: the SHA-256 over sources that were saved and do not start.' }),
+        .meta({ description: 'In development: the SHA-256 of saved sources that failed to start.' }),
     })
     .meta({ id: 'Version' });
 export type Version = z.infer<ReturnType<typeof version>>;

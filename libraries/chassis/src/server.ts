@@ -25,16 +25,16 @@ import {
 import type { Self, Version } from './self.ts';
 import { startRequest } from './tracing.ts';
 
-/** How long requests under way may still take once the server is told to stop, in milliseconds. */
+/** How long requests in flight may still take after the server begins to stop, in milliseconds. */
 const drainTimeout = 20_000;
-/** How long an idle connection is kept, in milliseconds: longer than a client or a load balancer keeps it. */
+/** How long idle connections stay open, in milliseconds: longer than clients and load balancers keep them. */
 const keepAliveTimeout = 65_000;
 
-/** What a service's `GET /version` has beside the process that answers. */
+/** Fields that a service adds to the response of `GET /version`. */
 export interface VersionAddition {
-  /** @param left aborted when the client has left */
-  read: (left: AbortSignal) => Promise<object>;
-  /** Describes the whole answer. */
+  /** @param clientGone aborted when the client disconnects */
+  read: (clientGone: AbortSignal) => Promise<object>;
+  /** Describes the whole response. */
   describe: () => Record<'get', Operation>;
 }
 
@@ -46,28 +46,28 @@ export interface ServerOptions {
   database: Database;
   metrics: Metrics;
   version?: VersionAddition;
-  /** Ends what the service does besides answering, and what its requests wait for. */
+  /** Stops background work and any work that requests wait for. */
   stopWork?: () => Promise<void>;
   log: Log;
 }
 
-/** A service that answers. */
+/** A running service. */
 export interface Running {
-  /** The port it listens on: the one asked for, or the one it got for 0. */
+  /** The port it listens on: the one configured, or for 0 the one that the system assigned. */
   port: number;
-  /** The same of the metrics. */
+  /** The port of the metrics, in the same way. */
   metricsPort: number;
-  /** Resolves with true once its database answers and has its schema; with false if it is stopped before. */
+  /** Resolves to true when its database answers and has the schema, or to false if the service stops before. */
   ready: Promise<boolean>;
-  /** Fails readiness, answers what is under way, closes the port and the database. */
+  /** Fails readiness, answers the requests in flight, and closes the port and the database. */
   stop(): Promise<void>;
 }
 
 /**
- * Starts an HTTP server with what every service has: request ids and logs, `/startupz`, `/livez`,
- * `/readyz`, `/openapi.json`, `/version`, JSON errors, and what keeps other sites out.
+ * Starts an HTTP server with everything that the services share: request ids, request logs, `/startupz`, `/livez`,
+ * `/readyz`, `/openapi.json`, `/version`, JSON errors, and the guard against other sites.
  * @param routes adds the service's own routes
- * @throws {ConfigError} when a port cannot be had
+ * @throws {ConfigError} when the server cannot listen on a port
  */
 export async function startServer(options: ServerOptions, routes: (app: Express) => void): Promise<Running> {
   const { config, database, metrics, log } = options;
@@ -77,7 +77,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   app.disable('x-powered-by').disable('etag');
   const unanswered = new Set<Response>();
   app.use((_request, response, next) => {
-    // A client that keeps its connection would keep this process from ending.
+    // A connection that a client keeps open would keep this process from exiting.
     if (stopping) response.set('Connection', 'close');
     unanswered.add(response);
     response.on('close', () => unanswered.delete(response));
@@ -128,23 +128,23 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   };
 }
 
-/** Whoever gets this answer has it from a process that started, and turns. */
+/** Needs no check: a process that responds has started and is alive. */
 const answerOk: Handler = (_request, response) => void response.type('text').send('ok');
 
 function answerVersion({ service, self, version }: ServerOptions): Handler {
   const { source, instance, failed } = self;
   return async (_request, response) => {
-    const left = new AbortController();
-    response.on('close', () => left.abort());
-    const added = await version?.read(left.signal);
+    const clientGone = new AbortController();
+    response.on('close', () => clientGone.abort());
+    const added = await version?.read(clientGone.signal);
     response.json({ service, source, instance, failed: failed?.(), ...added } satisfies Version);
   };
 }
 
 /**
- * Registers all that one path answers; any other method gets 405 with `Allow`.
- * GET answers HEAD too, without the body.
- * @param describe says of each method what it takes and answers, for `GET /openapi.json`
+ * Registers the handlers of a path. Other methods get 405 with `Allow`. The handler of GET also answers HEAD, without
+ * the body.
+ * @param describe describes each method's parameters and responses, for `GET /openapi.json`
  */
 export function route<M extends Method>(
   app: Express,
@@ -164,12 +164,12 @@ export function route<M extends Method>(
   });
 }
 
-/** The id of a request, which its log lines carry, and the requests that it causes. */
+/** The id of a request. Its log lines and the requests that it causes carry the id. */
 export function requestId(response: Response): string {
   return response.locals.requestId;
 }
 
-/** Said in the answer alone: a probe asks every second or two. */
+/** The reason appears in the response, not in the log: probes arrive every second or two. */
 function reasonNotReady(database: Database): Promise<string | undefined> {
   return database.check().then(
     () => undefined,
@@ -178,26 +178,26 @@ function reasonNotReady(database: Database): Promise<string | undefined> {
 }
 
 /**
- * Logs and counts each request when its answer is done, and gives it an id: the caller's `X-Request-Id`, or that of
- * its trace, or a new one. Probes come before it: they ask every second or two, of each replica.
+ * Gives each request an id, and logs and counts it when its response closes. The id is the caller's `X-Request-Id`, the
+ * trace id, or a new one. Probe routes come first and are not logged: each replica gets a probe every second or two.
  */
 function observeRequests(log: Log, metrics: Metrics): Handler {
   return (request, response, next) => {
     const start = performance.now();
     const given = request.get('X-Request-Id') ?? '';
     const { method, path } = request;
-    // The payment test asks for the version many times a second.
+    // The payment test polls the version many times a second.
     const isRoutine = path === '/version';
     const span = isRoutine ? undefined : startRequest(request.headers);
     const inSpan = (work: () => void) => (span === undefined ? work() : span.run(work));
     const id = /^[\w.-]{1,64}$/.test(given) ? given : (span?.traceId ?? randomUUID());
     response.locals.requestId = id;
     response.set('X-Request-Id', id);
-    // How browsers and callers are told of the trace where they did not begin it.
+    // Browsers and callers learn the trace here if they did not start it.
     if (span !== undefined) response.set('Server-Timing', `traceparent;desc="${span.traceparent}"`);
     response.on('close', () => {
       const ms = performance.now() - start;
-      // A stream ends when its client goes: that is no failure, and how long it was no latency.
+      // A stream ends when its client disconnects. That is not a failure, and its duration is not a latency.
       const isStream = String(response.get('Content-Type')).startsWith('text/event-stream');
       const answered = response.writableFinished || isStream ? response.statusCode : undefined;
       const status = answered ?? 'client gone';
@@ -215,7 +215,7 @@ function observeRequests(log: Log, metrics: Metrics): Handler {
   };
 }
 
-/** What a handler may throw: an error of this chassis, of the body's parser, or any other. */
+/** Any error that a handler throws: one of this chassis, of the body parser, or any other. */
 type Thrown = Error & {
   code?: string;
   status?: number;
@@ -224,20 +224,20 @@ type Thrown = Error & {
   limit?: number;
 };
 
-/** Whether a client closed the connection of its answer; whatever else failed after that is for nobody. */
+/** Whether the client closed the connection. The other errors of an AggregateError then no longer matter. */
 function isClientGone(error: Thrown): boolean {
   if (error instanceof AggregateError) return error.errors.some(isClientGone);
   return ['ERR_STREAM_PREMATURE_CLOSE', 'ECONNRESET', 'EPIPE'].includes(error.code ?? '');
 }
 
 function answerError(log: Log): ErrorRequestHandler {
-  // Express knows an error handler by its four parameters.
+  // Express recognizes an error handler by its four parameters.
   return (err: Thrown, _request, response, _next) => {
-    // That it left is in the request's own line.
+    // The request's own log line reports the disconnect.
     if (response.destroyed && isClientGone(err)) return;
     if (response.headersSent) {
-      log.error({ err, requestId: requestId(response) }, 'the answer broke off');
-      // Not for Express, which would write the stack beside the log.
+      log.error({ err, requestId: requestId(response) }, 'the response was cut off');
+      // Does not call Express's own error handler: it would print the stack outside the log.
       response.destroy();
       return;
     }
@@ -247,8 +247,8 @@ function answerError(log: Log): ErrorRequestHandler {
       log[status === 503 ? 'warn' : 'error']({ err: cause, requestId: requestId(response) }, message);
     }
     const tooLarge = `request body too large, at most ${(err.limit ?? 0) / 1024} kB`;
-    const said = status === 500 ? 'internal error' : message;
-    const body: ErrorBody = { error: err.type === 'entity.too.large' ? tooLarge : said };
+    const reason = status === 500 ? 'internal error' : message;
+    const body: ErrorBody = { error: err.type === 'entity.too.large' ? tooLarge : reason };
     if (retryAfter !== undefined) response.set('Retry-After', `${retryAfter}`);
     response.status(status).json(body);
   };
@@ -256,14 +256,14 @@ function answerError(log: Log): ErrorRequestHandler {
 
 function startMetrics({ config, metrics, log }: ServerOptions, port: number, isServed: HostRule) {
   const { HOST: host, METRICS_PORT: metricsPort } = config;
-  if (metricsPort === port) throw new ConfigError(`METRICS_PORT must be another port than PORT, ${port}`);
+  if (metricsPort === port) throw new ConfigError(`METRICS_PORT must differ from PORT (${port})`);
   return serveMetrics({ host, port: metricsPort, metrics, isServed, log });
 }
 
-/** Stops accepting, waits for the requests under way, and ends those that take too long. */
+/** Stops accepting connections, waits for the requests in flight, and closes those that take too long. */
 async function close(server: Server): Promise<void> {
   const closed = new Promise((resolve) => server.close(resolve));
-  // An answer that had begun before could not say that its connection closes.
+  // Responses that had sent their headers could not announce `Connection: close`, so their clients keep the connection.
   const idle = setInterval(() => server.closeIdleConnections(), 100);
   const late = globalThis.setTimeout(() => server.closeAllConnections(), drainTimeout);
   await closed;

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { settleAll } from './settle-all.ts';
 
-test('all have ended before the first failure in their order is thrown', async () => {
+test('waits for all promises before it throws the first error in their order', async () => {
   let ended = false;
   const slow = sleep(50).then(() => {
     ended = true;

@@ -1,6 +1,6 @@
 /**
- * Waits for every promise, also where one is rejected: nothing goes on in the background after that.
- * @throws what the first rejected one was rejected with, in the order of `promises`
+ * Waits for every promise, even if one is rejected, so that no work continues in the background.
+ * @throws the error of the first rejected promise, in the order of `promises`
  */
 export async function settleAll(promises: Promise<unknown>[]): Promise<void> {
   await Promise.allSettled(promises);

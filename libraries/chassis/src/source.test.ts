@@ -27,7 +27,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(root, { recursive: true }));
 
-// The function of test.sh that computes it, run by itself.
+// Runs only `hash_source` of test.sh.
 const hashInBash = () =>
   execFileSync(
     'bash',
@@ -38,7 +38,7 @@ const hashInBash = () =>
     },
   ).trim();
 
-test('is what test.sh computes, whatever the names', () => {
+test('the hash equals the one that test.sh computes', () => {
   expect(hashSource(root, 'invoice-app')).toMatch(/^[0-9a-f]{64}$/);
   expect(hashSource(root, 'invoice-app')).toBe(hashInBash());
 });
@@ -48,14 +48,14 @@ test.each([
   ['services/invoice-app/src/deep/new.ts', true],
   ['services/invoice-app/src/a.test.ts', false],
   ['services/invoice-app/package.json', false],
-])('after a change of %s it is another: %s', (path, changes) => {
+])('a change of %s changes the hash: %s', (path, changes) => {
   const before = hashSource(root, 'invoice-app');
   writeFileSync(join(root, path), 'changed');
   expect(hashSource(root, 'invoice-app') !== before).toBe(changes);
   expect(hashSource(root, 'invoice-app')).toBe(hashInBash());
 });
 
-/** Makes an entry of invoice-app's sources: a link where `content` names its target as `-> target`. */
+/** Creates an entry in invoice-app's sources: a symlink if `content` is `-> target`, otherwise a file. */
 function make(name: string | Buffer, content = 'new') {
   const path = Buffer.concat([Buffer.from(join(root, 'services/invoice-app/src/')), Buffer.from(name)]);
   const [, target] = /^-> (.*)$/.exec(content) ?? [];
@@ -76,7 +76,7 @@ const names = [
   'two\nlines.ts',
   '\u001B[31m.ts',
 ];
-test.each(names.map((name) => [name]))('the file %j counts, by its name and its content', (name) => {
+test.each(names.map((name) => [name]))('the name and the content of %j affect the hash', (name) => {
   const hashes = [hashSource(root, 'invoice-app')];
   make(name);
   hashes.push(hashSource(root, 'invoice-app'));
@@ -87,14 +87,14 @@ test.each(names.map((name) => [name]))('the file %j counts, by its name and its 
   expect(readSources(root, 'invoice-app').problems).toEqual([]);
 });
 
-test.runIf(process.platform === 'linux')('a name that is not UTF-8 counts as its bytes', () => {
+test.runIf(process.platform === 'linux')('a name that is not UTF-8 counts by its bytes', () => {
   const before = hashSource(root, 'invoice-app');
   make(Buffer.from([0x61, 0xff, 0x2e, 0x74, 0x73]));
   expect(hashSource(root, 'invoice-app')).not.toBe(before);
   expect(hashSource(root, 'invoice-app')).toBe(hashInBash());
 });
 
-test('what links lead to counts, and a link that leads back to its own folder is left out', () => {
+test('symlinks are followed, except for one that points back to its own folder', () => {
   const before = hashSource(root, 'invoice-app');
   mkdirSync(join(root, 'elsewhere'));
   writeFileSync(join(root, 'elsewhere/far.ts'), 'far');
@@ -116,14 +116,14 @@ test.each([
   ['notes.md', 'no source'],
   ['link.md', '-> nowhere'],
   ['linked', '-> nowhere'],
-])('%s does not count, and is no problem', (name, content) => {
+])('%s does not change the hash and is not a problem', (name, content) => {
   const before = readSources(root, 'invoice-app');
   make(name, content);
   expect(readSources(root, 'invoice-app')).toEqual(before);
   expect(hashInBash()).toBe(before.hash);
 });
 
-test('a folder that is named like a source is a folder', () => {
+test('a folder named like a source file is treated as a folder', () => {
   const before = hashSource(root, 'invoice-app');
   mkdirSync(join(root, 'services/invoice-app/src/x.ts'));
   expect(hashSource(root, 'invoice-app')).toBe(before);
@@ -133,9 +133,9 @@ test('a folder that is named like a source is a folder', () => {
 });
 
 test.each([
-  ['gone.ts', '-> nowhere', 'is a link to nothing'],
-  ['round.ts', '-> round.ts', 'is a link that leads back to itself'],
-])('%s is a problem that has its name, and the rest still counts', (name, content, why) => {
+  ['gone.ts', '-> nowhere', 'is a broken symlink'],
+  ['round.ts', '-> round.ts', 'is a symlink to itself'],
+])('%s is reported as a problem by name, and the other files still count', (name, content, why) => {
   make(name, content);
   const { hash, problems } = readSources(root, 'invoice-app');
   expect(problems).toEqual([`services/invoice-app/src/${name} ${why}`]);
@@ -144,8 +144,8 @@ test.each([
   expect(hashSource(root, 'invoice-app')).not.toBe(hash);
 });
 
-// Nothing is closed to root.
-test.skipIf(process.getuid?.() === 0)('a file without permissions is a problem that has its name', () => {
+// Root can read every file.
+test.skipIf(process.getuid?.() === 0)('an unreadable file is reported as a problem by name', () => {
   make('closed.ts');
   const before = hashSource(root, 'invoice-app');
   chmodSync(join(root, 'services/invoice-app/src/closed.ts'), 0);
@@ -154,10 +154,10 @@ test.skipIf(process.getuid?.() === 0)('a file without permissions is a problem t
   expect([hash !== before, hash]).toEqual([true, hashInBash()]);
 });
 
-test('a folder that is too large for its volume in a cluster is a problem', () => {
+test('a folder too large for its volume in a cluster is a problem', () => {
   make('large.bin', 'x'.repeat(16 * 2 ** 20));
   expect(readSources(root, 'invoice-app').problems).toEqual([
-    'services/invoice-app/src holds 17 MiB, 16 is the most in a cluster: Kubernetes evicts the pod above that',
+    'services/invoice-app/src holds 17 MiB; in a cluster, Kubernetes evicts the pod above 16 MiB',
   ]);
   const limits = readFileSync(
     resolve(import.meta.dirname, '../../../kustomize/overlays/dev/live-update.yaml'),
@@ -168,9 +168,9 @@ test('a folder that is too large for its volume in a cluster is a problem', () =
   expect(readSources(root, 'invoice-app').problems).toEqual([]);
 });
 
-test('a folder that is away is a problem, and the other one still counts', () => {
+test('a missing folder is a problem, and the other folder still counts', () => {
   rmSync(join(root, 'services/invoice-app/src'), { recursive: true });
   const { hash, problems } = readSources(root, 'invoice-app');
-  expect(problems).toEqual(['services/invoice-app/src is not there']);
+  expect(problems).toEqual(['services/invoice-app/src is missing']);
   expect(hash).toBe(hashInBash());
 });

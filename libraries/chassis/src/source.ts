@@ -1,20 +1,20 @@
 import { createHash } from 'node:crypto';
 import { lstatSync, readdirSync, readFileSync, statSync, type Stats } from 'node:fs';
 
-/** The sources of a service and of the chassis, as they are on the disk. */
+/** The sources of a service and of the chassis on disk. */
 export interface Sources {
   /** Identifies the code, see `hashSource`. */
   hash: string;
-  /** When one of the files last changed, content or not, in milliseconds since 1970; 0 without files. */
+  /** The last change of any file, in content or metadata, in milliseconds since 1970; 0 without files. */
   changedAt: number;
   /**
-   * One line for each entry that cannot be read, with its path, and each folder that is too large. What cannot be
-   * read is in the hash by its name.
+   * One line for each unreadable entry, with its path, and for each folder that is too large. An unreadable source file
+   * counts in the hash by its name alone.
    */
   problems: string[];
 }
 
-/** What a folder may hold in a cluster, in MiB: the `sizeLimit` of its volume in kustomize/overlays/dev. */
+/** The size limit of a folder in a cluster, in MiB: the `sizeLimit` of its volume in kustomize/overlays/dev. */
 const volumeSize = 16;
 
 /** The folders of a service's sources, relative to the root. */
@@ -23,19 +23,19 @@ export function sourceFolders(service: string): string[] {
 }
 
 /**
- * Identifies the code of a service: a SHA-256 (hex) over the paths and the contents of its source files and
- * those of the chassis. `hash_source` in test.sh computes the same from the working tree, to know that a test ran
- * against the code in it: change both together.
+ * Identifies the code of a service: the SHA-256 (hex) of the paths and contents of its source files and those of the
+ * chassis. `hash_source` in test.sh computes the same hash from the working tree, to check which code a test ran
+ * against. Change both together.
  *
- * A source file is a regular file `*.ts`, also behind a symlink, but no test. Names that begin with a dot do not
- * count, nor does anything below them: editors put locks there, and macOS resource forks.
+ * A source file is a regular file `*.ts` that is not a test, directly or through a symlink. Entries that begin with a
+ * dot, and all below them, are ignored: editors put locks there, and macOS puts resource forks.
  * @param root the folder that holds `services`
  */
 export function hashSource(root: string, service: string): string {
   return readSources(root, service).hash;
 }
 
-/** Reads the sources of a service and of the chassis. Never throws: an entry that cannot be read is a problem. */
+/** Reads the sources of a service and of the chassis. Never throws: unreadable entries become problems. */
 export function readSources(root: string, service: string): Sources {
   const found: Found = { root, size: 0, files: [], problems: [] };
   for (const folder of sourceFolders(service)) {
@@ -44,7 +44,7 @@ export function readSources(root: string, service: string): Sources {
     const size = Math.ceil(found.size / 2 ** 20);
     if (size > volumeSize)
       found.problems.push(
-        `${folder} holds ${size} MiB, ${volumeSize} is the most in a cluster: Kubernetes evicts the pod above that`,
+        `${folder} holds ${size} MiB; in a cluster, Kubernetes evicts the pod above ${volumeSize} MiB`,
       );
   }
   const files = found.files.toSorted((a, b) => (a.path < b.path ? -1 : 1));
@@ -57,16 +57,16 @@ export function readSources(root: string, service: string): Sources {
   };
 }
 
-/** Paths are Latin-1 strings, one character a byte: any name has one, and they sort as in the C locale. */
+/** Paths are Latin-1 strings, one character per byte: they can hold any name, and they sort as in the C locale. */
 interface Found {
   root: string;
-  /** Of the files of a folder, sources or not, in bytes. */
+  /** The total size of the current folder's files, sources or not, in bytes. */
   size: number;
   files: { path: string; stats: Stats }[];
   problems: string[];
 }
 
-/** @param above the folders that this one is in; one that leads back to them is left out, as by find */
+/** @param above the parent folders; a symlink back to one of them is skipped, as by find */
 function collect(found: Found, folder: string, above: string[]): void {
   const stats = attempt(found, folder, () => statSync(absolute(found, folder)));
   if (stats === undefined) return;
@@ -85,23 +85,23 @@ function collect(found: Found, folder: string, above: string[]): void {
   }
 }
 
-/** As sha256sum begins a line; empty where the file cannot be read. */
+/** The hash in the format of sha256sum, without the name; empty if the file cannot be read. */
 function digest(found: Found, path: string): string {
   const content = attempt(found, path, () => readFileSync(absolute(found, path)));
   return content === undefined ? '' : `${sha256(content)}\n`;
 }
 
-/** @param found gets the problem; undefined for entries that are no sources */
+/** @param found collects the problem; undefined for entries that are not sources */
 function attempt<T>(found: Found | undefined, path: string, work: () => T): T | undefined {
   try {
     return work();
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException;
     if (found === undefined) return undefined;
-    // An entry that went away since its folder was listed is no problem; a link to nothing is.
-    const isLinkToNothing = code === 'ENOENT' && isLink(found, path);
-    if (code !== 'ENOENT' || isRoot(path) || isLinkToNothing) {
-      const why = isLinkToNothing ? 'is a link to nothing' : (reasons[code] ?? `cannot be read (${code})`);
+    // An entry deleted since its folder was listed is not a problem. A broken symlink is one.
+    const isBrokenLink = code === 'ENOENT' && isLink(found, path);
+    if (code !== 'ENOENT' || isRoot(path) || isBrokenLink) {
+      const why = isBrokenLink ? 'is a broken symlink' : (reasons[code] ?? `cannot be read (${code})`);
       found.problems.push(`${bytes(path).toString()} ${why}`);
     }
     return undefined;
@@ -109,8 +109,8 @@ function attempt<T>(found: Found | undefined, path: string, work: () => T): T | 
 }
 
 const reasons: Record<string, string> = {
-  ENOENT: 'is not there',
-  ELOOP: 'is a link that leads back to itself',
+  ENOENT: 'is missing',
+  ELOOP: 'is a symlink to itself',
   EACCES: 'cannot be read: its permissions forbid it',
 };
 

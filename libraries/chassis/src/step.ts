@@ -1,12 +1,12 @@
 import { span } from './tracing.ts';
 
 /**
- * Runs one await of a payment's path under a name.
+ * Runs one asynchronous step of a payment under a name.
  *
- * Whatever a process was doing when it died, it was between two of these: tests stop it there, end it there,
- * or let the steps of several replicas through in an order of their own.
+ * Any crash is equivalent to one between two steps. Tests therefore stop or kill a process there, or choose the order
+ * in which the steps of several replicas run.
  */
 export type Step = <T>(name: string, work: () => Promise<T>) => Promise<T>;
 
-/** How services run their steps: nothing comes in between, and each is a span where traces are on. */
+/** Runs a step of a service as it is, in a span when tracing is on. Only tests use another function. */
 export const step: Step = span;

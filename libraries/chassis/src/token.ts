@@ -1,14 +1,14 @@
 import { readFileSync } from 'node:fs';
 
 /**
- * The `Authorization` header for the service account token in this file; no header without a file. The file is
- * read at each use, as the kubelet puts a new token in its place while the service runs: some ten microseconds.
- * @throws {Error} where the file holds no token; the message names TOKEN_FILE, and never has what is in it
+ * Returns the `Authorization` header for the service account token in this file, or no header if `file` is undefined.
+ * Reads the file at each use (some ten microseconds), because the kubelet replaces the token while the service runs.
+ * @throws {Error} if the file holds no token; the message names TOKEN_FILE and never contains the file's content
  */
 export function bearer(file: string | undefined): { Authorization?: string } {
   if (file === undefined) return {};
   const token = read(file);
-  // RFC 6750, 2.1
+  // The syntax of a bearer token: RFC 6750, section 2.1.
   if (!/^[\w.~+/-]+=*$/.test(token)) throw new Error(`TOKEN_FILE ${file} holds no token`);
   return { Authorization: `Bearer ${token}` };
 }

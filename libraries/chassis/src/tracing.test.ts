@@ -17,17 +17,17 @@ const openMetrics = 'application/openmetrics-text;version=1.0.0,text/plain;versi
 interface Process {
   url: string;
   metricsUrl: string;
-  /** Sends SIGTERM. @returns the lines of its log, and how long it took to end, in milliseconds */
+  /** Sends SIGTERM. @returns the lines of its log, and how long it took to exit, in milliseconds */
   stop(): Promise<{ lines: Record<string, unknown>[]; ms: number }>;
 }
 
-/** None outlives a test that fails. */
+/** All processes started, so that none outlives a failed test. */
 const children: ChildProcess[] = [];
 afterAll(() => {
   for (const child of children) child.kill('SIGKILL');
 });
 
-/** Starts a service as its own process: traces are a process's. */
+/** Starts a service as its own process, because the tracer is process-wide. */
 async function start(
   service: string,
   database: TestDatabase,
@@ -75,7 +75,7 @@ afterAll(async () => {
   await databases.provider.drop();
 });
 
-/** Both services, sending their spans to `endpoint`. */
+/** Starts both services, which send their spans to `endpoint`. */
 async function startBoth(endpoint: string, own: Record<string, string> = {}) {
   const env = { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, ALLOW_RESET: 'true', ...own };
   const provider = await start('payment-provider', databases.provider, env);
@@ -87,22 +87,22 @@ async function startBoth(endpoint: string, own: Record<string, string> = {}) {
   return { app, provider };
 }
 
-/** What requests are answered that wait for a table, until all of them have come in. */
+/** Locks a table until all requests have arrived. @returns their responses */
 async function whileLocked(
   database: TestDatabase,
   table: string,
-  ask: () => Promise<Response>[],
+  send: () => Promise<Response>[],
 ): Promise<Response[]> {
   const client = new Client({ connectionString: database.url });
   await client.connect();
   await client.query(`BEGIN; LOCK TABLE ${table}`);
-  const answers = ask();
+  const responses = send();
   await sleep(500);
   await client.end();
-  return Promise.all(answers);
+  return Promise.all(responses);
 }
 
-/** The spans from this one up to the root of its trace. */
+/** The names of the spans from this one up to the root of its trace. */
 function upwards(span: SentSpan | undefined, spans: SentSpan[]): string[] {
   if (span === undefined) return [];
   const parent = spans.find(({ spanId }) => spanId === span.parentSpanId);
@@ -137,7 +137,7 @@ describe('one payment', () => {
   });
   afterAll(() => collector.close());
 
-  test('its id is in the answer', () => {
+  test('the response contains the trace id', () => {
     expect(answer.status).toBe(200);
     expect(traceId).toMatch(/^[0-9a-f]{32}$/);
     expect(answer.headers.get('Server-Timing')).toMatch(
@@ -145,7 +145,7 @@ describe('one payment', () => {
     );
   });
 
-  test('by it the log lines of both services are found', () => {
+  test('log lines of both services carry the trace id', () => {
     const found = lines.filter((line) => line.trace_id === traceId);
     expect(found).toEqual([
       expect.objectContaining({ service: 'invoice-app', path: '/invoices/pay', requestId: traceId }),
@@ -155,7 +155,7 @@ describe('one payment', () => {
     for (const { span_id: id } of found) expect(ids).toContain(id);
   });
 
-  test('by it the spans of both are found, from the request to pay to the write in the ledger', () => {
+  test('one trace contains the spans of both services, from the pay request to the write in the ledger', () => {
     const spans = collector.spans.filter((span) => span.traceId === traceId);
     const store = spans.find(({ name }) => name === 'store');
     expect(upwards(store, spans)).toEqual([
@@ -179,7 +179,7 @@ describe('one payment', () => {
     });
   });
 
-  test('by it the metrics of both are found', () => {
+  test('metrics of both services have exemplars with the trace id', () => {
     expect(exemplars.app).toEqual(
       expect.arrayContaining(['http_request_duration_seconds_bucket', 'payments_total']),
     );
@@ -188,12 +188,12 @@ describe('one payment', () => {
     );
   });
 
-  test('recovery that finds nothing makes no spans', () => {
+  test('recovery that finds nothing creates no spans', () => {
     expect(collector.spans.filter(({ name }) => name === 'find expired' || name === 'pause')).toEqual([]);
   });
 });
 
-test('a caller’s trace goes on, and its own request id stays', async () => {
+test('continues the trace of the caller and keeps the caller’s request id', async () => {
   const collector = await startCollector();
   const { app, provider } = await startBoth(collector.url);
   const traceId = '0af7651916cd43dd8448eb211c80319c';
@@ -214,10 +214,10 @@ test('a caller’s trace goes on, and its own request id stays', async () => {
   expect(JSON.stringify(collector.spans)).not.toContain('verysecret');
 });
 
-test('requests that share a run are linked with it, and a statement with those whose charges it stores', async () => {
+test('links a payment run to all requests that share it, and a statement to all charges that it stores', async () => {
   const collector = await startCollector();
   const { app, provider } = await startBoth(collector.url);
-  // Held until all have come in: the first has a run of its own, the others share the next.
+  // The lock lasts until all requests have arrived. The first gets its own run, the others share the next.
   const payAll = await whileLocked(databases.app, 'batches', () =>
     Array.from({ length: 3 }, () => fetch(`${app.url}/invoices/pay`, { method: 'POST' })),
   );
@@ -236,9 +236,9 @@ test('requests that share a run are linked with it, and a statement with those w
   collector.close();
   const numberOf = (name: string) => collector.spans.filter((span) => span.name === name).length;
   expect(numberOf('run')).toBe(2);
-  // As many as may be under way, and one for all that came meanwhile.
+  // As many statements as may be in flight, and one more for all charges that arrive meanwhile.
   expect(numberOf('store')).toBeLessThan(12);
-  /** Whether a request has a span of this name, or a link to a trace that has. */
+  /** Whether a request's trace, or one that it links to, has a span of this name. */
   const leadsTo = (name: string, traceId: string) => {
     const withName = new Set(
       collector.spans.filter((span) => span.name === name).map((span) => span.traceId),
@@ -251,9 +251,9 @@ test('requests that share a run are linked with it, and a statement with those w
 });
 
 test.each([
-  ['that answers nothing', () => startCollector({ silent: true })],
-  ['that is not there', async () => ({ url: `http://127.0.0.1:${await freePort()}`, close: () => {} })],
-])('a collector %s neither fails a payment nor keeps the process', async (_name, make) => {
+  ['that never responds', () => startCollector({ silent: true })],
+  ['that is not running', async () => ({ url: `http://127.0.0.1:${await freePort()}`, close: () => {} })],
+])('a collector %s neither fails a payment nor delays the exit', async (_name, make) => {
   const collector = await make();
   const { app, provider } = await startBoth(collector.url);
   expect(await post(`${app.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
@@ -262,7 +262,7 @@ test.each([
   for (const { ms } of ended) expect(ms).toBeLessThan(2_000);
 });
 
-test('what was not sent is said once', async () => {
+test('logs once that spans were not sent', async () => {
   const collector = await startCollector();
   collector.close();
   const provider = await start('payment-provider', databases.provider, {
@@ -277,7 +277,7 @@ test('what was not sent is said once', async () => {
   ]);
 });
 
-test('off, nothing of OpenTelemetry is loaded but what prom-client does, and lines, answers and metrics are as they were', async () => {
+test('with tracing off, only prom-client loads OpenTelemetry, and nothing has trace ids', async () => {
   const { app, provider } = await startBoth('', {
     NODE_OPTIONS: `--import=data:text/javascript,${encodeURIComponent(
       `import { registerHooks } from 'node:module';

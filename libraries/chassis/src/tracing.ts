@@ -1,20 +1,20 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { httpUrl, logLevel, readVariables } from './config.ts';
 import { addToLines } from './log.ts';
-// Its types only: it is loaded where traces are on.
+// Imports only types: the module is loaded when tracing is on.
 import type { Attributes, ParentSpan, RequestSpan, SpanIds, Tracer } from './otel.ts';
 
 export type { ParentSpan } from './otel.ts';
 
-/** The process's, as the span that is active is; none, and nothing of OpenTelemetry is loaded, where traces are off. */
+/** The process-wide tracer. When tracing is off, it is undefined and OpenTelemetry is not loaded. */
 let tracer: Tracer | undefined;
 
 /**
- * Makes traces from here on, where OTEL_EXPORTER_OTLP_ENDPOINT says where to send them.
- * @throws {ConfigError} when that is no URL
+ * Turns tracing on if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+ * @throws {ConfigError} when the endpoint is not an HTTP URL
  */
 export async function startTracing(service: string, env: NodeJS.ProcessEnv): Promise<void> {
-  // Before anything that costs a start time.
+  // Comes first, so that the start takes no longer when tracing is off.
   if (!env.OTEL_EXPORTER_OTLP_ENDPOINT) return;
   const variables = {
     OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl('http://otel-collector.monitoring:4318'),
@@ -26,35 +26,35 @@ export async function startTracing(service: string, env: NodeJS.ProcessEnv): Pro
   addToLines(() => tracer?.ids() ?? {});
 }
 
-/** Sends what is left, for a second at most, and makes no more traces. */
+/** Turns tracing off and flushes the remaining spans, for at most a second. */
 export async function stopTracing(): Promise<void> {
   const stopped = tracer;
   tracer = undefined;
   await stopped?.stop();
 }
 
-/** Runs `work` as a span of the request that it is for; outside of one it is none. */
+/** Runs `work` in a child of the active span. When no span is active, only recovery gets a span, see otel.ts. */
 export function span<T>(name: string, work: () => Promise<T>): Promise<T> {
   return tracer === undefined ? work() : tracer.span(name, work);
 }
 
-/** A span for a request, part of its caller's trace where it says which; undefined where traces are off. */
+/** Starts the span of a request, in the caller's trace if the headers name one. Undefined when tracing is off. */
 export function startRequest(headers: IncomingHttpHeaders): RequestSpan | undefined {
   return tracer?.request(headers);
 }
 
-/** The ids of the active span, for an exemplar: undefined also where nobody keeps the trace. */
+/** The ids of the active span, for an exemplar; undefined when tracing is off or the trace is not sampled. */
 export function idsForExemplar(): SpanIds | undefined {
   return tracer?.sampledIds();
 }
 
-/** What a request to another service carries, so that its spans are part of this trace: `traceparent`. */
+/** The headers that continue this trace in another service: `traceparent`. */
 export function traceHeaders(): Record<string, string> {
   return tracer === undefined ? none : tracer.headers();
 }
 const none = {};
 
-/** Says something of the span that is active: no key, no token. */
+/** Adds attributes to the active span. They must not contain keys or tokens. */
 export function annotate(attributes: Attributes): void {
   tracer?.annotate(attributes);
 }
@@ -65,7 +65,7 @@ export function activeSpan(): ParentSpan | undefined {
 }
 
 /**
- * Runs work that several requests wait for. Its spans are children of the first request's span, and linked with the
+ * Runs work that several requests wait for. Its spans are children of the first request's span and linked to the
  * spans of the others.
  */
 export function withParents<T>(parents: () => (ParentSpan | undefined)[], work: () => T): T {

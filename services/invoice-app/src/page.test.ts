@@ -88,7 +88,7 @@ test.each(['/invoices/pay', '/reset'])(
   async (path) => {
     for (const site of ['cross-site', 'same-site']) {
       const refused = await post(app.url + path, '', { 'Sec-Fetch-Site': site });
-      expect(refused).toEqual({ status: 403, body: { error: 'not for other sites' } });
+      expect(refused).toEqual({ status: 403, body: { error: 'cross-site requests are not allowed' } });
     }
     for (const site of ['same-origin', 'none']) {
       expect((await post(app.url + path, '', { 'Sec-Fetch-Site': site })).status).toBe(200);

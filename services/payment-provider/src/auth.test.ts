@@ -359,10 +359,10 @@ describe('settings', () => {
     [{ TOKEN_JWKS_URL: 'http://127.0.0.1.evil/keys' }, /^TOKEN_JWKS_URL must be the https URL /],
     [{ TOKEN_JWKS_URL: 'file:///keys' }, /^TOKEN_JWKS_URL must be the https URL /],
     [{ TOKEN_JWKS_URL: 'keys' }, /^TOKEN_JWKS_URL must be the https URL /],
-    [{ ...none, ENVIRONMENT: 'prod' }, /^AUTH must be required or off where ENVIRONMENT is prod$/],
+    [{ ...none, ENVIRONMENT: 'prod' }, /^AUTH must be required or off when ENVIRONMENT is prod$/],
     [
       { ...none, ENVIRONMENT: '' },
-      /^AUTH must be required or off where ENVIRONMENT is not set, which means prod$/,
+      /^AUTH must be required or off when ENVIRONMENT is unset \(default: prod\)$/,
     ],
     [
       { ...none, ENVIRONMENT: 'prod', TOKEN_AUDIENCE: 'x' },

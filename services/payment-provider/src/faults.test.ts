@@ -144,12 +144,12 @@ test.each([
 });
 
 test('FAULTS are refused where nobody says that this is no production', async () => {
-  const error = new ConfigError('FAULTS must not be set where ENVIRONMENT is not set, which means prod');
+  const error = new ConfigError('FAULTS must not be set when ENVIRONMENT is unset (default: prod)');
   await expect(start({ FAULTS: 'fail=0', ENVIRONMENT: '' })).rejects.toEqual(error);
 });
 
 test('FAULTS are refused in prod, also where their rates are 0', async () => {
-  const error = new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
+  const error = new ConfigError('FAULTS must not be set when ENVIRONMENT is prod');
   await expect(start({ FAULTS: 'fail=0', ENVIRONMENT: 'prod' })).rejects.toEqual(error);
 });
 
