@@ -98,7 +98,7 @@ describe('with more readers than the limit on lists', () => {
   });
 });
 
-test('while readers hold all their connections, pay gets 200, probes are quick, and errors tell readers why', async () => {
+test('while readers hold all their connections, pay gets 200, probes are quick, and errors say why', async () => {
   await using database = await connect(app);
   await database.query('BEGIN');
   // This lock blocks readers of customers, but not payments.

@@ -286,7 +286,7 @@ describe('signing keys', () => {
     expect(await pay(later, await own.sign())).toEqual(paid);
   });
 
-  test('fetched keys stay valid while the issuer is down, and a replica without keys answers 503 until it is back', async () => {
+  test('fetched keys outlast a failure of the issuer, and replicas without keys answer 503 until it ends', async () => {
     await using own = await Issuer.start();
     await using fresh = await startService(paymentProvider, own.env);
     await using late = await startService(paymentProvider, own.env);

@@ -48,10 +48,7 @@ describe('a payment', () => {
     ['further fields', '{"id":"I1","value":1,"currency":"EUR","note":{"id":7}}'],
     ['white space around it', ' \n{"id":"I1","value":1,"currency":"EUR"}\n'],
     ['a negative value', '{"id":"I1","value":-1,"currency":"EUR"}'],
-    [
-      'a currency named like a JavaScript property',
-      '{"id":"I1","value":1,"currency":"constructor"}',
-    ],
+    ['a currency named like a JavaScript property', '{"id":"I1","value":1,"currency":"constructor"}'],
     [
       'an idempotencyKey field, which counts only in an array',
       '{"id":"I1","value":1,"currency":"EUR","idempotencyKey":5}',
