@@ -61,17 +61,13 @@ async function storesWhileItRenews(app: RunningService, least: number): Promise<
   expect(later.lease - lease).toBeGreaterThan(4_000);
 }
 
-test(
-  'answers are stored as they arrive, and the lease is renewed meanwhile',
-  { timeout: 60_000 },
-  async () => {
-    await using app = await startApp(original, { SEED_INVOICES: '300' });
-    const paying = pay(app);
-    await until(() => original.charges.size > 50);
-    await storesWhileItRenews(app, 31);
-    expect((await paying).status).toBe(200);
-  },
-);
+test('answers are stored on arrival, and the lease is renewed meanwhile', { timeout: 60_000 }, async () => {
+  await using app = await startApp(original, { SEED_INVOICES: '300' });
+  const paying = pay(app);
+  await until(() => original.charges.size > 50);
+  await storesWhileItRenews(app, 31);
+  expect((await paying).status).toBe(200);
+});
 
 test(
   'with keys, answers are stored every second, and a heartbeat renews the lease',

@@ -187,20 +187,26 @@ test('pay during a run also pays the invoices added since that run began', async
   expect((await database.query('SELECT FROM invoices WHERE paid_at IS NULL')).rows).toEqual([]);
 });
 
-test('recovery reclaims an expired lease, although no client calls pay', { timeout: 20_000 }, async () => {
-  await using provider = await startProvider();
-  await using app = await startApp(provider);
-  await using database = await connect(app);
-  await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '10 s'`);
-  await new Promise((resolve) => setTimeout(resolve, 3_500));
-  // The lease is still live.
-  expect(await countUnpaid(app)).toBe(3);
-  await database.query('UPDATE batches SET leased_until = now()');
-  await until(async () => (await countUnpaid(app)) === 0);
-  await until(async () => (await database.query('SELECT FROM batches WHERE holder IS NULL')).rows.length > 0);
-  await using ledger = await connect(provider);
-  expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
-});
+test(
+  'recovery reclaims a batch with an expired lease, although no client calls pay',
+  { timeout: 20_000 },
+  async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '10 s'`);
+    await new Promise((resolve) => setTimeout(resolve, 3_500));
+    // The lease is still live.
+    expect(await countUnpaid(app)).toBe(3);
+    await database.query('UPDATE batches SET leased_until = now()');
+    await until(async () => (await countUnpaid(app)) === 0);
+    await until(
+      async () => (await database.query('SELECT FROM batches WHERE holder IS NULL')).rows.length > 0,
+    );
+    await using ledger = await connect(provider);
+    expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
+  },
+);
 
 test('recovery retries unknown outcomes', { timeout: 10_000 }, async () => {
   let failing = true;
@@ -459,12 +465,9 @@ describe('an answer that does not prove a decline keeps the key', () => {
     ['with a reason that is not text', (body) => body.map(({ id }) => ({ status: 402, id, error: 5 }))],
     ['without an id', (body) => body.map(() => ({ status: 402, error: 'no' }))],
     ['of another payment', (body) => body.map(() => ({ status: 402, id: 'I9', error: 'no' }))],
+    ['fewer than requested', (body) => body.slice(1).map(({ id }) => ({ status: 402, id, error: 'no' }))],
     [
-      'for fewer payments than requested',
-      (body) => body.slice(1).map(({ id }) => ({ status: 402, id, error: 'no' })),
-    ],
-    [
-      'for more payments than requested',
+      'more than requested',
       (body) => [...body, body[0]!].map(({ id }) => ({ status: 402, id, error: 'no' })),
     ],
     ['with the same id twice', (body) => body.map(() => ({ status: 402, id: 'I1', error: 'no' }))],

@@ -64,20 +64,24 @@ test.each([
   });
 });
 
-test('about half of 2,000 calls return true at a failure rate of 0.5', { timeout: 30_000 }, async () => {
-  const results: boolean[] = [];
-  for (let round = 0; round < 20; round += 1) {
-    const answers = await Promise.all(
-      Array.from({ length: 100 }, (_, n) => pay(undecided, { currency: 'USD', value: 1, customer_id: n })),
-    );
-    for (const { status, body } of answers) {
-      expect(status).toBe(200);
-      results.push((body as { result: boolean }).result);
+test(
+  'about half of 2,000 calls have the result true at a failure rate of 0.5',
+  { timeout: 30_000 },
+  async () => {
+    const results: boolean[] = [];
+    for (let round = 0; round < 20; round += 1) {
+      const answers = await Promise.all(
+        Array.from({ length: 100 }, (_, n) => pay(undecided, { currency: 'USD', value: 1, customer_id: n })),
+      );
+      for (const { status, body } of answers) {
+        expect(status).toBe(200);
+        results.push((body as { result: boolean }).result);
+      }
     }
-  }
-  // Five standard deviations of a binomial distribution around its mean.
-  expect(Math.abs(results.filter(Boolean).length - 1_000)).toBeLessThan(5 * Math.sqrt(2_000 * 0.25));
-});
+    // Five standard deviations of a binomial distribution around its mean.
+    expect(Math.abs(results.filter(Boolean).length - 1_000)).toBeLessThan(5 * Math.sqrt(2_000 * 0.25));
+  },
+);
 
 test('an idempotency key always gets its first result', async () => {
   const payment = { currency: 'USD', value: 1, customer_id: 7 };
