@@ -8,7 +8,7 @@ const applications = [
   '/Applications/Chromium.app/Contents/MacOS/Chromium',
 ];
 
-/** Where a Chromium or Chrome of this machine is, `CHROMIUM` first; undefined without one. */
+/** Returns the path of Chromium or Chrome on this machine, `CHROMIUM` first; undefined if there is none. */
 export function findChromium(): string | undefined {
   if (process.env.CHROMIUM) return process.env.CHROMIUM;
   const folders = (process.env.PATH ?? '').split(delimiter).filter(Boolean);
@@ -22,14 +22,14 @@ export function launch(): Promise<Browser> {
   return chromium.launch({ executablePath: findChromium()!, args });
 }
 
-/** A page, and all that it complained about: on its console, as errors, and as breaches of its policy. */
+/** A page and its complaints: uncaught errors, console errors and warnings, and violations of its policy. */
 export interface Watched {
   page: Page;
   complaints: string[];
   close(): Promise<void>;
 }
 
-/** Notes tasks of the main thread that keep it for 50 ms or more, and breaches of the policy. */
+/** Records tasks that block the main thread for 50 ms or more, and violations of the policy. */
 const observers = `
   window.longTasks = [];
   new PerformanceObserver((list) => longTasks.push(...list.getEntries().map(({ duration }) => duration)))
@@ -37,10 +37,10 @@ const observers = `
   document.addEventListener('securitypolicyviolation', ({ violatedDirective, blockedURI }) =>
     console.error('policy: ' + violatedDirective + ' ' + blockedURI));`;
 
-/** What the browser itself says of a request that failed: tests that make it fail expect it. */
+/** Messages of the browser about failed requests, which some tests cause on purpose. */
 const failedRequest = /^Failed to load resource|net::ERR_/;
 
-/** Opens a window on `url`. */
+/** Opens `url` in a new window and waits until the page is connected. */
 export async function open(
   browser: Browser,
   url: string,
@@ -63,12 +63,12 @@ export async function open(
   return { page, complaints, close: () => context.close() };
 }
 
-/** The complaints that are the page's own, and no consequence of a request that failed. */
+/** Returns the complaints of the page itself, leaving out those about failed requests. */
 export function ownComplaints({ complaints }: Watched): string[] {
   return complaints.filter((text) => !failedRequest.test(text));
 }
 
-/** The longest task of the main thread so far, in milliseconds; 0 where none took 50. */
+/** Returns the longest task of the main thread so far, in milliseconds; 0 if none took 50 ms. */
 export function longestTask({ page }: Watched): Promise<number> {
   return page.evaluate<number>('Math.max(0, ...longTasks)');
 }

@@ -1,4 +1,4 @@
-// A page of another site in the browser of somebody who works here: what it sends must come to nothing.
+// Requests from a page of another site, open in a developer's browser, must have no effect.
 import { createServer } from 'node:http';
 import { once } from 'node:events';
 import type { AddressInfo } from 'node:net';
@@ -12,7 +12,7 @@ import { findChromium } from './browser.ts';
 let provider: RunningService;
 let app: RunningService;
 let browser: Browser;
-/** Where the other site is: any name leads to loopback here, as a name server of an attacker makes it. */
+/** The URL of the other site. Every name resolves to loopback here, as an attacker's name server could do. */
 let evil: string;
 const site = createServer(
   (_request, response) => void response.setHeader('Content-Type', 'text/html').end('evil'),
@@ -35,7 +35,7 @@ afterAll(async () => {
   await provider[Symbol.asyncDispose]();
 });
 
-/** Posts to `url` as a form without JavaScript's limits would, and reads the answer where the browser lets it. */
+/** Posts to `url` from `page` without CORS, as a form would. Returns the type and status of the answer. */
 async function postFrom(page: string, url: string, body: string): Promise<string> {
   const context = await browser.newContext();
   try {
@@ -58,9 +58,9 @@ async function charges(): Promise<number> {
 }
 const paid = async () => ((await ask(`${app.url}/invoices?status=paid`)).body as unknown[]).length;
 
-// app.lan is no loopback's name, so Chromium says nothing of the site there: only Origin tells.
+// app.lan is not a name of loopback, so Chromium sends no Sec-Fetch-Site there: only Origin tells the site.
 test.each(['localhost', '127.0.0.1', 'app.lan', 'invoice-app.localhost'])(
-  'a page of another site pays nothing and resets nothing at %s',
+  'a page of another site cannot pay or reset at %s',
   async (name) => {
     await post(`${app.url}/reset`);
     for (const path of ['/invoices/pay', '/rest/v1/invoices/pay']) {
@@ -74,7 +74,7 @@ test.each(['localhost', '127.0.0.1', 'app.lan', 'invoice-app.localhost'])(
 );
 
 test.each(['localhost', '127.0.0.1', 'provider.lan'])(
-  'nor does it charge anything, or empty the ledger, at the provider as %s',
+  'a page of another site cannot charge or empty the ledger at the provider as %s',
   async (name) => {
     await using database = await connect(provider);
     await database.query(
@@ -88,7 +88,7 @@ test.each(['localhost', '127.0.0.1', 'provider.lan'])(
   },
 );
 
-test('a site whose name is made to lead here is not served: it could read all and pay', async () => {
+test('a foreign name that resolves to loopback is not served, as its pages could read invoices and pay', async () => {
   await post(`${app.url}/reset`);
   const rebound = named(app.url, 'evil.example');
   const context = await browser.newContext();
@@ -103,7 +103,7 @@ test('a site whose name is made to lead here is not served: it could read all an
   expect(await paid()).toBe(0);
 });
 
-test('the page itself pays, under each name of loopback', async () => {
+test('the page itself can pay under each name of loopback', async () => {
   for (const name of ['localhost', '127.0.0.1', 'invoice-app.localhost']) {
     const context = await browser.newContext();
     const tab = await context.newPage();

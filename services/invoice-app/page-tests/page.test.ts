@@ -8,7 +8,7 @@ import { post, type RunningService } from '../../../tests/support/start-service.
 import { startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import { launch, longestTask, open, ownComplaints, type Watched } from './browser.ts';
 
-/** How long the page may take to show what is expected, in milliseconds. */
+/** How long to poll the page for the expected content, and how often, in milliseconds. */
 const patience = { timeout: 20_000, interval: 50 };
 
 let browser: Browser;
@@ -17,7 +17,7 @@ beforeAll(async () => {
 });
 afterAll(() => browser.close());
 
-/** A window that must have nothing to complain of when it is closed. */
+/** Opens a window and expects no complaints of the page when it is closed. */
 async function visit({ url }: { url: string }, options: BrowserContextOptions = {}) {
   const watched = await open(browser, url, options);
   return Object.assign(watched, {
@@ -29,14 +29,14 @@ async function visit({ url }: { url: string }, options: BrowserContextOptions = 
 }
 
 const text = (page: Page, selector: string) => page.locator(selector).first().innerText();
-async function shows(page: Page, selector: string, what: string | RegExp): Promise<void> {
-  await expect.poll(() => text(page, selector), patience).toMatch(what);
+async function shows(page: Page, selector: string, expected: string | RegExp): Promise<void> {
+  await expect.poll(() => text(page, selector), patience).toMatch(expected);
 }
 const clickPay = (page: Page) => page.getByRole('button', { name: /^Pay / }).click();
 const states = async (page: Page) => page.locator('#rows td.state').allInnerTexts();
 
 describe('paying', () => {
-  test('with a click: progress, sums, states, and a button that has nothing left to do', async () => {
+  test('with a click updates the headline, the sums and the states, and disables the button', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using window = await visit(app);
@@ -57,7 +57,7 @@ describe('paying', () => {
     expect(complaints).toEqual([]);
   });
 
-  test('with the keyboard alone: to the button, and to the end of the list', async () => {
+  test('with the keyboard alone is possible, and so is scrolling to the end of the list', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider, { SEED_INVOICES: '500' });
     await using window = await visit(app);
@@ -67,7 +67,7 @@ describe('paying', () => {
     expect(await page.evaluate('document.activeElement.id')).toBe('pay');
     await page.keyboard.press('Enter');
     await shows(page, '#headline', 'All 500 invoices are paid.');
-    // The button still has the focus: what is disabled for a moment must not lose it.
+    // The button keeps the focus, although it was disabled for a moment.
     expect(await page.evaluate('document.activeElement.id')).toBe('pay');
     await page.keyboard.press('Tab');
     expect(await page.evaluate('document.activeElement.id')).toBe('reset');
@@ -83,26 +83,26 @@ describe('paying', () => {
     expect(await page.locator('#table').getAttribute('aria-rowcount')).toBe('501');
   });
 
-  test('once: a second click while a run is under way asks for nothing', async () => {
+  test('again during a run sends no second request', async () => {
     await using provider = await startProvider({ FAULTS: 'late=1' });
     await using app = await startApp(provider);
     await using window = await visit(app);
     const { page } = window;
-    let asked = 0;
+    let requests = 0;
     page.on('request', (request) => {
-      if (request.method() === 'POST') asked += 1;
+      if (request.method() === 'POST') requests += 1;
     });
     await shows(page, '#pay', 'Pay 3 invoices');
     await clickPay(page);
     await shows(page, '#pay', 'Paying…');
     await shows(page, '#detail', 'A run is under way and pays every unpaid invoice.');
     await page.locator('#pay').click({ force: true });
-    expect(asked).toBe(1);
+    expect(requests).toBe(1);
   });
 });
 
 describe('resetting', () => {
-  test('offers a reset where the server allows it, and pays anew after it', async () => {
+  test('is offered if the server allows it, and makes the invoices unpaid', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using window = await visit(app);
@@ -116,7 +116,7 @@ describe('resetting', () => {
     await shows(page, '#pay', 'Pay 3 invoices');
   });
 
-  test('a reset that fails says so, and why', async () => {
+  test('shows the reason if it fails', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using window = await visit(app);
@@ -127,7 +127,7 @@ describe('resetting', () => {
     expect(await page.locator('#reset').getAttribute('aria-disabled')).toBe('false');
   });
 
-  test('offers none where the server allows none', async () => {
+  test('is not offered if the server does not allow it', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider, { ALLOW_RESET: 'false' });
     await using window = await visit(app);
@@ -136,7 +136,7 @@ describe('resetting', () => {
 });
 
 describe('narrow windows', () => {
-  test.for([360, 700, 721, 775, 830, 860])('at %i px each cell can be seen whole', async (width) => {
+  test.for([360, 700, 721, 775, 830, 860])('show every cell in full at %i px', async (width) => {
     await using provider = await startProvider({ FAILURE_RATE: '0.5', FAULT_SEED: '2' });
     await using app = await startApp(provider, { SEED_INVOICES: '12' });
     await using window = await visit(app, { viewport: { width, height: 800 } });
@@ -154,8 +154,8 @@ describe('narrow windows', () => {
   });
 });
 
-describe('what is declined', () => {
-  test('all of it: each with its time, and no words that only repeat the state, and the next try can be made', async () => {
+describe('declined invoices', () => {
+  test('show their time without a reason that only repeats the state, and can be paid again', async () => {
     await using provider = await startProvider({ FAILURE_RATE: '1' });
     await using app = await startApp(provider);
     await using window = await visit(app);
@@ -170,7 +170,7 @@ describe('what is declined', () => {
     expect(await page.locator('#pay').getAttribute('aria-disabled')).toBe('false');
   });
 
-  test('half of it: the list has just those, and the sums both', async () => {
+  test('can be listed alone, and the headline counts the paid ones', async () => {
     await using provider = await startProvider({ FAILURE_RATE: '0.5', FAULT_SEED: '1' });
     await using app = await startApp(provider, { SEED_INVOICES: '200' });
     await using window = await visit(app);
@@ -189,8 +189,8 @@ describe('what is declined', () => {
   });
 });
 
-describe('what goes wrong', () => {
-  test('the provider is down: how many stay unpaid, and after it is back pay works', async () => {
+describe('failures', () => {
+  test('while the provider is down the page shows how many stay unpaid, and pay works once it is back', async () => {
     await using ledger = await createDisposable();
     const provider = await startProvider({ DATABASE_URL: ledger.url });
     await using app = await startApp(provider);
@@ -215,7 +215,7 @@ describe('what goes wrong', () => {
     expect(await page.locator('#notice').isVisible()).toBe(false);
   });
 
-  test('the database is away: the page says so, keeps what it knew, and goes on when it is back', async () => {
+  test('while the database is unavailable the page says so and keeps its content, then continues', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using window = await visit(app);
@@ -231,7 +231,7 @@ describe('what goes wrong', () => {
     await shows(page, '#headline', 'All 3 invoices are paid.');
   });
 
-  test('invoice-app ends, and another comes: the page says so, and finds it by itself', async () => {
+  test('when another process replaces invoice-app the page says so and reconnects', async () => {
     await using provider = await startProvider();
     await using database = await createDisposable();
     const first = await startApp(provider, { DATABASE_URL: database.url });
@@ -248,8 +248,8 @@ describe('what goes wrong', () => {
   });
 });
 
-describe('what others do', () => {
-  test('a second window shows it, a list scrolled to a place stays there', async () => {
+describe('runs started elsewhere', () => {
+  test('a second window shows the run and keeps its scroll position', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider, { SEED_INVOICES: '1000' });
     await using one = await visit(app);
@@ -265,7 +265,7 @@ describe('what others do', () => {
     expect(await other.page.evaluate('scroller.scrollTop')).toBe(20_000);
   });
 
-  test('two processes on one database: the page of one shows the run of the other', async () => {
+  test('the page of one process shows the run of another process on the same database', async () => {
     await using provider = await startProvider({ FAULTS: 'fail=0.3', FAULT_SEED: '3' });
     await using one = await startApp(provider, { SEED_INVOICES: '20000' });
     await using other = await startApp(provider, { DATABASE_URL: one.databaseUrl });
@@ -283,9 +283,9 @@ describe('what others do', () => {
 });
 
 describe('many invoices', () => {
-  // A task's time is that of the clock: on a machine that is busy with more, one may be kept waiting.
+  // Retried, because tasks are timed by the clock: other work on the machine can delay one.
   test(
-    'a run over 20,000: it is shown as it goes, and no task keeps the page for 100 ms',
+    'a run over 20,000 is shown as it progresses, and no task blocks the page for 100 ms',
     { retry: 2 },
     async () => {
       await using provider = await startProvider({ FAILURE_RATE: '0.02' });
@@ -296,17 +296,17 @@ describe('many invoices', () => {
       await expect.poll(() => states(page), patience).toContain('Unpaid');
       await page.evaluate('void (longTasks.length = 0)');
       await clickPay(page);
-      // The page is looked at from within, once a frame, as looking from outside is work for it too.
+      // Polls inside the page, once a frame, because polling from outside would add to its work.
       const seen = await page.evaluate<number>(`new Promise((resolve) => {
       const seen = new Set();
-      const look = () => {
+      const poll = () => {
         seen.add(Number(document.getElementById('progress').ariaValueNow));
-        // The list is scrolled meanwhile, as a reader would.
+        // Scrolls the list meanwhile, as a reader would.
         scroller.scrollTop += 40;
         if (pay.textContent.startsWith('Pay ')) resolve(seen.size);
-        else requestAnimationFrame(look);
+        else requestAnimationFrame(poll);
       };
-      requestAnimationFrame(look);
+      requestAnimationFrame(poll);
     })`);
       const longest = await longestTask(window);
       console.log(`20,000 invoices: longest task ${longest} ms, ${seen} steps of progress`);
@@ -316,7 +316,7 @@ describe('many invoices', () => {
     },
   );
 
-  test('100,000: the first rows are there at once, and so is the last', async () => {
+  test('of 100,000 the first rows appear within four seconds, and the last row can be reached', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider, { SEED_INVOICES: '100000' });
     await using window = await visit(app);
@@ -336,7 +336,7 @@ describe('many invoices', () => {
     expect(first).toBeLessThan(4_000);
   });
 
-  test('400,000, which is more than an element is high: each is reached, the last one too', async () => {
+  test('of 400,000, too many for the maximum height of an element, each row can be reached', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider, { SEED_INVOICES: '400000' });
     await using window = await visit(app);
@@ -351,7 +351,7 @@ describe('many invoices', () => {
   });
 });
 
-describe('everybody can use it', () => {
+describe('accessibility', () => {
   const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
   test.each<[string, BrowserContextOptions]>([
@@ -359,7 +359,7 @@ describe('everybody can use it', () => {
     ['dark', { colorScheme: 'dark' }],
     ['phone', { viewport: { width: 360, height: 740 }, hasTouch: true }],
     ['phone, dark', { viewport: { width: 360, height: 740 }, colorScheme: 'dark' }],
-  ])('axe finds nothing: %s', async (_name, options) => {
+  ])('axe finds no violations: %s', async (_name, options) => {
     await using provider = await startProvider({ FAILURE_RATE: '0.5', FAULT_SEED: '2' });
     await using app = await startApp(provider, { SEED_INVOICES: '60' });
     await using window = await visit(app, options);
@@ -369,7 +369,7 @@ describe('everybody can use it', () => {
     await expect.poll(() => states(page), patience).toContain('Declined');
     expect(await violations(page)).toEqual([]);
     expect(await page.evaluate('document.documentElement.scrollWidth <= innerWidth')).toBe(true);
-    // With an error, and without a database.
+    // The same with an error shown and the database unavailable.
     await provider.stop();
     await clickPay(page);
     await shows(page, '#notice', 'no definite answer');
@@ -379,9 +379,9 @@ describe('everybody can use it', () => {
     await setConnectable(app, true);
   });
 
-  /** The rules that are broken, each with where. */
+  /** Returns the broken rules, each with the elements that break it. */
   async function violations(page: Page): Promise<string[]> {
-    // As the debugger runs it the policy says nothing of it; it makes no script of text.
+    // The policy does not apply to code that the debugger runs, and axe creates no scripts from text.
     await page.evaluate(axe);
     return page.evaluate<string[]>(
       `axe.run(document, { runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }).then(
@@ -389,14 +389,14 @@ describe('everybody can use it', () => {
     );
   }
 
-  test('who wants little motion gets none', async () => {
+  test('there are no transitions for users who prefer reduced motion', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using window = await visit(app, { reducedMotion: 'reduce' });
     expect(await window.page.evaluate('getComputedStyle(pay).transitionProperty')).toBe('none');
   });
 
-  test('without JavaScript it says where the invoices are', async () => {
+  test('the page says that it needs JavaScript', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     const context = await browser.newContext({ javaScriptEnabled: false });
@@ -407,7 +407,7 @@ describe('everybody can use it', () => {
   });
 });
 
-test('the policy keeps out what is not the page’s own', async () => {
+test('the policy blocks inline styles and HTML made from strings', async () => {
   await using provider = await startProvider();
   await using app = await startApp(provider);
   const watched: Watched = await open(browser, app.url);
@@ -425,7 +425,7 @@ async function createDisposable() {
   return Object.assign(database, { [Symbol.asyncDispose]: () => database.drop() });
 }
 
-/** Lets the database of a service take connections or none, and ends those that there are. */
+/** Allows or forbids connections to the database of a service. Forbidding also closes the open ones. */
 async function setConnectable({ databaseUrl }: RunningService, connectable: boolean): Promise<void> {
   const name = new URL(databaseUrl).pathname.slice(1);
   const client = new Client({ connectionString: inject('postgresUrl') });

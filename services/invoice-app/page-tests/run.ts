@@ -1,4 +1,4 @@
-// `make test-page`: where there is no browser, nothing can be tested, and that is said.
+// `make test-page` runs the tests of the page, or prints that it skips them because there is no browser.
 import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { findChromium } from './browser.ts';
@@ -6,12 +6,12 @@ import { findChromium } from './browser.ts';
 const chromium = findChromium();
 if (chromium === undefined) {
   console.log(
-    'SKIPPED: no test of the page ran, as there is no Chromium or Chrome here (CHROMIUM=path names one)',
+    'SKIPPED the tests of the page: found no Chromium or Chrome. Install one, or set CHROMIUM to its path.',
   );
-  // The pipeline wants no skips.
+  // The pipeline allows no skips.
   if (process.env.STRICT) process.exitCode = 1;
 } else {
-  console.log(`the tests of the page, in ${chromium}`);
+  console.log(`Testing the page in ${chromium}`);
   const config = join(import.meta.dirname, 'vitest.config.ts');
   try {
     execFileSync('vitest', ['run', '--config', config, ...process.argv.slice(2)], { stdio: 'inherit' });

@@ -1,4 +1,4 @@
-// `make screenshots`: the page as it is, with what it is about: a run under way, and what was declined.
+// `make screenshots` takes pictures of the page during a run and with declined invoices.
 import { statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import type { BrowserContextOptions, Page } from 'playwright-core';
@@ -8,7 +8,7 @@ import { findChromium, launch, open } from './browser.ts';
 
 const docs = resolve(import.meta.dirname, '../../../docs');
 
-/** Waits until the page says so. */
+/** Waits until `condition` is true in the page. */
 async function until(page: Page, condition: string): Promise<void> {
   while (!(await page.evaluate<boolean>(condition))) await page.waitForTimeout(20);
 }
@@ -16,7 +16,7 @@ async function until(page: Page, condition: string): Promise<void> {
 async function main(): Promise<void> {
   if (findChromium() === undefined) {
     console.log(
-      'SKIPPED: no picture was made, as there is no Chromium or Chrome here (CHROMIUM=path names one)',
+      'SKIPPED the screenshots: found no Chromium or Chrome. Install one, or set CHROMIUM to its path.',
     );
     return;
   }
@@ -50,7 +50,7 @@ async function main(): Promise<void> {
   await take('light', { colorScheme: 'light', viewport: { width: 1200, height: 860 } }, async (page) => {
     await page.locator('#pay').click();
     await until(page, `Number(document.getElementById('progress').ariaValueNow) > 5000`);
-    // To the end of a batch that is done, behind which one is being paid.
+    // Scrolls to the end of a paid batch that is followed by one being paid.
     await page.evaluate(`(async () => {
       for (let at = 1000; at < 20000; at += 1000) {
         const { rows } = await (await fetch('/rows?limit=2&from=' + (at - 1))).json();

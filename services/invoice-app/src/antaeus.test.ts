@@ -33,8 +33,8 @@ afterAll(async () => {
   await provider[Symbol.asyncDispose]();
 });
 
-describe('what is there', () => {
-  test('invoices, as text just like this', async () => {
+describe('GET /rest/v1', () => {
+  test('/invoices returns exactly this text', async () => {
     const response = await fetch(`${app.url}/rest/v1/invoices`);
     expect(response.headers.get('Content-Type')).toBe('application/json; charset=utf-8');
     expect(await response.text()).toBe(JSON.stringify(pending));
@@ -44,12 +44,12 @@ describe('what is there', () => {
     ['/rest/v1/invoices/2', pending[1]],
     ['/rest/v1/customers', customers],
     ['/rest/v1/customers/2', customers[1]],
-  ])('%s', async (path, body) => {
+  ])('%s returns the record', async (path, body) => {
     expect(await ask(app.url + path)).toEqual({ status: 200, body });
   });
 
   test.each(['/invoices/4', '/invoices/0', '/invoices/-1', '/invoices/abc', '/invoices/I1', '/invoices/1.0'])(
-    '%s is not',
+    '%s gets 404',
     async (path) => {
       const response = await fetch(`${app.url}/rest/v1${path}`);
       expect([response.status, await response.text()]).toEqual([404, '"not found"']);
@@ -57,30 +57,30 @@ describe('what is there', () => {
     },
   );
 
-  // The last one is beyond what its column can hold, one digit more beyond any number here.
-  test.each(['3', '0', 'abc', '999999999999999', '9999999999999999'])('customer %s is not', async (id) => {
+  // The id of 15 digits is beyond the integer column, the one of 16 digits beyond every id in use.
+  test.each(['3', '0', 'abc', '999999999999999', '9999999999999999'])('customer %s gets 404', async (id) => {
     expect(await ask(`${app.url}/rest/v1/customers/${id}`)).toEqual({ status: 404, body: 'not found' });
   });
 
-  test('streams more than a page of invoices, in id order, each once, and of both customers', async () => {
+  test('/invoices streams several pages in id order, each invoice once, of both customers', async () => {
     await using large = await startApp(provider, { SEED_INVOICES: '2500' });
     const invoices = (await ask(`${large.url}/rest/v1/invoices`)).body as typeof pending;
     expect(invoices.map(({ id }) => id)).toEqual(Array.from({ length: 2500 }, (_, n) => n + 1));
     expect(new Set(invoices.map(({ customerId }) => customerId))).toEqual(new Set([1, 2]));
     expect((await ask(`${large.url}/rest/v1/invoices/2500`)).body).toEqual(invoices[2499]);
-    // Each database is filled with the same.
+    // Seeding is the same for every database.
     await using other = await startApp(provider, { SEED_INVOICES: '2500' });
     expect((await ask(`${other.url}/rest/v1/invoices`)).body).toEqual(invoices);
   });
 
-  test('invoices are an empty array where there are none', async () => {
+  test('/invoices returns an empty array if there are none', async () => {
     await using empty = await startApp(provider, { SEED_INVOICES: '0' });
     expect(await ask(`${empty.url}/rest/v1/invoices`)).toEqual({ status: 200, body: [] });
     expect(await pay(empty)).toEqual({ status: 200, body: true });
   });
 });
 
-test('/rest/health is ok also without the database, where the others say so', async () => {
+test('/rest/health is ok without the database, and the other routes get 503', async () => {
   const database = await createDatabase();
   await using lonely = await startApp(provider, { DATABASE_URL: database.url });
   await database.drop();
@@ -94,7 +94,7 @@ test('/rest/health is ok also without the database, where the others say so', as
 });
 
 describe('POST /rest/v1/invoices/pay', () => {
-  test('is the bare JSON true where every invoice is paid', async () => {
+  test('returns the bare JSON true if every invoice is paid', async () => {
     const response = await fetch(`${app.url}/rest/v1/invoices/pay`, { method: 'POST' });
     expect([response.status, await response.text()]).toEqual([200, 'true']);
     expect(response.headers.get('Content-Type')).toBe('application/json; charset=utf-8');
@@ -103,25 +103,25 @@ describe('POST /rest/v1/invoices/pay', () => {
     expect(await pay(app)).toEqual({ status: 200, body: true });
   });
 
-  test('is false, and 200, where invoices are declined', async () => {
+  test('returns false with 200 if invoices are declined', async () => {
     await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
     await using unlucky = await startApp(declining);
     expect(await pay(unlucky)).toEqual({ status: 200, body: false });
     expect((await ask(`${unlucky.url}/rest/v1/invoices`)).body).toEqual(pending);
   });
 
-  test('is false, and 200, where the provider is down', async () => {
+  test('returns false with 200 if the provider is down', async () => {
     await using unlucky = await startApp(provider, {
       PAYMENT_PROVIDER_URL: 'http://127.0.0.1:1/payments/pay',
     });
     expect(await pay(unlucky)).toEqual({ status: 200, body: false });
   });
 
-  test('is false where an invoice has come in behind the run', async () => {
+  test('returns false if an invoice is added behind the run', async () => {
     const database = await createDatabase();
     const client = new Client({ connectionString: database.url });
     let added = 0;
-    // The provider has charged all that the run knows of.
+    // By the first release, the provider has charged every invoice that the run knows.
     await using late = await startService(
       invoiceApp,
       { DATABASE_URL: database.url, PAYMENT_PROVIDER_URL: `${provider.url}/payments/pay` },
@@ -148,19 +148,19 @@ describe('POST /rest/v1/invoices/pay', () => {
   test.each([
     ['a form', '{}', { 'Content-Type': 'application/x-www-form-urlencoded' }],
     ['broken JSON', '{"id":', { 'Content-Type': 'application/json' }],
-  ])('does not read %s', async (_name, body, headers) => {
+  ])('pays without reading %s', async (_name, body, headers) => {
     expect(await post(`${app.url}/rest/v1/invoices/pay`, body, headers)).toEqual({ status: 200, body: true });
   });
 });
 
-describe('at a failure rate of 0.5 the first run pays about half of 1,000, and a client that asks until it is true', () => {
+describe('at a failure rate of 0.5 a first run pays about half of 1,000, and retries pay each other one once', () => {
   const declining = { FAILURE_RATE: '0.5' };
   const flaky = readOverlay('flaky')['payment-provider'];
 
   test.each([
-    ['ends with all paid once', 1, declining],
-    ['does so at three replicas', 3, declining],
-    ['does so at three replicas, with a provider that cannot be relied on', 3, flaky],
+    ['with one replica', 1, declining],
+    ['with three replicas', 3, declining],
+    ['with three replicas and a flaky provider', 3, flaky],
   ])('%s', { timeout: 120_000 }, async (_name, count, env) => {
     await using unsteady = await startService(paymentProvider, env);
     const seeds = { SEED_INVOICES: '1000' };
@@ -182,14 +182,14 @@ describe('at a failure rate of 0.5 the first run pays about half of 1,000, and a
       // Five standard deviations of a binomial distribution around its mean.
       expect(Math.abs(unpaid.length - 500)).toBeLessThan(5 * Math.sqrt(1_000 * 0.25));
 
-      const askUntilTrue = async (replica: RunningService) => {
+      const payUntilTrue = async (replica: RunningService) => {
         for (;;) {
           const { status, body } = await pay(replica);
           expect(status).toBe(200);
           if (body === true) return;
         }
       };
-      await Promise.all(replicas.map(askUntilTrue));
+      await Promise.all(replicas.map(payUntilTrue));
       for (const { url } of replicas) {
         const invoices = (await ask(`${url}/rest/v1/invoices`)).body as typeof pending;
         expect(invoices.filter(({ status }) => status !== 'PAID')).toEqual([]);

@@ -1,4 +1,4 @@
-// That readers, however many and however slow, keep no invoice from being paid and no probe from its answer.
+// Readers must not delay payments or probes, however many and however slow they are.
 // @module-tag slow
 import { once } from 'node:events';
 import { connect as connectSocket, type Socket } from 'node:net';
@@ -24,7 +24,7 @@ afterEach(() => {
   for (const each of cleanup.splice(0)) each();
 });
 
-/** Asks for a list, and reads no more than the status of the answer. */
+/** Requests a list and stops reading after the first chunk of the answer. */
 async function openSlowReader(path: string): Promise<{ status: number; head: string; socket: Socket }> {
   const { hostname, port } = new URL(app.url);
   const socket = connectSocket(Number(port), hostname).on('error', () => {});
@@ -36,7 +36,7 @@ async function openSlowReader(path: string): Promise<{ status: number; head: str
   return { status: Number(head.split(' ')[1]), head, socket };
 }
 
-/** The longest that a probe waits, in milliseconds, while `work` goes on; each has to be answered with 200. */
+/** Probes until `work` is done and expects 200 each time. Returns the longest wait in milliseconds. */
 async function slowestProbe(work: Promise<unknown>): Promise<number> {
   const state = { done: false };
   void work.finally(() => (state.done = true));
@@ -50,7 +50,7 @@ async function slowestProbe(work: Promise<unknown>): Promise<number> {
   return slowest;
 }
 
-test('a list that has begun waits longer for a connection, and does not break off', async () => {
+test('a list that is being sent waits longer for a connection and is not cut off', async () => {
   const reader = await openSlowReader('/invoices');
   await using database = await connect(app);
   await database.query('BEGIN');
@@ -59,7 +59,7 @@ test('a list that has begun waits longer for a connection, and does not break of
   await sleep(50);
   let text = reader.head;
   reader.socket.on('data', (chunk: Buffer) => (text += chunk.toString())).resume();
-  // While it waits the others take what becomes free.
+  // While the list waits, the other requests take each connection that becomes free.
   await sleep(1_500);
   others.push(...Array.from({ length: 9 }, () => ask(`${app.url}/rest/v1/customers/1`)));
   await Promise.all(others);
@@ -67,8 +67,8 @@ test('a list that has begun waits longer for a connection, and does not break of
   await expect.poll(() => text.endsWith('0\r\n\r\n'), { timeout: 10_000 }).toBe(true);
 });
 
-describe('with more readers than lists are sent at a time', () => {
-  test('pay is 200, readiness is quick, and what is let in is whole', async () => {
+describe('with more readers than the limit on lists', () => {
+  test('pay gets 200, probes are quick, and the accepted lists arrive complete', async () => {
     const lists = ['/invoices', '/rest/v1/invoices'];
     const readers = await Promise.all(Array.from({ length: 60 }, (_, n) => openSlowReader(lists[n % 2]!)));
     const statuses = readers.map(({ status }) => status);
@@ -81,7 +81,7 @@ describe('with more readers than lists are sent at a time', () => {
     const pays = Promise.all(Array.from({ length: 10 }, () => post(`${app.url}/invoices/pay`)));
     expect(await slowestProbe(pays)).toBeLessThan(2_000);
     expect((await pays).map(({ status }) => status)).toEqual(Array.from({ length: 10 }, () => 200));
-    // The page's own requests have a place of their own.
+    // The requests of the page have a limit of their own.
     expect(await ask(`${app.url}/rows?limit=1`)).toMatchObject({ status: 200, body: { total: 20_000 } });
 
     const reader = readers.find(({ status }) => status === 200);
@@ -91,7 +91,7 @@ describe('with more readers than lists are sent at a time', () => {
     expect(text.match(/"?(InvoiceId|customerId)"?/g)).toHaveLength(20_000);
   });
 
-  test('one that leaves makes place', async () => {
+  test('a reader that disconnects frees its place', async () => {
     const readers = await Promise.all(Array.from({ length: 20 }, () => openSlowReader('/invoices')));
     expect((await ask(`${app.url}/invoices?limit=1`)).status).toBe(503);
     readers[0]!.socket.destroy();
@@ -99,16 +99,16 @@ describe('with more readers than lists are sent at a time', () => {
   });
 });
 
-test('while readers hold every connection they have, pay is 200 and readiness quick; who waits in vain is told why', async () => {
+test('while readers hold all their connections, pay gets 200, probes are quick, and errors say why', async () => {
   await using database = await connect(app);
   await database.query('BEGIN');
-  // Readers of customers wait for this, and payments do not.
+  // This lock blocks readers of customers, but not payments.
   await database.query('LOCK TABLE customers IN ACCESS EXCLUSIVE MODE');
   const read = async () => (await ask(`${app.url}/rest/v1/customers/1`)).body as { error: string };
   const readTenTimes = () => Array.from({ length: 10 }, read);
   const first = readTenTimes();
   await sleep(1_000);
-  // These take the connections that the first give back, before anybody who comes later.
+  // These are first in the queue for the connections that the first ten release.
   const second = readTenTimes();
   await sleep(100);
   const paid = post(`${app.url}/invoices/pay`);

@@ -38,7 +38,7 @@ afterAll(async () => {
   await issuer.close();
 });
 
-/** invoice-app with a provider at `url`, and a token for it. */
+/** Starts invoice-app with a provider at `url` and the file of its token. */
 const startApp = (
   token: ProjectedToken,
   env: Record<string, string> = {},
@@ -71,7 +71,7 @@ const noneAsked = {
 const readKeys = async (database: Client) =>
   (await database.query('SELECT id, attempt_key FROM invoices ORDER BY id')).rows;
 
-/** A server that notes which requests came, with which `Authorization`, and answers them with a status. */
+/** Starts a server that records the path and `Authorization` of each request and answers with `status`. */
 async function startServer(status: number) {
   const asked: (string | undefined)[][] = [];
   const server = await listen((request, response) => {
@@ -93,7 +93,7 @@ test('payments and resets carry the token, /version does not', async () => {
   expect([...seen]).toEqual(['/reset,Bearer abc', '/payments/pay,Bearer abc', '/version,']);
 });
 
-test('without TOKEN_FILE none is sent', async () => {
+test('no token is sent if TOKEN_FILE is not set', async () => {
   await using server = await startServer(200);
   using token = new ProjectedToken();
   await using app = await startApp(token, { TOKEN_FILE: '' }, server);
@@ -101,7 +101,7 @@ test('without TOKEN_FILE none is sent', async () => {
   expect(server.asked[0]).toEqual(['/payments/pay', undefined]);
 });
 
-test('a provider that takes tokens of invoice-app only is paid through, reset included', async () => {
+test('a provider that accepts only tokens of invoice-app charges its payments and resets', async () => {
   using token = new ProjectedToken();
   token.put(await issuer.sign());
   await using app = await startApp(token);
@@ -112,11 +112,11 @@ test('a provider that takes tokens of invoice-app only is paid through, reset in
 });
 
 test.each<[string, string | undefined]>([
-  ['is not there', undefined],
+  ['is missing', undefined],
   ['is empty', ''],
   ['holds no token', 'two\nlines'],
 ])(
-  'a token file that %s: no request is sent, the invoices stay open under their keys',
+  'with a token file that %s, no request is sent and the invoices keep their keys',
   async (_name, content) => {
     await using server = await startServer(200);
     using token = new ProjectedToken();
@@ -138,7 +138,7 @@ test.each<[string, string | undefined]>([
 test.each([
   [401, 'payment-provider'],
   [403, 'system:serviceaccount:invoice-app:default'],
-])('a token that is refused with %d is no decline: the next one pays under the same keys', async (status) => {
+])('a token refused with %d is no decline, and the next one pays under the same keys', async (status) => {
   using token = new ProjectedToken();
   const wrong = status === 401 ? { aud: ['another'] } : { sub: `${subject}-2` };
   token.put(await issuer.sign(wrong));
@@ -155,11 +155,11 @@ test.each([
 });
 
 test(
-  'a token that is replaced in time costs no payment: all are paid, each once',
+  'rotating the token in time fails no payment, and each invoice is charged once',
   { timeout: 60_000 },
   async () => {
     using token = new ProjectedToken();
-    /** With less than three seconds left, of which the provider's tolerance is a part. */
+    /** Puts a token that the provider accepts for less than three seconds, its clock tolerance included. */
     const rotate = async () =>
       token.put(await issuer.sign({ exp: Math.floor(Date.now() / 1_000) - clockTolerance + 3 }));
     await rotate();
@@ -170,7 +170,7 @@ test(
       for (; !rotating.signal.aborted; await sleep(20)) await rotate();
     })();
     const answers: unknown[] = [];
-    // Longer than two tokens last.
+    // Longer than two tokens are valid.
     for (const end = performance.now() + 6_000; performance.now() < end || answers.length < 5;) {
       await database.query(
         `INSERT INTO invoices (id, customer_id, amount, currency)
@@ -194,7 +194,7 @@ test(
   },
 );
 
-test('the reasons are in the logs, the token never is', async () => {
+test('the logs contain the reasons, but never a token', async () => {
   using token = new ProjectedToken();
   const databases = { app: await createDatabase(), provider: await createDatabase() };
   const ports = { app: await freePort(), provider: await freePort() };
@@ -215,12 +215,12 @@ test('the reasons are in the logs, the token never is', async () => {
       output: Promise.all([text(child.stdout), text(child.stderr)]).then((all) => all.join('')),
     };
   };
-  const providing = start('payment-provider', {
+  const providerProcess = start('payment-provider', {
     ...issuer.env,
     PORT: `${ports.provider}`,
     DATABASE_URL: databases.provider.url,
   });
-  const asking = start('invoice-app', {
+  const appProcess = start('invoice-app', {
     PORT: `${ports.app}`,
     DATABASE_URL: databases.app.url,
     PAYMENT_PROVIDER_URL: `http://127.0.0.1:${ports.provider}/payments/pay`,
@@ -248,9 +248,9 @@ test('the reasons are in the logs, the token never is', async () => {
     put(await issuer.sign());
     expect(await pays()).toEqual({ status: 200, body: {} });
   } finally {
-    for (const { child } of [asking, providing]) child.kill();
+    for (const { child } of [appProcess, providerProcess]) child.kill();
   }
-  const [asked, provided] = await Promise.all([asking.output, providing.output]);
+  const [asked, provided] = await Promise.all([appProcess.output, providerProcess.output]);
   await Promise.all([databases.app.drop(), databases.provider.drop()]);
 
   expect(asked).toContain('the provider was not asked: TOKEN_FILE cannot be read: ENOENT');

@@ -1,4 +1,4 @@
-// Payments at a provider that refuses arrays, ignores keys and is slow, as the original is.
+// Payments at a provider like the original: it refuses arrays, ignores keys and is slow.
 // @module-tag slow
 import { once } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -15,25 +15,25 @@ beforeEach(async () => {
 afterEach(() => original[Symbol.asyncDispose]());
 
 const pay = ({ url }: { url: string }) => post(`${url}/invoices/pay`);
-const twice = () => [...original.charges].filter(([, count]) => count > 1);
+const chargedTwice = () => [...original.charges].filter(([, count]) => count > 1);
 async function until(condition: () => Promise<boolean> | boolean): Promise<void> {
   while (!(await condition())) await sleep(20);
 }
 
-/** Runs in the database of a service, past its API. */
+/** Runs a statement in the database of a service, bypassing its API. */
 async function query({ databaseUrl }: Pick<RunningService, 'databaseUrl'>, text: string): Promise<any[]> {
   await using database = await connect({ databaseUrl });
   return (await database.query(text)).rows;
 }
-/** Each invoice has ended, or is listed for a person. */
+/** Finds the invoices that are not paid, refused or reported as unknown for manual review. */
 const open = `SELECT id FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL`;
 
 test(
-  'a thousand invoices at 250 ms each are charged once while nothing fails, however long that takes',
+  'a run over 1,000 invoices at 250 ms each outlasts a lease and charges each once',
   { timeout: 120_000 },
   async () => {
     await using app = await startApp(original, { SEED_INVOICES: '1000' });
-    // It looks for leases that ran out all the while.
+    // Its recovery looks for expired leases all the time.
     await using other = await startApp(original, { DATABASE_URL: app.databaseUrl }, { instance: 'other' });
     const start = performance.now();
     expect(await Promise.all([pay(app), pay(other)])).toEqual([
@@ -43,14 +43,14 @@ test(
     // Longer than a lease.
     expect(performance.now() - start).toBeGreaterThan(15_000);
     expect(original.charges.size).toBe(1000);
-    expect(twice()).toEqual([]);
+    expect(chargedTwice()).toEqual([]);
     expect(await query(app, `SELECT kind, count(*)::int FROM payment_events GROUP BY 1`)).toEqual([
       { kind: 'charged', count: 1000 },
     ]);
   },
 );
 
-/** Expects at least so many invoices to be stored as paid by now, and the lease to be renewed while the run goes on. */
+/** Expects at least `least` invoices to be stored as paid, and the lease to be renewed during the run. */
 async function storesWhileItRenews(app: RunningService, least: number): Promise<void> {
   const [{ paid, lease }] = await query(
     app,
@@ -62,7 +62,7 @@ async function storesWhileItRenews(app: RunningService, least: number): Promise<
   expect(later.lease - lease).toBeGreaterThan(4_000);
 }
 
-test('answers are stored as they come, and the lease is renewed meanwhile', { timeout: 60_000 }, async () => {
+test('answers are stored on arrival, and the lease is renewed meanwhile', { timeout: 60_000 }, async () => {
   await using app = await startApp(original, { SEED_INVOICES: '300' });
   const paying = pay(app);
   await until(() => original.charges.size > 50);
@@ -81,11 +81,11 @@ test(
     await storesWhileItRenews(app, 60);
     expect(await query(app, 'SELECT FROM invoices WHERE asked_at IS NOT NULL')).toEqual([]);
     expect((await paying).status).toBe(200);
-    expect(twice()).toEqual([]);
+    expect(chargedTwice()).toEqual([]);
   },
 );
 
-test('answers that come in another order are all stored', async () => {
+test('answers that arrive out of order are all stored', async () => {
   original.keys = true;
   original.fault = (id) => {
     original.delay = id.endsWith('1') ? 100 : 5;
@@ -96,14 +96,14 @@ test('answers that come in another order are all stored', async () => {
   expect(await query(app, 'SELECT FROM invoices WHERE paid_at IS NULL')).toEqual([]);
 });
 
-test('once a provider stops honouring keys, nothing is asked for without a mark', async () => {
+test('once a provider stops honouring keys, each invoice is marked before its request', async () => {
   original.keys = true;
   original.delay = 20;
   await using app = await startApp(original, { SEED_INVOICES: '300' });
   const paying = pay(app);
   await until(() => original.charges.size > 50);
   original.keys = false;
-  // Time for the answers to what was under way.
+  // Leaves time for the requests in flight to be answered.
   await until(() => original.charges.size > 100);
   original.fault = () => 'break off';
   expect((await paying).status).toBe(502);
@@ -113,14 +113,14 @@ test('once a provider stops honouring keys, nothing is asked for without a mark'
   );
   const known = new Set(ended.map(({ id }) => `I${id}`));
   expect([...original.charges.keys()].filter((id) => !known.has(id))).toEqual([]);
-  expect(twice()).toEqual([]);
+  expect(chargedTwice()).toEqual([]);
 });
 
-test('a holder that loses its lease asks for nothing more', { timeout: 60_000 }, async () => {
+test('a holder that loses its lease sends no further requests', { timeout: 60_000 }, async () => {
   await using app = await startApp(original, { SEED_INVOICES: '300' });
   const paying = pay(app);
   await until(() => original.charges.size > 20);
-  // Longer than a run takes.
+  // Longer than the rest of the run takes.
   await query(app, `UPDATE batches SET holder = 'somebody else', leased_until = now() + interval '14 s'`);
   await until(() => original.underWay() === 0);
   const { size } = original.charges;
@@ -130,11 +130,11 @@ test('a holder that loses its lease asks for nothing more', { timeout: 60_000 },
   await query(app, 'UPDATE batches SET leased_until = now()');
   expect((await paying).status).toBe(200);
   expect(original.charges.size).toBe(300);
-  expect(twice()).toEqual([]);
+  expect(chargedTwice()).toEqual([]);
 });
 
 test(
-  'after kill -9 nothing is charged twice by itself, and what is unknown is listed',
+  'after kill -9 no retry charges twice, and unknown outcomes are reported for manual review',
   { timeout: 120_000 },
   async () => {
     await using survivor = await startApp(original, { SEED_INVOICES: '200' }, { instance: 'survivor' });
@@ -147,22 +147,22 @@ test(
     await until(() => original.charges.size > 60 && original.underWay() > 5);
     child.kill('SIGKILL');
     await once(child, 'exit');
-    // The time of its lease passes, and nobody calls pay.
+    // The lease expires, and no client calls pay.
     await query(survivor, 'UPDATE batches SET leased_until = now()');
     await until(async () => (await query(survivor, open)).length === 0);
     await until(
       async () => (await query(survivor, 'SELECT FROM batches WHERE holder IS NOT NULL')).length === 0,
     );
-    expect(twice()).toEqual([]);
+    expect(chargedTwice()).toEqual([]);
     const unknown = await query(survivor, 'SELECT id FROM invoices WHERE unknown_at IS NOT NULL ORDER BY id');
-    // What was under way, and nothing that was not.
+    // Only the requests in flight: at most ten at a time.
     expect(unknown.length).toBeGreaterThan(0);
     expect(unknown.length).toBeLessThanOrEqual(10);
     const events = `SELECT invoice_id AS id FROM payment_events WHERE kind = 'unknown' ORDER BY 1`;
     expect(await query(survivor, events)).toEqual(unknown);
-    const told = await pay(survivor);
-    expect(told).toMatchObject({ status: 502, body: { paid: 0, unknown: unknown.length } });
-    expect(twice()).toEqual([]);
+    const answer = await pay(survivor);
+    expect(answer).toMatchObject({ status: 502, body: { paid: 0, unknown: unknown.length } });
+    expect(chargedTwice()).toEqual([]);
     const { body } = (await ask(`${survivor.url}/rows?limit=200`)) as { body: any };
     const shown = body.rows.filter(({ state }: { state: string }) => state === 'unknown');
     expect(shown.map(({ id }: { id: string }) => id)).toEqual(unknown.map(({ id }) => `I${id}`));
@@ -170,7 +170,7 @@ test(
     const metrics = await (await fetch(survivor.metricsUrl)).text();
     expect(metrics).toContain(`unsettled_invoices ${unknown.length}\n`);
 
-    // A person looks the first up, and settles it; another was not charged, as far as is known there.
+    // Manual review settles the first as charged and the second as not charged.
     const [first, second] = unknown;
     await query(survivor, `SELECT settle_invoice(${first.id}, true)`);
     original.charges.delete(`I${second.id}`);
@@ -179,14 +179,14 @@ test(
       `invoice ${first.id} has no unknown outcome to settle`,
     );
     expect((await pay(survivor)).body).toMatchObject({ paid: 1, unknown: unknown.length - 2 });
-    expect(twice()).toEqual([]);
+    expect(chargedTwice()).toEqual([]);
   },
 );
 
-test('what a holder left is listed, also where its batch was claimed and given back since', async () => {
+test('an invoice that a holder left is reported even if its batch was claimed and released since', async () => {
   original.delay = 5;
   await using app = await startApp(original, { SEED_INVOICES: '30' });
-  // As a worker leaves a batch that another one of its run has been through.
+  // The state in which a worker releases a batch that another worker of its run has already paid.
   await query(app, 'UPDATE invoices SET asked_at = now() WHERE id = 7');
   await query(app, `UPDATE batches SET holder = NULL, leased_until = now() - interval '1 s'`);
   await until(
@@ -196,30 +196,30 @@ test('what a holder left is listed, also where its batch was claimed and given b
   expect(original.charges.get('I7')).toBeUndefined();
 });
 
-test('a connection that breaks off is listed and not asked for again; the others are paid', async () => {
+test('an invoice is reported and not retried if its connection is closed, and the others are paid', async () => {
   original.delay = 5;
   original.fault = (id) => (id === 'I7' ? 'break off' : undefined);
   await using app = await startApp(original, { SEED_INVOICES: '30' });
-  const told = { status: 502, body: { declined: 0, refused: 0, unknown: 1 } };
-  expect(await pay(app)).toMatchObject({ ...told, body: { ...told.body, paid: 29 } });
-  expect(await pay(app)).toMatchObject({ ...told, body: { ...told.body, paid: 0 } });
+  const expected = { status: 502, body: { declined: 0, refused: 0, unknown: 1 } };
+  expect(await pay(app)).toMatchObject({ ...expected, body: { ...expected.body, paid: 29 } });
+  expect(await pay(app)).toMatchObject({ ...expected, body: { ...expected.body, paid: 0 } });
   expect(original.charges.get('I7')).toBe(1);
 });
 
-test('429 charged nothing: it is asked for again later, and nobody is needed', async () => {
+test('429 means not charged: the invoice is retried later, without manual review', async () => {
   original.delay = 5;
   original.fault = () => 'reject';
   await using app = await startApp(original, { SEED_INVOICES: '30' });
   expect((await pay(app)).body).toMatchObject({ paid: 0, unknown: 0, left: 30 });
   original.fault = undefined;
   expect(await pay(app)).toEqual({ status: 200, body: {} });
-  expect(twice()).toEqual([]);
+  expect(chargedTwice()).toEqual([]);
 });
 
-test('a provider that is not there charged nothing either', async () => {
+test('an unreachable provider charged nothing either, so the invoice stays open', async () => {
   original.delay = 5;
   await using app = await startApp(original);
-  // It learns that this provider takes no arrays.
+  // Lets the app learn that this provider takes no arrays.
   await pay(app);
   await query(app, `INSERT INTO invoices (id, customer_id, amount, currency) VALUES (31, 1, 5, 'EUR')`);
   await original[Symbol.asyncDispose]();
@@ -228,7 +228,7 @@ test('a provider that is not there charged nothing either', async () => {
   original = await startOriginal();
 });
 
-test('declines and refusals end as at any provider, with a new key for the first only', async () => {
+test('declined invoices are retried and refused ones are not, as at any provider', async () => {
   original.delay = 5;
   const declined = new Set(['I3']);
   original.fault = (id) => (declined.has(id) ? 'decline' : undefined);
@@ -238,10 +238,10 @@ test('declines and refusals end as at any provider, with a new key for the first
   declined.clear();
   expect((await pay(app)).body).toMatchObject({ paid: 1, declined: 0, refused: 1, unknown: 0 });
   expect(original.charges.size).toBe(29);
-  expect(twice()).toEqual([]);
+  expect(chargedTwice()).toEqual([]);
 });
 
-test('our provider says that it honours keys', async () => {
+test('payment-provider announces that it honours keys', async () => {
   await using provider = await startProvider();
   for (const path of ['/payments/pay', '/rest/v1/payments']) {
     const response = await fetch(provider.url + path, { method: 'POST', body: '{}' });

@@ -35,7 +35,7 @@ const seededSums = [
   ['EUR', '12.15'],
   ['GBP', '10.25'],
 ];
-/** The totals of the three invoices when all are in one state. */
+/** Returns the totals of the three seeded invoices, all in one state. */
 const allIn = (state: string) =>
   seededSums.map(([currency, amount]) =>
     Object.assign({ currency }, nothing, {
@@ -50,13 +50,13 @@ describe('the files of the page', () => {
     ['/page/page.js', 'text/javascript; charset=utf-8'],
     ['/page/page.css', 'text/css; charset=utf-8'],
     ['/page/icon.svg', 'image/svg+xml'],
-  ])('%s is there, and is not sent again to who has it', async (path, type) => {
+  ])('%s is served, and gets 304 if the client has it', async (path, type) => {
     const response = await fetch(app.url + path);
     expect([response.status, response.headers.get('Content-Type')]).toEqual([200, type]);
     expect(response.headers.get('Cache-Control')).toBe('no-cache');
     expect((await response.text()).length).toBeGreaterThan(100);
     const tag = response.headers.get('ETag')!;
-    // Without this, fetch asks past every cache.
+    // By default, fetch adds `Cache-Control: no-cache`, which rules out a 304.
     const headers = { 'If-None-Match': tag, 'Cache-Control': 'max-age=0' };
     expect((await fetch(app.url + path, { headers })).status).toBe(304);
   });
@@ -67,11 +67,11 @@ describe('the files of the page', () => {
     '/page/..%2Fservice.js',
     '/page/%2e%2e%2fmain.ts',
     '/page/',
-  ])('%s is not there', async (path) => {
+  ])('%s gets 404', async (path) => {
     expect(await ask(app.url + path)).toEqual({ status: 404, body: { error: 'not found' } });
   });
 
-  test('all of them may be loaded from here only, and nothing inline', async () => {
+  test('load only from this origin, and nothing inline', async () => {
     const { headers } = await fetch(app.url);
     const policy = headers.get('Content-Security-Policy');
     for (const part of ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"]) {
@@ -84,7 +84,7 @@ describe('the files of the page', () => {
 });
 
 test.each(['/invoices/pay', '/reset'])(
-  'POST %s is refused to another site, and to nobody else',
+  'POST %s is refused to other sites, but not to this one',
   async (path) => {
     for (const site of ['cross-site', 'same-site']) {
       const refused = await post(app.url + path, '', { 'Sec-Fetch-Site': site });
@@ -97,7 +97,7 @@ test.each(['/invoices/pay', '/reset'])(
 );
 
 describe('GET /rows', () => {
-  test('has the invoices in id order with what has become of them', async () => {
+  test('returns the invoices in id order with their states', async () => {
     expect(await rowsOf(app)).toEqual({
       total: 3,
       rows: [
@@ -112,10 +112,10 @@ describe('GET /rows', () => {
     expect(Date.now() - Date.parse(rows[0].at)).toBeLessThan(30_000);
   });
 
-  test('finds any place of a long list, whatever it is narrowed to', async () => {
+  test('finds any place of a long list, with each filter', async () => {
     await using large = await startApp(provider, { SEED_INVOICES: '5000' });
     await using database = await connect(large);
-    // A gap within a batch, one of several batches, and every hundredth paid.
+    // A gap within a batch, a gap of several batches, and every hundredth invoice paid.
     await database.query(`DELETE FROM invoices WHERE id BETWEEN 100 AND 199 OR id BETWEEN 2001 AND 4000;
       UPDATE invoices SET paid_at = now() WHERE id % 100 = 0`);
     const names = async (query: string) => {
@@ -155,7 +155,7 @@ test('a decline is shown with its time and the provider’s reason, until the in
 });
 
 describe('GET /progress', () => {
-  test('tells at once what is, and how to come back', async () => {
+  test('sends the totals at once, and the delay before a reconnect', async () => {
     await using stream = await EventStream.open(`${app.url}/progress`);
     expect(stream.headers.get('Content-Type')).toMatch(/^text\/event-stream/);
     expect(stream.headers.get('X-Accel-Buffering')).toBe('no');
@@ -166,7 +166,7 @@ describe('GET /progress', () => {
     expect(stream.seen).toMatch(/^retry: \d+\n\n/);
   });
 
-  test('tells of what another replica does: that it pays, and what came of it', async () => {
+  test('reports the run of another replica and its result', async () => {
     const reached = Promise.withResolvers<void>();
     const allowed = Promise.withResolvers<void>();
     const step: Step = async (name, work) => {
@@ -190,8 +190,8 @@ describe('GET /progress', () => {
     expect(after.data.sums).toEqual(allIn('paid'));
   });
 
-  test('tells of a lease that runs out, without anything being written', async () => {
-    // No recovery, which would take it over.
+  test('reports an expired lease, although nothing is written', async () => {
+    // Disables recovery, which would reclaim the batches.
     await using stopped = await startApp(
       provider,
       {},
@@ -207,7 +207,7 @@ describe('GET /progress', () => {
     expect(after.data.sums).toEqual(allIn('unknown'));
   });
 
-  test('a provider that is down leaves outcomes unknown, and recovery is what changes that', async () => {
+  test('reports unknown outcomes if the provider is down', async () => {
     await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     await using stream = await EventStream.open(`${alone.url}/progress`);
     expect((await pay(alone)).status).toBe(502);
@@ -216,7 +216,7 @@ describe('GET /progress', () => {
     expect((await rowsOf(alone, '?show=unpaid')).rows[2]).toMatchObject({ id: 'I3', state: 'unknown' });
   });
 
-  test('an invoice that comes in by SQL is told of, also into a batch that is there', async () => {
+  test('reports an invoice added to an existing batch by SQL', async () => {
     await using stream = await EventStream.open(`${app.url}/progress`);
     await stream.next();
     await using database = await connect(app);
@@ -225,8 +225,8 @@ describe('GET /progress', () => {
     expect(event?.data.sums[1]).toMatchObject({ currency: 'EUR', unpaid: { count: 2, amount: '12.20' } });
   });
 
-  test('what was declined counts as declined while the rest of its batch is asked for again', async () => {
-    // One of three declined, the others unknown: the batch stays leased until they are asked for again.
+  test('a declined invoice counts as declined while the rest of its batch is retried', async () => {
+    // The first was declined before the current claim, the second after it. The batch is leased for a retry.
     await using database = await connect(app);
     await database.query(`
       UPDATE batches SET holder = 'x', claimed_at = now() - interval '1 s', leased_until = now() + interval '10 s';
@@ -237,12 +237,12 @@ describe('GET /progress', () => {
     expect(rows.map(({ state }: { state: string }) => state)).toEqual(['paying', 'declined', 'paying']);
   });
 
-  test('HEAD ends', async () => {
+  test('HEAD gets a complete, empty answer', async () => {
     const response = await fetch(`${app.url}/progress`, { method: 'HEAD' });
     expect([response.status, await response.text()]).toEqual([200, '']);
   });
 
-  test('a stop of the service ends the stream, and is not kept waiting by it', async () => {
+  test('stopping the service closes the stream and does not wait for the client', async () => {
     await using own = await startApp(provider);
     await using stream = await EventStream.open(`${own.url}/progress`);
     await stream.next();

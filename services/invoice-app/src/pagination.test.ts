@@ -4,13 +4,13 @@ import express from 'express';
 import { expect, test } from 'vitest';
 import { readPages, sendPages } from './pagination.ts';
 
-test('a client that reads nothing for 30 s is cut off', async () => {
+test('a client that reads nothing for 30 s is disconnected', async () => {
   const ended = Promise.withResolvers<unknown>();
   const timeouts: number[] = [];
   const server = express()
     .get('/', (_request, response) => {
       const setTimeout = response.setTimeout.bind(response);
-      // A hundredth of it, as nobody waits for a test that long.
+      // A hundredth of the time, to keep the test short.
       response.setTimeout = (ms: number) => {
         timeouts.push(ms);
         return setTimeout(ms / 100);

@@ -15,12 +15,12 @@ const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 const countUnpaid = async ({ url }: RunningService) =>
   ((await ask(`${url}/invoices?status=unpaid`)).body as unknown[]).length;
 
-/** Makes batches of two invoices: the rows say what is claimed together. */
+/** Recreates the batches with two invoices each. A claim takes one row of this table. */
 const batchesOfTwo = `
   TRUNCATE batches;
   INSERT INTO batches (first_id, last_id) SELECT n, n + 1 FROM generate_series(1, (SELECT max(id) FROM invoices), 2) AS n`;
 
-/** A step that stops at one name until it is let on. */
+/** Creates a step that stops at `name` until it is opened. */
 function gate(name: string) {
   const reached = Promise.withResolvers<void>();
   const allowed = Promise.withResolvers<void>();
@@ -38,19 +38,19 @@ async function until(condition: () => Promise<boolean>): Promise<void> {
   while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 20));
 }
 
-/** A server that is asked for payments, and keeps what it was asked. */
+/** Starts a provider that answers with `answer` and records the bodies of its requests. */
 async function startServer(answer: (body: any, request: IncomingMessage) => [number, unknown]) {
-  const asked: unknown[] = [];
+  const bodies: unknown[] = [];
   const server = await listen(async (request, response) => {
     const body = await json(request);
-    asked.push(body);
+    bodies.push(body);
     const [status, reply] = answer(body, request);
     response.writeHead(status, { 'Content-Type': 'application/json' }).end(JSON.stringify(reply));
   });
-  return { ...server, asked };
+  return { ...server, bodies };
 }
 
-test('a reason that Postgres cannot store ends the attempt all the same', async () => {
+test('a decline ends its attempt even if Postgres cannot store the reason as it is', async () => {
   await using provider = await startServer((body) => [
     200,
     body.map(({ id }: { id: string }) => ({ status: 402, id, error: `no\0 ${'x'.repeat(500)}` })),
@@ -62,7 +62,7 @@ test('a reason that Postgres cannot store ends the attempt all the same', async 
   expect(rows).toEqual(Array.from({ length: 3 }, () => ({ reason: `no ${'x'.repeat(197)}` })));
 });
 
-test('a provider that does not know arrays is asked for one payment at a time, with its key', async () => {
+test('a provider that takes no arrays gets one payment a request, each with its key', async () => {
   const keys = new Map<string, string>();
   await using original = await startServer((body, request) => {
     if (Array.isArray(body)) return [400, { error: 'failed to process payment request parameters' }];
@@ -72,7 +72,7 @@ test('a provider that does not know arrays is asked for one payment at a time, w
   await using app = await startApp(original);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
   expect(await countUnpaid(app)).toBe(0);
-  expect(original.asked.slice(1)).toEqual([
+  expect(original.bodies.slice(1)).toEqual([
     { id: 'I1', value: 12.15, currency: 'EUR' },
     { id: 'I2', value: 10.25, currency: 'GBP' },
     { id: 'I3', value: 66.13, currency: 'DKK' },
@@ -84,7 +84,7 @@ test('a provider that does not know arrays is asked for one payment at a time, w
   expect(rows).toEqual([...keys].map(([id, key]) => ({ id, key })));
 });
 
-test('an unknown outcome is asked for again under the same key, in the same run and in a later one', async () => {
+test('an unknown outcome is retried under the same key, in the same run and in a later one', async () => {
   const keys: string[][] = [];
   let broken = true;
   await using provider = await startServer((body) => {
@@ -102,7 +102,7 @@ test('an unknown outcome is asked for again under the same key, in the same run 
   expect(new Set(keys.map(String)).size).toBe(1);
 });
 
-test('a decline ends its attempt: within the run it is not asked for again, the next run has a new key', async () => {
+test('a declined invoice is not retried in the same run, and the next run uses a new key', async () => {
   const keys: string[] = [];
   await using provider = await startServer((body) => {
     keys.push(body[0].idempotencyKey);
@@ -115,7 +115,7 @@ test('a decline ends its attempt: within the run it is not asked for again, the 
   expect(new Set(keys).size).toBe(2);
 });
 
-test('a worker that is slow to claim does not pay a batch again that another one is done with', async () => {
+test('a worker that claims late does not pay a batch that another worker has finished', async () => {
   await using provider = await startServer((body) => [
     200,
     body.map(({ id }: { id: string }) => ({ status: 402, id, error: 'no' })),
@@ -123,7 +123,7 @@ test('a worker that is slow to claim does not pay a batch again that another one
   const released = Promise.withResolvers<void>();
   let claims = 0;
   const step: Step = async (name, work) => {
-    // All but the first have made up their minds, and are slow.
+    // All workers but the first have chosen their candidates, and claim late.
     if (name === 'claim' && claims++ > 0) await released.promise;
     const result = await work();
     if (name === 'release') released.resolve();
@@ -133,7 +133,7 @@ test('a worker that is slow to claim does not pay a batch again that another one
   await using database = await connect(app);
   await database.query(batchesOfTwo);
   expect(await pay(app)).toEqual({ status: 200, body: {} });
-  expect(provider.asked).toHaveLength(2);
+  expect(provider.bodies).toHaveLength(2);
 });
 
 test('a key is stored before the first request with it', async () => {
@@ -151,7 +151,7 @@ test('a key is stored before the first request with it', async () => {
   expect(used).toEqual(stored);
 });
 
-test('a pay while another one runs joins it, and both are answered when it is done', async () => {
+test('pay during a run waits for it, and both calls are answered afterwards', async () => {
   const charging = gate('store');
   await using provider = await startProvider({}, { step: charging.step });
   await using app = await startApp(provider);
@@ -170,7 +170,7 @@ test('a pay while another one runs joins it, and both are answered when it is do
   expect((await database.query('SELECT FROM payments')).rows).toHaveLength(3);
 });
 
-test('a pay while another one runs pays what has come in since', async () => {
+test('pay during a run also pays the invoices added since that run began', async () => {
   const charging = gate('store');
   await using provider = await startProvider({}, { step: charging.step });
   await using app = await startApp(provider);
@@ -188,7 +188,7 @@ test('a pay while another one runs pays what has come in since', async () => {
 });
 
 test(
-  'recovery takes over a lease that ran out, without anyone calling pay',
+  'recovery reclaims a batch with an expired lease, although no client calls pay',
   { timeout: 20_000 },
   async () => {
     await using provider = await startProvider();
@@ -196,7 +196,7 @@ test(
     await using database = await connect(app);
     await database.query(`UPDATE batches SET holder = 'dead', leased_until = now() + interval '10 s'`);
     await new Promise((resolve) => setTimeout(resolve, 3_500));
-    // Its holder has time left.
+    // The lease is still live.
     expect(await countUnpaid(app)).toBe(3);
     await database.query('UPDATE batches SET leased_until = now()');
     await until(async () => (await countUnpaid(app)) === 0);
@@ -208,7 +208,7 @@ test(
   },
 );
 
-test('recovery asks again for what stayed unknown', { timeout: 10_000 }, async () => {
+test('recovery retries unknown outcomes', { timeout: 10_000 }, async () => {
   let failing = true;
   const step: Step = (name, work) =>
     name === 'charge' && failing ? Promise.reject(new Error('on purpose')) : work();
@@ -217,14 +217,14 @@ test('recovery asks again for what stayed unknown', { timeout: 10_000 }, async (
   expect((await pay(app)).status).toBe(502);
   failing = false;
   await using database = await connect(app);
-  // The lease's time passes.
+  // The lease expires.
   expect(
     (await database.query('UPDATE batches SET leased_until = now() WHERE leased_until > now()')).rowCount,
   ).toBe(1);
   await until(async () => (await countUnpaid(app)) === 0);
 });
 
-test('a batch is its holder’s alone while its lease is live: the other replica waits, and asks for nothing', async () => {
+test('while the lease of a batch is live, another replica waits and sends no request for it', async () => {
   const charging = gate('store');
   let repeated = 0;
   const step: Step = (name, work) => {
@@ -257,7 +257,7 @@ test('a batch is its holder’s alone while its lease is live: the other replica
   expect(repeated).toBe(0);
 });
 
-test('two replicas that pay many batches at once never ask for one invoice twice', async () => {
+test('two replicas that pay many batches at once never request a payment twice', async () => {
   let repeated = 0;
   const step: Step = (name, work) => {
     if (name === 'look up') repeated += 1;
@@ -275,14 +275,14 @@ test('two replicas that pay many batches at once never ask for one invoice twice
   expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
 });
 
-test('a batch that somebody else has locked does not keep the others from being paid', async () => {
+test('a batch locked by another session does not delay the others', async () => {
   await using provider = await startProvider();
   await using app = await startApp(provider, { SEED_INVOICES: '8' });
   await using database = await connect(app);
   await database.query(batchesOfTwo);
   await database.query('BEGIN; SELECT FROM batches WHERE first_id = 3 FOR UPDATE');
   const paying = pay(app);
-  // A claim that waited for it would give up after two seconds.
+  // A claim that waited for the lock would time out after two seconds.
   const start = performance.now();
   await until(async () => (await countUnpaid(app)) === 2);
   expect(performance.now() - start).toBeLessThan(1_500);
@@ -291,7 +291,7 @@ test('a batch that somebody else has locked does not keep the others from being 
   expect(await countUnpaid(app)).toBe(0);
 });
 
-test('an answer that comes after the lease was lost is counted once', async () => {
+test('an answer that arrives after its lease was lost counts once', async () => {
   const recording = gate('record');
   await using provider = await startProvider();
   await using slow = await startApp(provider, {}, { step: recording.step, instance: 'slow' });
@@ -308,7 +308,7 @@ test('an answer that comes after the lease was lost is counted once', async () =
 });
 
 test.each(['UPDATE payment_events SET amount = 0', 'DELETE FROM payment_events', 'TRUNCATE payment_events'])(
-  'the history refuses %s',
+  'the payment history rejects %s',
   async (statement) => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
@@ -319,7 +319,7 @@ test.each(['UPDATE payment_events SET amount = 0', 'DELETE FROM payment_events',
   },
 );
 
-test('a reset waits for the run that is under way', async () => {
+test('a reset waits for the run in flight', async () => {
   const recording = gate('record');
   await using provider = await startProvider();
   await using app = await startApp(provider, {}, { step: recording.step });
@@ -335,15 +335,15 @@ test('a reset waits for the run that is under way', async () => {
   expect(await countUnpaid(app)).toBe(3);
 });
 
-/** What an original provider says to an invoice of amount 0. */
+/** The provider's reason for refusing an amount of 0. */
 const noValue = 'could not retrieve payment value';
 
 describe('an invoice that the provider refuses', () => {
-  test('does not stop the others, and is asked for again only once it was changed', async () => {
+  test('does not stop the others, and is retried only after a change', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider, { SEED_INVOICES: '24' });
     await using database = await connect(app);
-    // One in each batch, and in more batches than a run has workers.
+    // One refusal in each of ten batches: more batches than a run has workers.
     await database.query(`${batchesOfTwo}; UPDATE invoices SET amount = 0 WHERE id % 2 = 1 AND id < 20`);
     const error = 'the payment provider refused invoices: change their value or currency';
     const told = { declined: 0, refused: 10, unknown: 0 };
@@ -356,7 +356,7 @@ describe('an invoice that the provider refuses', () => {
     ]);
     const { rows } = await database.query('SELECT FROM batches WHERE leased_until IS NOT NULL');
     expect(rows).toEqual([]);
-    // Some other change is none that the provider would see.
+    // The provider does not see the customer, so changing it causes no retry.
     await database.query('UPDATE invoices SET customer_id = 2 WHERE id = 1');
     expect((await pay(app)).body).toMatchObject({ paid: 0, refused: 10 });
     await database.query('UPDATE invoices SET amount = 5 WHERE id = 1');
@@ -365,12 +365,12 @@ describe('an invoice that the provider refuses', () => {
     expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
   });
 
-  test('keeps its key, so that a charge under it that nobody knows of is not made twice', async () => {
+  test('keeps its key, so that an unnoticed charge under it is not made twice', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using database = await connect(app);
     await using ledger = await connect(provider);
-    // Charged with another amount, and the answer never came.
+    // Charged with another amount, but the answer never arrived.
     const { rows } = await database.query('SELECT attempt_key AS key FROM invoices WHERE id = 1');
     await ledger.query(
       `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
@@ -384,7 +384,7 @@ describe('an invoice that the provider refuses', () => {
     expect(charges.rows).toHaveLength(1);
   });
 
-  test.each([400, 422])('one by one: %i with a reason', async (status) => {
+  test.each([400, 422])('is found by %i with a reason when payments are sent one by one', async (status) => {
     await using original = await startServer((body) => {
       if (Array.isArray(body)) return [400, { error: 'failed to process payment request parameters' }];
       return body.id === 'I2' ? [status, { error: 'not like this' }] : [200, { id: body.id }];
@@ -398,12 +398,12 @@ describe('an invoice that the provider refuses', () => {
     const metrics = await (await fetch(app.metricsUrl)).text();
     expect(metrics).toContain('payments_total{outcome="refused"} 1\n');
     expect(metrics).toContain('refused_invoices 1\n');
-    const { length } = original.asked;
+    const { length } = original.bodies;
     await pay(app);
-    expect(original.asked).toHaveLength(length);
+    expect(original.bodies).toHaveLength(length);
   });
 
-  test('makes an array fail as a whole: the others are then paid one by one, and later as arrays again', async () => {
+  test('can fail a whole array: the others are then paid one by one, and later as arrays again', async () => {
     await using strict = await startServer((body) => {
       const bodies = Array.isArray(body) ? body : [body];
       if (bodies.some(({ id }) => id === 'I2')) return [422, { error: 'I2 is wrong' }];
@@ -415,12 +415,12 @@ describe('an invoice that the provider refuses', () => {
     await using database = await connect(app);
     await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 5, 'EUR')`);
     await pay(app);
-    expect(strict.asked.at(-1)).toMatchObject([{ id: 'I4' }]);
+    expect(strict.bodies.at(-1)).toMatchObject([{ id: 'I4' }]);
   });
 });
 
-describe('a provider is down only where its answer speaks of itself', () => {
-  // More batches than a run has workers, each asked for as long as the first six are not taken for a sign.
+describe('a run gives up only if an answer says that the provider is down', () => {
+  // Two batches more than a run has workers: they are left if the first six show that the provider is down.
   const start = async (answer: (body: any) => [number, unknown]) => {
     const server = await startServer(answer);
     const app = await startApp(server, { SEED_INVOICES: '16' });
@@ -435,7 +435,7 @@ describe('a provider is down only where its answer speaks of itself', () => {
   };
 
   test.each([500, 503, 401, 403, 429])(
-    '%i: the other batches are left, and not called unknown',
+    '%i leaves the other batches, and does not call them unknown',
     async (status) => {
       await using world = await start(() => [status, { error: 'not now' }]);
       const { body } = await pay(world.app);
@@ -444,10 +444,10 @@ describe('a provider is down only where its answer speaks of itself', () => {
   );
 
   test.each<[string, (body: { id: string }[]) => [number, unknown]]>([
-    ['keys that are at work', (body) => [200, body.map(({ id }) => ({ status: 409, id, error: 'at work' }))]],
+    ['busy keys', (body) => [200, body.map(({ id }) => ({ status: 409, id, error: 'at work' }))]],
     ['404', () => [404, { error: 'not found' }]],
-    ['outcomes of nothing', () => [200, []]],
-  ])('%s: every batch is asked for', { timeout: 20_000 }, async (_name, answer) => {
+    ['an empty array', () => [200, []]],
+  ])('every batch is requested after %s', { timeout: 20_000 }, async (_name, answer) => {
     await using world = await start(answer);
     expect((await pay(world.app)).body).toMatchObject({ paid: 0, refused: 0, unknown: 16 });
     expect((await pay(world.app)).body).not.toHaveProperty('left');
@@ -462,15 +462,15 @@ describe('an answer that does not prove a decline keeps the key', () => {
 
   test.each<[string, (body: { id: string; idempotencyKey: string }[]) => unknown]>([
     ['without a reason', (body) => body.map(({ id }) => ({ status: 402, id }))],
-    ['with a reason that is no text', (body) => body.map(({ id }) => ({ status: 402, id, error: 5 }))],
+    ['with a reason that is not text', (body) => body.map(({ id }) => ({ status: 402, id, error: 5 }))],
     ['without an id', (body) => body.map(() => ({ status: 402, error: 'no' }))],
     ['of another payment', (body) => body.map(() => ({ status: 402, id: 'I9', error: 'no' }))],
-    ['fewer than asked for', (body) => body.slice(1).map(({ id }) => ({ status: 402, id, error: 'no' }))],
+    ['fewer than requested', (body) => body.slice(1).map(({ id }) => ({ status: 402, id, error: 'no' }))],
     [
-      'more than asked for',
+      'more than requested',
       (body) => [...body, body[0]!].map(({ id }) => ({ status: 402, id, error: 'no' })),
     ],
-    ['twice the same', (body) => body.map(() => ({ status: 402, id: 'I1', error: 'no' }))],
+    ['with the same id twice', (body) => body.map(() => ({ status: 402, id: 'I1', error: 'no' }))],
     ['null', (body) => body.map(() => null)],
   ])('outcomes %s', async (_name, answer) => {
     await using provider = await startServer((body) => [200, answer(body)]);
@@ -481,10 +481,10 @@ describe('an answer that does not prove a decline keeps the key', () => {
   });
 
   test.each([
-    ['a page of something in between', '<html>quota</html>'],
+    ['an HTML page of a proxy', '<html>quota</html>'],
     ['JSON without a reason', '{"quota":1}'],
     ['nothing', ''],
-    ['a text', '"payment declined"'],
+    ['a JSON string', '"payment declined"'],
   ])('402 with %s', async (_name, text) => {
     await using between = await listen(async (request, response) => {
       const body = await json(request);
@@ -497,7 +497,7 @@ describe('an answer that does not prove a decline keeps the key', () => {
     expect(await readKeys(app)).toEqual(keys);
   });
 
-  test('outcomes in another order each end the attempt that they name', async () => {
+  test('outcomes in another order end the attempts that they name', async () => {
     await using provider = await startServer((body) => [
       200,
       body
@@ -520,7 +520,7 @@ test.each([
   ['given another key', 'UPDATE invoices SET attempt_key = uuidv7()'],
   ['deleted', 'DELETE FROM invoices'],
   ['truncated', 'TRUNCATE invoices'],
-])('a paid invoice cannot be %s, by invoice-app’s own role neither', async (_name, statement) => {
+])('a paid invoice cannot be %s, even by the role of invoice-app', async (_name, statement) => {
   await using provider = await startProvider();
   await using app = await startApp(provider);
   await pay(app);
@@ -554,10 +554,10 @@ test.each([
   expect(await brokenRules({ app: database, provider: ledger })).toEqual([]);
 });
 
-describe('a lease from before Postgres’ clock went back', () => {
+describe('a lease from before the clock of Postgres went back', () => {
   const hold = `UPDATE batches SET holder = 'dead', leased_until = now() + interval '1 h'`;
 
-  test('keeps no pay waiting', async () => {
+  test('does not delay pay', async () => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using database = await connect(app);
@@ -566,17 +566,17 @@ describe('a lease from before Postgres’ clock went back', () => {
     expect(await countUnpaid(app)).toBe(0);
   });
 
-  test.each(['holder', 'nobody'])('is taken over by recovery, held by a %s', async (who) => {
+  test.each(['dead', 'none'])('is reclaimed by recovery (holder: %s)', async (holder) => {
     await using provider = await startProvider();
     await using app = await startApp(provider);
     await using database = await connect(app);
-    await database.query(who === 'holder' ? hold : hold.replace(`'dead'`, 'NULL'));
+    await database.query(holder === 'dead' ? hold : hold.replace(`'dead'`, 'NULL'));
     await expect.poll(() => countUnpaid(app), { timeout: 10_000 }).toBe(0);
   });
 
-  test('keeps no reset waiting, and is not shown as a run', async () => {
+  test('does not delay a reset, and is not shown as a run', async () => {
     await using provider = await startProvider();
-    // No recovery, which would take it over.
+    // Disables recovery, which would reclaim the batches.
     const step: Step = (name, work) => (name === 'find expired' ? Promise.resolve([] as never) : work());
     await using app = await startApp(provider, {}, { step });
     await using database = await connect(app);
@@ -586,7 +586,7 @@ describe('a lease from before Postgres’ clock went back', () => {
   });
 });
 
-test('a pay waits for a batch that another one holds only so long, and says what is left', async () => {
+test('pay waits a limited time for a batch of another holder, and reports the invoices left', async () => {
   await using provider = await startProvider();
   await using app = await startApp(provider, { SEED_INVOICES: '4' });
   await using held = await connect(app);

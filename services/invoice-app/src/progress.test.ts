@@ -14,18 +14,18 @@ afterEach(async () => {
   for (const each of cleanup.splice(0)) await each();
 });
 
-/** A server whose totals are what the test says, and counts how often they were looked at. */
+/** Starts a server with totals that the test sets, and counts how often they are polled. */
 async function start() {
-  const told = { totals: { running: false, sums: [] } as Totals | Promise<Totals> | Error, looks: 0 };
+  const source = { totals: { running: false, sums: [] } as Totals | Promise<Totals> | Error, polls: 0 };
   const overview = {
     read: async () => {
-      told.looks += 1;
-      if (told.totals instanceof Error) throw told.totals;
-      return told.totals;
+      source.polls += 1;
+      if (source.totals instanceof Error) throw source.totals;
+      return source.totals;
     },
   } as unknown as Overview;
   const progress = new Progress(overview, createLog('test', 'silent'));
-  /** What is written after a stream's end ends the process. */
+  /** Counts writes after the end of a stream. Such a write crashes the process. */
   let late = 0;
   const refuse: ErrorRequestHandler = (
     error: { status: number; retryAfter: number },
@@ -55,70 +55,70 @@ async function start() {
     server.close();
   });
   return {
-    told,
+    source,
     progress,
     writtenLate: () => late,
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
   };
 }
 
-test('one look serves all who watch, and nobody looks for nobody', async () => {
-  const { told, url } = await start();
-  expect(told.looks).toBe(0);
+test('one poll serves all watchers, and there is none without watchers', async () => {
+  const { source, url } = await start();
+  expect(source.polls).toBe(0);
   const streams = await Promise.all(Array.from({ length: 20 }, () => EventStream.open(url)));
   await Promise.all(streams.map((stream) => stream.next()));
   await sleep(2_500);
-  expect(told.looks).toBeGreaterThan(1);
-  expect(told.looks).toBeLessThan(8);
+  expect(source.polls).toBeGreaterThan(1);
+  expect(source.polls).toBeLessThan(8);
   for (const stream of streams) await stream[Symbol.asyncDispose]();
   await sleep(300);
-  const { looks } = told;
+  const { polls } = source;
   await sleep(1_500);
-  expect(told.looks).toBe(looks);
+  expect(source.polls).toBe(polls);
 });
 
-test('what has not changed is not told again; who comes back is told once, whatever it knew', async () => {
-  const { told, url } = await start();
+test('unchanged totals are sent once to each stream, even if the client already has them', async () => {
+  const { source, url } = await start();
   await using stream = await EventStream.open(url);
   const first = await stream.next();
   await using again = await EventStream.open(url, { 'Last-Event-ID': first!.id });
   expect(await again.next()).toEqual(first);
   await sleep(2_000);
-  told.totals = { running: true, sums: [] };
+  source.totals = { running: true, sums: [] };
   expect((await again.next())!.data).toEqual({ running: true, sums: [] });
   expect(stream.seen.split('event:')).toHaveLength(2);
   expect((await stream.next())!.data).toEqual({ running: true, sums: [] });
 });
 
-test('it looks a few times a second while a run goes on, and at once where one is asked for', async () => {
-  const { told, progress, url } = await start();
+test('it polls several times a second during a run, and at once when a run is requested', async () => {
+  const { source, progress, url } = await start();
   await using stream = await EventStream.open(url);
   await stream.next();
   await sleep(700);
   const asked = performance.now();
-  told.totals = { running: true, sums: [] };
+  source.totals = { running: true, sums: [] };
   progress.attend();
   await stream.next();
   expect(performance.now() - asked).toBeLessThan(200);
-  const { looks } = told;
+  const { polls } = source;
   await sleep(2_000);
-  expect(told.looks - looks).toBeGreaterThanOrEqual(4);
+  expect(source.polls - polls).toBeGreaterThanOrEqual(4);
 });
 
-test('a database that is away is said, and its return', async () => {
-  const { told, url } = await start();
+test('watchers learn that the database is unavailable, and that it is back', async () => {
+  const { source, url } = await start();
   await using stream = await EventStream.open(url);
   expect(await stream.next()).toMatchObject({ event: 'progress' });
-  told.totals = new DatabaseUnavailable();
+  source.totals = new DatabaseUnavailable();
   expect(await stream.next()).toMatchObject({
     event: 'unavailable',
     data: { error: 'database unavailable' },
   });
-  told.totals = { running: false, sums: [] };
+  source.totals = { running: false, sums: [] };
   expect(await stream.next()).toMatchObject({ event: 'progress' });
 });
 
-test('only so many may watch, and one that goes makes place', async () => {
+test('at most 200 may watch, and one that disconnects frees its place', async () => {
   const { url } = await start();
   const streams = await Promise.all(Array.from({ length: 200 }, () => EventStream.open(url)));
   const refused = await fetch(url);
@@ -130,7 +130,7 @@ test('only so many may watch, and one that goes makes place', async () => {
   for (const stream of streams) await stream[Symbol.asyncDispose]();
 });
 
-test('a client that has fewer streams takes the place of the oldest of the one that has most', async () => {
+test('a client with fewer streams replaces the oldest stream of the client with the most', async () => {
   const { url } = await start();
   await using other = await EventStream.open(url, { 'X-From': 'c' });
   const streams: EventStream[] = [];
@@ -138,7 +138,7 @@ test('a client that has fewer streams takes the place of the oldest of the one t
   const others: EventStream[] = [];
   for (let n = 0; n < 3; n += 1) others.push(await EventStream.open(url, { 'X-From': 'b' }));
   for (const stream of others) expect(await stream.next()).toMatchObject({ event: 'progress' });
-  // Those that were there first are gone, and nobody else is.
+  // Only the three oldest streams of that client are closed.
   for (const stream of streams.slice(0, 3)) {
     await stream.next();
     expect(await stream.next()).toBeUndefined();
@@ -149,7 +149,7 @@ test('a client that has fewer streams takes the place of the oldest of the one t
   for (const stream of [...streams, ...others]) await stream[Symbol.asyncDispose]();
 });
 
-test('of one address, which may be a proxy’s, the oldest makes place once it has had its time', async () => {
+test('among the streams of one address, which may be a proxy, the oldest is replaced after ten seconds', async () => {
   const { url } = await start();
   const now = performance.now.bind(performance);
   const streams: EventStream[] = [];
@@ -167,7 +167,7 @@ test('of one address, which may be a proxy’s, the oldest makes place once it h
   for (const stream of streams) await stream[Symbol.asyncDispose]();
 });
 
-test('a stop ends every stream', async () => {
+test('stop closes every stream', async () => {
   const { progress, url } = await start();
   await using stream = await EventStream.open(url);
   await stream.next();
@@ -176,13 +176,13 @@ test('a stop ends every stream', async () => {
   expect((await fetch(url)).status).toBe(503);
 });
 
-test('a look that is under way at the stop tells nobody', async () => {
-  const { told, progress, url, writtenLate } = await start();
-  const look = Promise.withResolvers<Totals>();
-  told.totals = look.promise;
+test('a poll in flight during the stop sends nothing', async () => {
+  const { source, progress, url, writtenLate } = await start();
+  const poll = Promise.withResolvers<Totals>();
+  source.totals = poll.promise;
   await using stream = await EventStream.open(url);
   const stopped = progress.stop();
-  look.resolve({ running: false, sums: [] });
+  poll.resolve({ running: false, sums: [] });
   await stopped;
   expect(await stream.next()).toBeUndefined();
   expect(writtenLate()).toBe(0);

@@ -5,23 +5,24 @@ import { brokenRules } from '../../../tests/payments/rules.ts';
 import { ask, listen, post, type RunningService } from '../../../tests/support/start-service.ts';
 import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
-/** A way to the provider on which a test can hold up requests, and answers. */
-async function startWay(provider: RunningService) {
-  const way = {
-    /** Waited for before a request is passed on, and before its answer is. */
+/** Starts a proxy in front of the provider that can delay requests and answers. */
+async function startProxy(provider: RunningService) {
+  const proxy = {
+    /** Awaited before a request is passed on to the provider. */
     beforeRequest: async (_path: string) => {},
+    /** Awaited before an answer is passed back. */
     beforeAnswer: async (_path: string) => {},
     answered: [] as [path: string, status: number][],
   };
   const server = await listen(async (request, response) => {
     const { method, url = '', headers } = request;
     const body = await buffer(request);
-    await way.beforeRequest(url);
+    await proxy.beforeRequest(url);
     const onward = send(provider.url + url, { method, headers, agent: false }, (answer) => {
       const pass = async () => {
         const text = await buffer(answer);
-        way.answered.push([url, answer.statusCode ?? 0]);
-        await way.beforeAnswer(url);
+        proxy.answered.push([url, answer.statusCode ?? 0]);
+        await proxy.beforeAnswer(url);
         response.writeHead(answer.statusCode ?? 500, answer.headers).end(text);
       };
       pass().catch(() => response.destroy());
@@ -29,20 +30,20 @@ async function startWay(provider: RunningService) {
     onward.on('error', () => response.destroy());
     onward.end(body);
   });
-  return Object.assign(way, server);
+  return Object.assign(proxy, server);
 }
 
 let provider: RunningService;
-let way: Awaited<ReturnType<typeof startWay>>;
+let proxy: Awaited<ReturnType<typeof startProxy>>;
 let app: RunningService;
 beforeEach(async () => {
   provider = await startProvider();
-  way = await startWay(provider);
-  app = await startApp(way);
+  proxy = await startProxy(provider);
+  app = await startApp(proxy);
 });
 afterEach(async () => {
   await app[Symbol.asyncDispose]();
-  await way[Symbol.asyncDispose]();
+  await proxy[Symbol.asyncDispose]();
   await provider[Symbol.asyncDispose]();
 });
 
@@ -62,7 +63,7 @@ async function broken(): Promise<string[]> {
 }
 
 test.each(['invoices', 'batches', 'payment_events', 'customers'])(
-  'an open transaction that has read %s: nothing is reset, and the reason says whose it is',
+  'an open transaction that has read %s blocks the reset, and the error names its session',
   { timeout: 30_000 },
   async (table) => {
     await pay();
@@ -83,11 +84,11 @@ test.each(['invoices', 'batches', 'payment_events', 'customers'])(
   },
 );
 
-test('a payment that the network holds up until after a reset charges nothing', async () => {
+test('a payment that reaches the provider after a reset charges nothing', async () => {
   const arrived = Promise.withResolvers<void>();
   const released = Promise.withResolvers<void>();
   let held = 0;
-  way.beforeRequest = async (path) => {
+  proxy.beforeRequest = async (path) => {
     if (path !== '/payments/pay' || held++ > 0) return;
     arrived.resolve();
     await released.promise;
@@ -100,7 +101,7 @@ test('a payment that the network holds up until after a reset charges nothing', 
   await using direct = await startApp(provider, { DATABASE_URL: app.databaseUrl }, { instance: 'direct' });
   expect(await reset(direct)).toEqual(done);
   released.resolve();
-  await expect.poll(() => way.answered).toContainEqual(['/payments/pay', 410]);
+  await expect.poll(() => proxy.answered).toContainEqual(['/payments/pay', 410]);
   expect(await charges()).toBeLessThanOrEqual(3);
   await paying;
   await post(`${direct.url}/invoices/pay`);
@@ -108,10 +109,10 @@ test('a payment that the network holds up until after a reset charges nothing', 
   expect(await broken()).toEqual([]);
 });
 
-test('a provider’s reset that answers late is finished by itself', { timeout: 30_000 }, async () => {
+test('recovery finishes a reset that the provider answers late', { timeout: 30_000 }, async () => {
   await pay();
   let late = true;
-  way.beforeAnswer = async (path) => {
+  proxy.beforeAnswer = async (path) => {
     if (path === '/reset' && late) await new Promise((resolve) => setTimeout(resolve, 2_500));
   };
   const { status, body } = await reset();
@@ -119,7 +120,7 @@ test('a provider’s reset that answers late is finished by itself', { timeout: 
   expect((body as { error: string }).error).toMatch(
     /^it is unknown whether the payment provider was reset: /,
   );
-  // Nobody charges anything into the ledger, whichever it is.
+  // Until the reset is finished, no payment is charged.
   await using database = await connect(app);
   await database.query(`INSERT INTO invoices (id, customer_id, amount, currency) VALUES (4, 1, 5, 'EUR')`);
   const paying = pay();
@@ -132,26 +133,26 @@ test('a provider’s reset that answers late is finished by itself', { timeout: 
 });
 
 test(
-  'a provider’s reset that arrives late, and again, leaves what was charged since',
+  'a reset that reaches the provider late, after its retry, keeps the charges made since',
   { timeout: 30_000 },
   async () => {
     await pay();
     const released = Promise.withResolvers<void>();
     let resets = 0;
-    way.beforeRequest = async (path) => {
+    proxy.beforeRequest = async (path) => {
       if (path === '/reset' && resets++ === 0) await released.promise;
     };
     expect((await reset()).status).toBe(502);
     expect(await reset()).toEqual(done);
     expect(await pay()).toEqual(done);
     released.resolve();
-    await expect.poll(() => way.answered.filter(([path]) => path === '/reset')).toHaveLength(2);
+    await expect.poll(() => proxy.answered.filter(([path]) => path === '/reset')).toHaveLength(2);
     expect([await unpaid(), await charges()]).toEqual([0, 3]);
     expect(await broken()).toEqual([]);
   },
 );
 
-test('a provider that is away has reset nothing: it is taken back, and paying goes on', async () => {
+test('a reset is cancelled if the provider is unreachable, and payments continue', async () => {
   await pay();
   await using alone = await startApp({ url: 'http://127.0.0.1:1' }, { DATABASE_URL: app.databaseUrl });
   const { status, body } = await reset(alone);
@@ -164,9 +165,9 @@ test('a provider that is away has reset nothing: it is taken back, and paying go
   expect(await broken()).toEqual([]);
 });
 
-test('two resets at once are as one', async () => {
+test('resets at the same time count as one', async () => {
   await pay();
-  await using other = await startApp(way, { DATABASE_URL: app.databaseUrl }, { instance: 'other' });
+  await using other = await startApp(proxy, { DATABASE_URL: app.databaseUrl }, { instance: 'other' });
   const answers = await Promise.all([reset(), reset(other), reset()]);
   expect(answers).toEqual([done, done, done]);
   expect([await unpaid(), await charges()]).toEqual([3, 0]);

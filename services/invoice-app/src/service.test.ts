@@ -33,7 +33,7 @@ afterAll(async () => {
   await provider[Symbol.asyncDispose]();
 });
 
-/** What the provider has charged, as text, in the order of the invoices. */
+/** Returns the charges of the provider as text, in the order of the invoices. */
 async function charges(service: RunningService): Promise<string[]> {
   await using database = await connect(service);
   const { rows } = await database.query(
@@ -44,13 +44,13 @@ async function charges(service: RunningService): Promise<string[]> {
 }
 
 describe('GET /invoices', () => {
-  test('answers with the original invoices, keys as in the original', async () => {
+  test('returns the original invoices with the original field names', async () => {
     const response = await fetch(`${app.url}/invoices`);
     expect(response.headers.get('Content-Type')).toBe('application/json; charset=utf-8');
     expect(await response.text()).toBe(JSON.stringify(seeded));
   });
 
-  test('narrows by status, limit and after', async () => {
+  test('filters by status, limit and after', async () => {
     expect(await invoicesOf(app, '?status=paid')).toEqual([]);
     expect(await invoicesOf(app, '?status=unpaid&limit=1&after=I1')).toEqual([seeded[1]]);
     expect(await invoicesOf(app, '?after=I3')).toEqual([]);
@@ -65,7 +65,7 @@ describe('GET /invoices', () => {
     expect(await ask(`${app.url}/invoices?${query}`)).toEqual({ status: 400, body: { error } });
   });
 
-  test('streams more than a page, in id order, each once', async () => {
+  test('streams several pages in id order, each invoice once', async () => {
     await using large = await startApp(provider, { SEED_INVOICES: '2500' });
     const invoices = (await invoicesOf(large)) as typeof seeded;
     expect(invoices.map(({ InvoiceId }) => InvoiceId)).toEqual(
@@ -75,7 +75,7 @@ describe('GET /invoices', () => {
     expect(((await invoicesOf(large, '?limit=1700&after=I200')) as unknown[]).length).toBe(1700);
   });
 
-  test('is an empty array without invoices', async () => {
+  test('returns an empty array if there are no invoices', async () => {
     await using empty = await startApp(provider, { SEED_INVOICES: '0' });
     expect(await ask(`${empty.url}/invoices`)).toEqual({ status: 200, body: [] });
   });
@@ -94,13 +94,13 @@ describe('POST /invoices/pay', () => {
     ['a form', '{}', { 'Content-Type': 'application/x-www-form-urlencoded' }],
     ['broken JSON', '{"id":', { 'Content-Type': 'application/json' }],
     ['a large body', 'x'.repeat(2_000_000), {}],
-    ['an encoding that nobody knows', 'x', { 'Content-Encoding': 'nonsense' }],
-  ])('does not read %s', async (_name, body, headers: Record<string, string>) => {
+    ['an unknown encoding', 'x', { 'Content-Encoding': 'nonsense' }],
+  ])('pays without reading the body: %s', async (_name, body, headers: Record<string, string>) => {
     expect(await post(`${app.url}/invoices/pay`, body, headers)).toEqual({ status: 200, body: {} });
     expect(await invoicesOf(app)).toEqual(allPaid);
   });
 
-  test('finds the provider by the other name of its variable too', async () => {
+  test('takes the URL of the provider from PAYMENT_PROVIDER_ENDPOINT too', async () => {
     await using own = await startService(invoiceApp, {
       PAYMENT_PROVIDER_ENDPOINT: `${provider.url}/payments/pay`,
     });
@@ -108,7 +108,7 @@ describe('POST /invoices/pay', () => {
     expect(await invoicesOf(own)).toEqual(allPaid);
   });
 
-  test('pays an invoice that came in by SQL, wherever its number lies', async () => {
+  test('pays an invoice added by SQL, however high its number', async () => {
     await using own = await startApp(provider);
     await using database = await connect(own);
     await database.query(
@@ -119,7 +119,7 @@ describe('POST /invoices/pay', () => {
     expect(await invoicesOf(own, '?after=I3')).toMatchObject([{ InvoiceId: 'I7000' }]);
   });
 
-  test('charges each invoice once when it is asked for at once, on two replicas', async () => {
+  test('charges each invoice once when two replicas pay at the same time', async () => {
     await using one = await startApp(provider, { SEED_INVOICES: '100' });
     await using other = await startApp(provider, { DATABASE_URL: one.databaseUrl });
     const answers = await Promise.all([one, one, other, other].map(({ url }) => post(`${url}/invoices/pay`)));
@@ -128,7 +128,7 @@ describe('POST /invoices/pay', () => {
     expect(await invoicesOf(other, '?status=unpaid')).toEqual([]);
   });
 
-  test('is 200 where invoices are declined: they stay unpaid, and are asked for again', async () => {
+  test('gets 200 if invoices are declined, and they stay unpaid', async () => {
     await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
     await using unlucky = await startApp(declining);
     expect(await post(`${unlucky.url}/invoices/pay`)).toEqual({ status: 200, body: {} });
@@ -137,7 +137,7 @@ describe('POST /invoices/pay', () => {
   });
 });
 
-describe('a provider that cannot be relied on leaves the invoice unpaid and says how many', () => {
+describe('an unreliable provider leaves invoices unpaid, and pay reports how many', () => {
   const error = 'the payment provider gave no definite answer';
 
   test('down', async () => {
@@ -149,7 +149,7 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
     expect(await invoicesOf(alone)).toEqual(seeded);
   });
 
-  test('down with more invoices than it is asked for in vain', async () => {
+  test('down, with more invoices than are requested before the run gives up', async () => {
     await using alone = await startApp({ url: 'http://127.0.0.1:1' }, { SEED_INVOICES: '2000' });
     expect((await post(`${alone.url}/invoices/pay`)).body).toMatchObject({ unknown: 2000 });
   });
@@ -171,12 +171,12 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
           : response.writeHead(302, { Location: '/elsewhere' }).end(),
     ],
     [
-      'an answer without end',
+      'an endless answer',
       (_request, response) => void setInterval(() => response.write('x'.repeat(9_000)), 1).unref(),
     ],
     ['a reset connection', (request) => request.socket.resetAndDestroy()],
     [
-      'an answer that breaks off',
+      'a truncated answer',
       (request, response) =>
         response.writeHead(200, { 'Content-Length': 9 }).write('{', () => request.socket.destroy()),
     ],
@@ -191,12 +191,12 @@ describe('a provider that cannot be relied on leaves the invoice unpaid and says
   });
 });
 
-describe('the database refuses what the code could not keep apart', () => {
+describe('the database rejects values that the code could not tell apart', () => {
   test.each([
     ['an id that a double cannot hold', 'id = 9007199254740993', 'id_has_15_digits'],
     ['an id of 16 digits', 'id = 1000000000000000', 'id_has_15_digits'],
     ['an amount that a double cannot hold', 'amount = 7036874417766401', 'amount_has_15_digits'],
-    ['the same below 0', 'amount = -1000000000000000', 'amount_has_15_digits'],
+    ['a negative amount of 16 digits', 'amount = -1000000000000000', 'amount_has_15_digits'],
     ['a currency in lower case', `currency = 'jpy'`, 'currency_upper_case'],
     ['no currency', `currency = ''`, 'currency_length'],
     ['a long currency', `currency = repeat('x', 33)`, 'currency_length'],
@@ -205,7 +205,7 @@ describe('the database refuses what the code could not keep apart', () => {
     await expect(database.query(`UPDATE invoices SET ${change} WHERE id = 1`)).rejects.toThrow(constraint);
   });
 
-  test('what it takes is listed, charged and added up to the last digit', async () => {
+  test('the largest values that it accepts are listed, charged and added up exactly', async () => {
     await using own = await startApp(provider, { SEED_INVOICES: '0' });
     await using database = await connect(own);
     await database.query(
@@ -224,7 +224,7 @@ describe('the database refuses what the code could not keep apart', () => {
   });
 });
 
-test('a database that can only be read: both services are not ready, and pay is 503', async () => {
+test('a read-only database makes both services unready, and payments get 503', async () => {
   await using own = await startProvider();
   await using keeping = await startApp(own);
   for (const service of [own, keeping]) {
@@ -246,14 +246,14 @@ test('a database that can only be read: both services are not ready, and pay is 
 });
 
 describe('/reset', () => {
-  test('makes both services anew', async () => {
+  test('resets both services', async () => {
     await post(`${app.url}/invoices/pay`);
     expect(await post(`${app.url}/reset`)).toEqual({ status: 200, body: {} });
     expect(await invoicesOf(app)).toEqual(seeded);
     expect(await charges(provider)).toEqual([]);
   });
 
-  test('changes nothing where the provider refuses it', async () => {
+  test('changes nothing if the provider refuses it', async () => {
     await using strict = await startService(paymentProvider);
     await using asking = await startApp(strict);
     await post(`${asking.url}/invoices/pay`);
@@ -264,7 +264,7 @@ describe('/reset', () => {
     expect(await invoicesOf(asking)).toEqual(allPaid);
   });
 
-  test('is not there unless it is allowed', async () => {
+  test('is 404 unless it is allowed', async () => {
     await using strict = await startApp(provider, { ALLOW_RESET: 'false' });
     expect(await post(`${strict.url}/reset`)).toEqual({ status: 404, body: { error: 'not found' } });
   });
@@ -283,7 +283,7 @@ describe('/version', () => {
     });
   });
 
-  test('asks the provider over a connection of its own each time: any replica may answer', async () => {
+  test('opens a new connection to the provider each time, so that any replica may answer', async () => {
     const connections = new Set();
     await using server = await listen(({ socket }, response) => {
       connections.add(socket);
@@ -297,7 +297,7 @@ describe('/version', () => {
     }
   });
 
-  /** A provider that begins each answer, and then sends a blank each 100 ms. */
+  /** Starts a provider that begins each answer and then sends a space every 100 ms. */
   const startTrickling = async () => {
     const open = new Set<object>();
     const server = await listen(({ socket }, response) => {
@@ -310,7 +310,7 @@ describe('/version', () => {
     return { ...server, open };
   };
 
-  test('has null for a provider whose answer trickles, and soon', async () => {
+  test('contains null within two seconds if the answer of the provider trickles', async () => {
     await using trickling = await startTrickling();
     await using own = await startApp(trickling);
     const start = performance.now();
@@ -319,29 +319,29 @@ describe('/version', () => {
     await expect.poll(() => trickling.open.size).toBe(0);
   });
 
-  test('asks the provider no longer than its client waits', async () => {
+  test('cancels its request to the provider when the client disconnects', async () => {
     await using trickling = await startTrickling();
     await using own = await startApp(trickling);
     const waiting = fetch(`${own.url}/version`, { signal: AbortSignal.timeout(100) }).catch(() => 'left');
     await expect.poll(() => trickling.open.size, { interval: 10 }).toBe(1);
     expect(await waiting).toBe('left');
-    // Of itself it is asked for a second.
+    // The timeout of the request would be a second.
     const start = performance.now();
     await expect.poll(() => trickling.open.size, { interval: 10 }).toBe(0);
     expect(performance.now() - start).toBeLessThan(700);
   });
 
-  test('a reset and a pay end too where the answer trickles', { timeout: 60_000 }, async () => {
+  test('pay and reset time out too if the answer trickles', { timeout: 60_000 }, async () => {
     await using trickling = await startTrickling();
     await using own = await startApp(trickling);
-    // In this order: while a reset is unfinished a pay waits for it.
+    // In this order, because pay waits for an unfinished reset.
     for (const path of ['/invoices/pay', '/reset']) {
       expect([path, (await post(own.url + path)).status]).toEqual([path, 502]);
     }
     await expect.poll(() => trickling.open.size, { timeout: 10_000 }).toBe(0);
   });
 
-  test('has null for a provider that does not answer', async () => {
+  test('contains null if the provider is down', async () => {
     await using alone = await startApp({ url: 'http://127.0.0.1:1' });
     expect((await ask(`${alone.url}/version`)).body).toMatchObject({ provider: null });
   });
@@ -353,7 +353,7 @@ test.each([
   ['DELETE', '/invoices', 405, { error: 'method not allowed, only GET, HEAD' }, 'GET, HEAD'],
   ['GET', '/invoices/pay', 405, { error: 'method not allowed, only POST' }, 'POST'],
   ['OPTIONS', '/invoices/pay', 405, { error: 'method not allowed, only POST' }, 'POST'],
-])('%s %s is %d', async (method, path, status, body, allow) => {
+])('%s %s gets %d', async (method, path, status, body, allow) => {
   const response = await fetch(app.url + path, { method });
   expect([response.status, await response.json()]).toEqual([status, body]);
   expect(response.headers.get('Allow')).toBe(allow);

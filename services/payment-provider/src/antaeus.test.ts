@@ -23,14 +23,14 @@ const pay = ({ url }: RunningService, body: unknown, headers?: Record<string, st
 
 test.each([
   ['a currency', { currency: 'USD', value: 301.99, customer_id: 1 }],
-  ['the empty object that the original client sends as one', { currency: {}, value: 301.99, customer_id: 1 }],
+  ['the empty currency object of the original client', { currency: {}, value: 301.99, customer_id: 1 }],
   ['no currency', { value: 301.99, customer_id: 1 }],
-  ['keys in another case', { Currency: 'USD', VALUE: 301.99, Customer_Id: 1 }],
-])('is charged with %s', async (_name, body) => {
+  ['field names in any case', { Currency: 'USD', VALUE: 301.99, Customer_Id: 1 }],
+])('the Antaeus form is charged with %s', async (_name, body) => {
   expect(await pay(provider, body)).toEqual({ status: 200, body: { result: true } });
 });
 
-test('an Antaeus that is set as README.md says reaches the service, and its request is charged', async () => {
+test('Antaeus, configured as in README.md, reaches the service and its request is charged', async () => {
   const root = join(import.meta.dirname, '../../..');
   const read = (file: string) => readFileSync(join(root, file), 'utf8');
   const [, endpoint = ''] = /PAYMENT_PROVIDER_ENDPOINT=(http:[^\s`]+)/.exec(read('README.md')) ?? [];
@@ -39,7 +39,7 @@ test('an Antaeus that is set as README.md says reaches the service, and its requ
   expect(hostname).toBe(`${data.name}.${data.name}`);
   expect(data.port).toBe(port);
 
-  // As the original sends it, byte by byte: its currency is an object without a field.
+  // Byte for byte the request of the original, which sends the currency as an empty object.
   const body = '{"currency":{},"value":301.99,"customer_id":1}';
   const socket = connect(Number(new URL(provider.url).port), '127.0.0.1');
   socket.write(
@@ -57,7 +57,7 @@ test.each([
   ['a value that is a string', { currency: 'USD', value: '1', customer_id: 1 }],
   ['null', null],
   ['an array', []],
-])('is refused with %s', async (_name, body) => {
+])('the Antaeus form is refused with %s', async (_name, body) => {
   expect(await pay(provider, body)).toEqual({
     status: 400,
     body: { error: 'failed to process payment request parameters' },
@@ -65,7 +65,7 @@ test.each([
 });
 
 test(
-  'at a failure rate of 0.5 about half of 2,000 calls have the result true',
+  'about half of 2,000 calls have the result true at a failure rate of 0.5',
   { timeout: 30_000 },
   async () => {
     const results: boolean[] = [];
@@ -83,7 +83,7 @@ test(
   },
 );
 
-test('with a key the first result is the result', async () => {
+test('an idempotency key always gets its first result', async () => {
   const payment = { currency: 'USD', value: 1, customer_id: 7 };
   const answers = [];
   for (let n = 0; n < 10; n += 1)

@@ -27,7 +27,7 @@ const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('
 const now = () => Math.floor(Date.now() / 1_000);
 const pay = ({ url }: RunningService, token: string) => post(`${url}/payments/pay`, body, bearing(token));
 
-/** What was charged since the last time. */
+/** Empties the ledger and returns how many payments it held. */
 async function takeCharges({ databaseUrl }: RunningService): Promise<number> {
   const client = new Client({ connectionString: databaseUrl });
   await client.connect();
@@ -54,12 +54,12 @@ afterAll(async () => {
 describe('a token', () => {
   beforeEach(() => takeCharges(service));
 
-  test.each(['first', 'elliptic'])('of the right account lets a payment through: key %s', async (kid) => {
+  test.each(['first', 'elliptic'])('of the allowed account lets a payment through (key %s)', async (kid) => {
     expect(await pay(service, await issuer.sign({}, issuer.keys.get(kid)))).toEqual(paid);
     expect(await takeCharges(service)).toBe(1);
   });
 
-  test('may be for other audiences too, and a word in any case', async () => {
+  test('may have several audiences, and a scheme in any case', async () => {
     const token = await issuer.sign({ aud: ['another', 'payment-provider'] });
     const headers = { Authorization: `bearer ${token}` };
     expect(await post(`${service.url}/payments/pay`, body, headers)).toEqual(paid);
@@ -72,9 +72,9 @@ describe('a token', () => {
     ['no audience', () => issuer.sign({ aud: undefined }), unauthorized],
     ['another issuer', () => issuer.sign({ iss: 'https://another' }), unauthorized],
     ['no issuer', () => issuer.sign({ iss: undefined }), unauthorized],
-    ['a time that has passed', () => issuer.sign({ exp: now() - 10 }), unauthorized],
-    ['no end', () => issuer.sign({ exp: undefined }), unauthorized],
-    ['a time that has not come', () => issuer.sign({ nbf: now() + 60 }), unauthorized],
+    ['an expiry in the past', () => issuer.sign({ exp: now() - 10 }), unauthorized],
+    ['no expiry', () => issuer.sign({ exp: undefined }), unauthorized],
+    ['a start in the future', () => issuer.sign({ nbf: now() + 60 }), unauthorized],
     ['no subject', () => issuer.sign({ sub: undefined }), unauthorized],
     ['another service account', () => issuer.sign({ sub: `${subject}-2` }), forbidden],
     [
@@ -83,7 +83,7 @@ describe('a token', () => {
       forbidden,
     ],
     [
-      'a key that nobody serves',
+      'a key that the issuer does not serve',
       async () => issuer.sign({}, await issuer.addKey('new', { served: false })),
       unauthorized,
     ],
@@ -93,22 +93,22 @@ describe('a token', () => {
       unauthorized,
     ],
     [
-      'a signature that Kubernetes does not make',
+      'an algorithm that Kubernetes does not use',
       () => issuer.sign({}, issuer.keys.get('edwards')),
       unauthorized,
     ],
     ['no algorithm', async () => withoutSignature(await issuer.sign(), 'none'), unauthorized],
     ['no algorithm, in capitals', async () => withoutSignature(await issuer.sign(), 'NONE'), unauthorized],
     ['no signature', async () => withoutSignature(await issuer.sign(), 'RS256'), unauthorized],
-    ['the public key as a secret', async () => withPublicKeyAsSecret(await issuer.sign()), unauthorized],
+    ['the public key as the secret', async () => withPublicKeyAsSecret(await issuer.sign()), unauthorized],
     ['a key of its own in the header', async () => withOwnKey(), unauthorized],
-  ])('with %s is refused, and nothing is charged', async (_name, make, refusal) => {
+  ])('with %s is refused and charges nothing', async (_name, make, refusal) => {
     expect(await pay(service, await make())).toEqual(refusal);
     expect(await takeCharges(service)).toBe(0);
   });
 
   test.each([[undefined], ['Bearer'], ['Bearer '], ['Basic abc'], ['Token abc']])(
-    'is missing in %o',
+    'is missing if the Authorization header is %o',
     async (header: string | undefined) => {
       const response = await fetch(`${service.url}/payments/pay`, {
         method: 'POST',
@@ -122,7 +122,7 @@ describe('a token', () => {
     },
   );
 
-  test('is refused with any of its claims another one', async () => {
+  test('is refused if any claim is changed', async () => {
     const other = fc.oneof(fc.string(), fc.integer(), fc.constant(null), fc.boolean(), fc.array(fc.string()));
     const past = fc.integer({ min: -(2 ** 31), max: now() - 10 });
     const future = fc.integer({ min: now() + 600, max: 2 ** 40 });
@@ -141,12 +141,12 @@ describe('a token', () => {
     expect(await takeCharges(service)).toBe(0);
   });
 
-  test('is refused with any of its characters another one', async () => {
+  test('is refused if any character is changed', async () => {
     const token = await issuer.sign();
     const letters = 'ABCXYZabcxyz0189-_.=';
     await fc.assert(
       fc.asyncProperty(
-        // Not the last one, of which not all bits are the signature's.
+        // Not the last character: some of its bits are padding.
         fc.nat({ max: token.length - 2 }),
         fc.constantFrom(...letters.split('')),
         async (at, letter) => {
@@ -165,7 +165,7 @@ function withoutSignature(token: string, alg: string): string {
   return `${encode({ alg, kid: 'first' })}.${payload}.`;
 }
 
-/** HS256 with the public key, which everybody knows, as its secret. */
+/** Signs with HS256 and the public key, which anybody can fetch, as the secret. */
 async function withPublicKeyAsSecret(token: string): Promise<string> {
   const publicKey = await importJWK(issuer.keys.get('first')!.publicJwk, 'RS256', { extractable: true });
   const signed = `${encode({ alg: 'HS256', kid: 'first' })}.${token.split('.')[1]}`;
@@ -179,9 +179,9 @@ async function withOwnKey(): Promise<string> {
   return `${encode({ alg: 'RS256', kid: 'own', jwk: own.publicJwk })}.${payload}.${signature}`;
 }
 
-describe('where tokens are required', () => {
+describe('with tokens required', () => {
   test.each(['/startupz', '/livez', '/readyz', '/version', '/openapi.json'])(
-    '%s asks for none',
+    '%s needs no token',
     async (path) => {
       expect((await ask(service.url + path)).status).toBe(200);
     },
@@ -191,25 +191,25 @@ describe('where tokens are required', () => {
     ['an array', '/payments/pay', `[${body}]`],
     ['the Antaeus form', '/rest/v1/payments', '{"currency":"EUR","value":1,"customer_id":1}'],
     ['a reset', '/reset', ''],
-    ['a path that is not there', '/nowhere', ''],
+    ['an unknown path', '/nowhere', ''],
     ['a path in capitals', '/PAYMENTS/PAY/', body],
-  ])('%s asks for one', async (_name, path, payment) => {
+  ])('%s needs a token', async (_name, path, payment) => {
     await pay(service, await issuer.sign());
     expect(await post(service.url + path, payment)).toEqual(unauthorized);
     expect(await takeCharges(service)).toBe(1);
   });
 
-  test('a reset is done with one', async () => {
+  test('a reset with a token succeeds', async () => {
     expect((await post(`${service.url}/reset`, '', bearing(await issuer.sign()))).status).toBe(200);
   });
 });
 
-describe('the keys', () => {
+describe('signing keys', () => {
   afterEach(() => {
     issuer.fault = undefined;
   });
 
-  test('that are new are fetched, and the old ones go on', async () => {
+  test('a new key is fetched, and the old ones stay valid', async () => {
     const old = await issuer.sign();
     expect(await pay(service, old)).toEqual(paid);
     const rotated = await issuer.sign({}, await issuer.addKey('rotated'));
@@ -217,23 +217,22 @@ describe('the keys', () => {
     expect(await pay(service, old)).toEqual(paid);
   });
 
-  test('are not fetched again for each token of an unknown one', async () => {
+  test('tokens with an unknown key cause at most one fetch a second', async () => {
     const token = await issuer.sign({}, await issuer.addKey('unknown', { served: false }));
     const before = issuer.asked.length;
     const start = performance.now();
     for (let n = 0; n < 50; n += 1) expect(await pay(service, token)).toEqual(unauthorized);
-    // One a second.
     expect(issuer.asked.length - before).toBeLessThanOrEqual(2 + (performance.now() - start) / 1_000);
   });
 
   test.each([
     ['no answer', { status: 0, body: '' }],
-    ['a refusal', { status: 401, body: '{}' }],
-    ['an error', { status: 500, body: '' }],
+    ['401', { status: 401, body: '{}' }],
+    ['500', { status: 500, body: '' }],
     ['a redirect', { status: 302, body: '' }],
     ['no JSON', { status: 200, body: '<html>' }],
     ['no keys', { status: 200, body: '{}' }],
-  ])('that cannot be had for %s make it 503, until they can', async (_name, fault) => {
+  ])('payments get 503 while fetching the keys ends in %s', async (_name, fault) => {
     issuer.fault = fault;
     await using fresh = await startService(paymentProvider, issuer.env);
     const token = await issuer.sign();
@@ -246,14 +245,14 @@ describe('the keys', () => {
     expect(response.status).toBe(503);
     expect(response.headers.get('Retry-After')).toBe('1');
     expect(await response.json()).toEqual({ error: 'no token can be checked' });
-    // invoice-app waits two seconds.
+    // The timeout of invoice-app is two seconds.
     expect(performance.now() - start).toBeLessThan(2_000);
     issuer.fault = undefined;
     expect(await pay(fresh, token)).toEqual(paid);
     expect(await takeCharges(fresh)).toBe(1);
   });
 
-  test('that trickle in make it 503 within the same time', async () => {
+  test('payments get 503 within the same time if the keys trickle in', async () => {
     await using trickling = await listen((_request, response) => {
       response.write('{"keys":[');
       const trickle = setInterval(() => response.write(' '), 300);
@@ -267,10 +266,10 @@ describe('the keys', () => {
   });
 
   test.each<[string, (good: JWK) => object]>([
-    ['of 1024 bits', () => shortKey()],
-    ['whose numbers are missing', ({ kty, kid, alg, use }) => ({ kty, kid, alg, use })],
-    ['whose modulus is no number', (good) => ({ ...good, n: '!' })],
-  ])('%s cannot be used: 503, until they can', async (_name, spoil) => {
+    ['a key of 1024 bits', () => shortKey()],
+    ['a key without its numbers', ({ kty, kid, alg, use }) => ({ kty, kid, alg, use })],
+    ['a key with an invalid modulus', (good) => ({ ...good, n: '!' })],
+  ])('payments get 503 while the issuer serves %s', async (_name, spoil) => {
     await using own = await Issuer.start();
     const { publicJwk } = own.keys.get('first')!;
     const { kid } = publicJwk;
@@ -287,7 +286,7 @@ describe('the keys', () => {
     expect(await pay(later, await own.sign())).toEqual(paid);
   });
 
-  test('that were had last on while the issuer is down, and without them it is 503 until it is back', async () => {
+  test('fetched keys outlast a failure of the issuer, and replicas without keys answer 503 until it ends', async () => {
     await using own = await Issuer.start();
     await using fresh = await startService(paymentProvider, own.env);
     await using late = await startService(paymentProvider, own.env);
@@ -300,13 +299,13 @@ describe('the keys', () => {
     expect(await pay(late, token)).toEqual(paid);
   });
 
-  test('are asked for with the token that is in the file by then', async () => {
+  test('the keys are fetched with the current token of TOKEN_FILE', async () => {
     const folder = mkdtempSync(join(tmpdir(), 'payloop-token-'));
     try {
       const file = join(folder, 'token');
       await using own = await Issuer.start();
       await using fresh = await startService(paymentProvider, { ...own.env, TOKEN_FILE: file });
-      // Nothing to ask with yet.
+      // The file does not exist yet.
       expect((await pay(fresh, await own.sign())).status).toBe(503);
       expect(own.asked).toEqual([]);
       writeFileSync(file, 'one\n');
@@ -321,7 +320,7 @@ describe('the keys', () => {
   });
 });
 
-/** A key that was usual twenty years ago. */
+/** A key of a length that was usual twenty years ago. */
 function shortKey(): object {
   return generateKeyPairSync('rsa', { modulusLength: 1024 }).publicKey.export({ format: 'jwk' });
 }
@@ -368,18 +367,18 @@ describe('settings', () => {
       { ...none, ENVIRONMENT: 'prod', TOKEN_AUDIENCE: 'x' },
       /^AUTH must be required or off where TOKEN_AUDIENCE is set$/,
     ],
-  ])('%o stop the start in one line', async (change, message) => {
+  ])('%o prevents the start with a one-line error', async (change, message) => {
     await expect(startUnready(paymentProvider, { ...all, ...change })).rejects.toThrow(
       expect.objectContaining({ name: 'ConfigError', message: expect.stringMatching(message) }),
     );
   });
 
   test.each<[string, Record<string, string>]>([
-    ['nothing', {}],
+    ['no setting', {}],
     ['AUTH=off alone', { AUTH: 'off' }],
     ['AUTH=off in prod', { AUTH: 'off', ENVIRONMENT: 'prod' }],
     ['AUTH=off and the rest', { ...all, AUTH: 'off' }],
-  ])('%s: no token is asked for', async (_name, env) => {
+  ])('no token is needed with %s', async (_name, env) => {
     await using open = await startService(paymentProvider, env);
     expect(await post(`${open.url}/payments/pay`, body)).toEqual(paid);
   });

@@ -22,7 +22,7 @@ const declined = { error: 'payment declined' };
 const busy = 'the first request with this idempotency key is still at work';
 const mismatch = 'this idempotency key was used for another payment';
 
-/** Posts a payment, or an array of them, and returns the answer with the headers that belong to keys. */
+/** Posts a payment, or an array of payments. Returns the answer with its headers about idempotency keys. */
 async function pay({ url }: RunningService, body: unknown, key?: string) {
   const response = await fetch(`${url}/payments/pay`, {
     method: 'POST',
@@ -52,29 +52,29 @@ const stored = async () =>
   ).rows;
 const charged = async () => (await stored()).map(({ id }) => id);
 
-/** Another replica: its own process state, the same database. */
+/** Starts another replica: the same database, but a state of its own in memory. */
 const startReplica = (env: Record<string, string> = {}, step: Step = direct) =>
   startService(paymentProvider, { DATABASE_URL: service.databaseUrl, ...env }, { step });
 
-describe('the first answer for a key is its answer for ever', () => {
+describe('a key always gets its first answer', () => {
   test.each([
     ['bare', 'key-1', 'key-1'],
     ['quoted', '"key-1"', '"key-1"'],
     ['quoted, then bare', '"key-1"', 'key-1'],
-  ])('%s', async (_name, first, second) => {
+  ])('sent %s', async (_name, first, second) => {
     expect(await pay(service, payment, first)).toEqual(answer(200, { id: 'I1' }));
     expect(await pay(service, payment, second)).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
     expect(await stored()).toEqual([{ id: 'I1', key: 'key-1', outcome: 'charged' }]);
   });
 
-  test('also for a charge, where each new one would be declined', async () => {
+  test('a charge, from a replica that declines every new payment', async () => {
     await pay(service, payment, 'a');
     await using other = await startReplica({ FAILURE_RATE: '1' });
     expect(await pay(other, payment, 'a')).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
     expect(await pay(other, payment, 'b')).toEqual(answer(402, declined));
   });
 
-  test('also for a decline, at a replica that declines nothing', async () => {
+  test('a decline, from a replica that declines nothing', async () => {
     await using other = await startReplica({ FAILURE_RATE: '1' });
     expect(await pay(other, payment, 'a')).toEqual(answer(402, declined));
     expect(await pay(other, payment, 'a')).toEqual(answer(402, declined, { hit: 'true' }));
@@ -82,7 +82,7 @@ describe('the first answer for a key is its answer for ever', () => {
     expect(await stored()).toEqual([{ id: 'I1', key: 'a', outcome: 'declined' }]);
   });
 
-  test('also after a restart', async () => {
+  test('after a restart', async () => {
     const before = await startReplica();
     await pay(before, payment, 'a');
     await before.stop();
@@ -91,7 +91,7 @@ describe('the first answer for a key is its answer for ever', () => {
     expect(await charged()).toEqual(['I1']);
   });
 
-  test('also where two replicas are asked at once, many times', async () => {
+  test('from two replicas called at the same time, for 50 keys', async () => {
     await using other = await startReplica();
     const keys = Array.from({ length: 50 }, (_, n) => `key-${n}`);
     const answers = await Promise.all(
@@ -101,7 +101,7 @@ describe('the first answer for a key is its answer for ever', () => {
     expect(await charged()).toHaveLength(50);
   });
 
-  test('and only definite answers are: one that could not be stored is none', async () => {
+  test('unless the answer could not be stored', async () => {
     let failures = 1;
     const step: Step = (name, work) =>
       name === 'store' && failures-- > 0 ? Promise.reject(new Error('no disk')) : work();
@@ -110,7 +110,7 @@ describe('the first answer for a key is its answer for ever', () => {
     expect(await pay(failing, payment, 'a')).toEqual(answer(200, { id: 'I1' }));
   });
 
-  test('which 400s are not, as they are no answer to a payment', async () => {
+  test('unless the answer is 400, because no payment was read', async () => {
     expect((await pay(service, '{"id":', 'a')).status).toBe(400);
     expect((await pay(service, { id: 'I1', value: 12.15 }, 'a')).status).toBe(400);
     expect(await pay(service, payment, 'a')).toEqual(answer(200, { id: 'I1' }));
@@ -121,7 +121,7 @@ test.each([
   ['id', { id: 'I2' }],
   ['value', { value: 12.16 }],
   ['currency', { currency: 'GBP' }],
-])('a key with another %s is 422, and nothing is charged', async (_name, difference) => {
+])('a key reused with another %s gets 422 and charges nothing', async (_name, difference) => {
   await pay(service, payment, 'a');
   const other = { ...payment, ...difference };
   expect(await pay(service, other, 'a')).toEqual(answer(422, { error: mismatch }));
@@ -130,7 +130,7 @@ test.each([
   expect(await charged()).toEqual(['I1']);
 });
 
-test('two payments under one key at once, at two replicas: one is charged, the other is 422', async () => {
+test('two payments with one key at two replicas at once: one is charged, the other gets 422', async () => {
   await using other = await startReplica();
   const answers = await Promise.all([pay(service, payment, 'a'), pay(other, { ...payment, value: 1 }, 'a')]);
   expect(answers.map(({ status }) => status).toSorted((a, b) => a - b)).toEqual([200, 422]);
@@ -138,20 +138,20 @@ test('two payments under one key at once, at two replicas: one is charged, the o
 });
 
 test.each([
-  ['an empty one', '""'],
+  ['no characters', '""'],
   ['more than 255 characters', 'x'.repeat(256)],
-])('a key with %s is 400', async (_name, key) => {
+])('a key with %s gets 400', async (_name, key) => {
   expect(await pay(service, payment, key)).toEqual(
     answer(400, { error: 'an idempotency key must have 1 to 255 characters' }),
   );
   expect(await charged()).toEqual([]);
 });
 
-describe('while the first request of a key is at work', () => {
-  test('the same key is 409 at the same replica, and other keys are paid', async () => {
+describe('while the first request with a key is in flight', () => {
+  test('its replica answers 409 to that key and charges other keys', async () => {
     const arrived = Promise.withResolvers<void>();
     const allowed = Promise.withResolvers<void>();
-    // The first statement takes as long as the test wants.
+    // The first statement waits until the test allows it.
     let first = true;
     const step: Step = async (name, work) => {
       if (name !== 'store' || !first) return work();
@@ -161,27 +161,27 @@ describe('while the first request of a key is at work', () => {
       return work();
     };
     await using slow = await startReplica({}, step);
-    const underWay = pay(slow, payment, 'a');
+    const inFlight = pay(slow, payment, 'a');
     await arrived.promise;
     expect(await pay(slow, payment, 'a')).toEqual(answer(409, { error: busy }, { retryAfter: '1' }));
     expect(await pay(slow, payment, 'b')).toEqual(answer(200, { id: 'I1' }));
     allowed.resolve();
-    expect(await underWay).toEqual(answer(200, { id: 'I1' }));
+    expect(await inFlight).toEqual(answer(200, { id: 'I1' }));
     expect(await pay(slow, payment, 'a')).toEqual(answer(200, { id: 'I1' }, { hit: 'true' }));
   });
 
-  test('it is 409 at another replica that waited for it in vain', async () => {
+  test('another replica waits for it, then answers 409', async () => {
     const insert = `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
       VALUES ('I1', 1215, 'EUR', 'charged', 'a')`;
     await database.query('BEGIN');
     await database.query(insert);
     expect(await pay(service, payment, 'a')).toEqual(answer(409, { error: busy }, { retryAfter: '1' }));
     await database.query('ROLLBACK');
-    // That one came to nothing, so the key is free.
+    // The first request was rolled back, so the key is free.
     expect(await pay(service, payment, 'a')).toEqual(answer(200, { id: 'I1' }));
   });
 
-  test('it is the stored answer at another replica where the first was soon done', async () => {
+  test('another replica waits for it and returns the stored answer once it commits', async () => {
     await database.query('BEGIN');
     await database.query(
       `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
@@ -198,7 +198,7 @@ describe('while the first request of a key is at work', () => {
 describe('an array of payments', () => {
   const element = (id: string, rest = {}) => ({ ...payment, id, idempotencyKey: `key of ${id}`, ...rest });
 
-  test('is answered in its order', async () => {
+  test('is answered in the order of its elements', async () => {
     const ids = ['I3', 'I1', 'I2'];
     expect(
       await pay(
@@ -214,7 +214,7 @@ describe('an array of payments', () => {
     expect(await charged()).toEqual(['I1', 'I2', 'I3']);
   });
 
-  test('marks what was answered before, declines too', async () => {
+  test('marks repeated answers, including declines', async () => {
     await using declining = await startReplica({ FAILURE_RATE: '1' });
     await pay(declining, [element('I2')]);
     await pay(service, payment, 'key of I1');
@@ -225,7 +225,7 @@ describe('an array of payments', () => {
     ]);
   });
 
-  test('charges the good ones among bad ones', async () => {
+  test('charges its valid elements and refuses the others', async () => {
     const noKey = { ...payment, id: 'I3' };
     const bad = [
       element('I2', { value: '1' }),
@@ -255,11 +255,11 @@ describe('an array of payments', () => {
     expect(await charged()).toEqual(['I1', 'I8']);
   });
 
-  test('charges one key once, however often it is in there', async () => {
+  test('charges a key once, even if several elements have it', async () => {
     const twice = [element('I1'), element('I1'), element('I1', { value: 1 })];
     const { body } = await pay(service, twice);
     expect(body[0]).toEqual({ status: 200, id: 'I1' });
-    // At work, as its first is; the client asks again.
+    // Busy, because the first element with this key is still in flight. The client retries.
     expect(body.slice(1)).toEqual([
       { status: 409, id: 'I1', error: busy },
       { status: 409, id: 'I1', error: busy },
@@ -271,7 +271,7 @@ describe('an array of payments', () => {
     expect(await pay(service, [])).toEqual(answer(200, []));
   });
 
-  test('may have 1,000 elements and no more', async () => {
+  test('may have at most 1,000 elements', async () => {
     const many = Array.from({ length: 1001 }, (_, n) => element(`I${n}`));
     expect(await pay(service, many)).toEqual(answer(400, { error: 'at most 1000 payments in one request' }));
     expect(await charged()).toEqual([]);
@@ -280,14 +280,14 @@ describe('an array of payments', () => {
     expect(await charged()).toHaveLength(1000);
   });
 
-  test('is to be asked for again where another replica holds one of its keys', async () => {
+  test('answers 409 only for the key that another replica is charging', async () => {
     await database.query('BEGIN');
     await database.query(
       `INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
        VALUES ('I1', 1215, 'EUR', 'charged', 'key of I1')`,
     );
     const both = [element('I1'), element('I2')];
-    // What is not held is charged meanwhile.
+    // The other element is charged meanwhile.
     expect((await pay(service, both)).body).toEqual([
       { status: 409, id: 'I1', error: busy },
       { status: 200, id: 'I2' },

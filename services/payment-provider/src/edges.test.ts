@@ -1,4 +1,4 @@
-// Texts and numbers that one of JSON, JavaScript and Postgres would keep as another.
+// Strings and numbers that JSON, JavaScript or Postgres could change silently.
 import { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { startService, type RunningService } from '../../../tests/support/start-service.ts';
@@ -29,9 +29,9 @@ const stored = async () =>
   (await database.query('SELECT payment_id AS id, amount, currency, idempotency_key AS key FROM payments'))
     .rows;
 
-describe('a key that is no well-formed Unicode', () => {
+describe('Unicode in keys', () => {
   test.each(['k\\ud800', '\\udc00k', '\\udc00\\ud800'])(
-    '"%s" is 400 in an array, and nothing is charged',
+    '"%s" is malformed: it gets 400 in an array and charges nothing',
     async (key) => {
       const element = `{"id":"I1","value":5,"currency":"EUR","idempotencyKey":"${key}"}`;
       const refused = { status: 400, id: 'I1', error: keyRule };
@@ -43,14 +43,14 @@ describe('a key that is no well-formed Unicode', () => {
     },
   );
 
-  test('a whole pair of surrogates is a character like any other', async () => {
+  test('a surrogate pair is a valid character', async () => {
     const element = '{"id":"I1","value":5,"currency":"EUR","idempotencyKey":"k\\ud83d\\ude00"}';
     expect((await send(`[${element}]`)).body).toEqual([{ status: 200, id: 'I1' }]);
     expect((await send(`[${element}]`)).body).toEqual([{ status: 200, id: 'I1', repeated: true }]);
     expect(await stored()).toMatchObject([{ key: 'k😀' }]);
   });
 
-  test('the same key in a header and in an array is one key', async () => {
+  test('a header and an array element with the same key repeat each other', async () => {
     const header = Buffer.from('k😀é').toString('latin1');
     expect(
       (await send('{"id":"I1","value":5,"currency":"EUR"}', undefined, { 'Idempotency-Key': header })).status,
@@ -59,7 +59,7 @@ describe('a key that is no well-formed Unicode', () => {
     expect(body).toEqual([{ status: 200, id: 'I1', repeated: true }]);
   });
 
-  test('a header that is no UTF-8 is 400', async () => {
+  test('a header that is not UTF-8 gets 400', async () => {
     const headers = { 'Idempotency-Key': 'k\xff' };
     const answer = await send('{"id":"I1","value":5,"currency":"EUR"}', undefined, headers);
     expect(answer).toEqual({ status: 400, body: { error: keyRule } });
@@ -69,7 +69,7 @@ describe('a key that is no well-formed Unicode', () => {
 test.each([
   ['an id', '{"id":"I\\ud800","value":5,"currency":"EUR"}'],
   ['a currency', '{"id":"I1","value":5,"currency":"E\\udfff"}'],
-])('%s that is not well-formed is 400', async (_name, body) => {
+])('%s of malformed Unicode gets 400', async (_name, body) => {
   expect(await send(body)).toEqual({ status: 400, body: { error: wrong } });
 });
 
@@ -78,7 +78,7 @@ test.each([
   ['half of a character', [0xf0, 0x9f]],
   ['a surrogate in three bytes', [0xed, 0xa0, 0x80]],
   ['an overlong slash', [0xc0, 0xaf]],
-])('a body with %s is no UTF-8: 400', async (_name, bytes) => {
+])('a body with %s is not UTF-8 and gets 400', async (_name, bytes) => {
   const [before, after] = ['{"id":"I', '","value":5,"currency":"EUR"}'].map((text) =>
     new TextEncoder().encode(text),
   );
@@ -89,7 +89,7 @@ test.each([
   expect(await stored()).toEqual([]);
 });
 
-test('a key that is known and whose answer is not found is an error, never an answer', async () => {
+test('a known key gets 500 if its stored answer is not found', async () => {
   await using blind = await startService(
     paymentProvider,
     { DATABASE_URL: service.databaseUrl },
@@ -105,13 +105,13 @@ test('a key that is known and whose answer is not found is an error, never an an
   expect((await ask()).status).toBe(500);
 });
 
-describe('names of objects are keys like any other', () => {
+describe('__proto__ and constructor are ordinary field names', () => {
   test.each([
     '{"__proto__":{"id":"I1","value":5,"currency":"EUR"}}',
     '{"__PROTO__":{"id":"I1","value":5,"currency":"EUR"}}',
     '{"constructor":{"id":"I1","value":5,"currency":"EUR"}}',
     '{"__proto__":{"id":"I1"},"value":5,"currency":"EUR"}',
-  ])('%s is 400', async (body) => {
+  ])('%s gets 400', async (body) => {
     expect(await send(body)).toEqual({ status: 400, body: { error: 'could not retrieve payment id' } });
     const { body: outcomes } = await send(`[${body}]`);
     expect(outcomes).toEqual([{ status: 400, error: 'could not retrieve payment id' }]);
@@ -123,14 +123,14 @@ describe('names of objects are keys like any other', () => {
   });
 });
 
-describe('a number that a double cannot hold is refused', () => {
+describe('numbers that a double cannot hold', () => {
   test.each([
     '70368744177664.01',
     '90071992547409.93',
     '12345678901234567',
     '-70368744177664.01',
     '7036874417766401e-2',
-  ])('%s EUR', async (value) => {
+  ])('%s EUR is refused', async (value) => {
     expect(await send(`{"id":"I1","value":${value},"currency":"EUR"}`)).toEqual({
       status: 400,
       body: { error: wrong },
@@ -138,7 +138,7 @@ describe('a number that a double cannot hold is refused', () => {
     expect(await stored()).toEqual([]);
   });
 
-  test('and only its own payment of an array is', async () => {
+  test('only the array element with such a number is refused', async () => {
     const element = (id: string, value: string) =>
       `{"id":"${id}","value":${value},"currency":"EUR","idempotencyKey":"${id}"}`;
     const { body } = await send(`[${element('I1', '70368744177664.01')},${element('I2', '5')}]`);
@@ -148,7 +148,7 @@ describe('a number that a double cannot hold is refused', () => {
     ]);
   });
 
-  test('a customer whose number is another one’s as a double', async () => {
+  test('a customer number that a double rounds to another one is refused', async () => {
     const body = '{"value":1,"customer_id":9007199254740993,"currency":"EUR"}';
     expect(await send(body, '/rest/v1/payments')).toEqual({ status: 400, body: { error: wrong } });
     const even = body.replace('993', '992');
@@ -160,12 +160,12 @@ describe('a number that a double cannot hold is refused', () => {
     ['9999999999999.99', '999999999999999'],
     ['3.4028234e38', `34028234${'0'.repeat(33)}`],
     ['0.10000000000000000555', '10'],
-  ])('%s EUR is held, and charged as %s', async (value, amount) => {
+  ])('%s EUR fits and is charged as %s', async (value, amount) => {
     expect((await send(`{"id":"I1","value":${value},"currency":"EUR"}`)).status).toBe(200);
     expect(await stored()).toMatchObject([{ amount }]);
   });
 
-  test('one that is long is soon read', async () => {
+  test('a number of 400,000 digits is read within a second', async () => {
     const start = performance.now();
     const value = `1${'0'.repeat(400_000)}e-400000`;
     expect((await send(`{"id":"I1","value":${value},"currency":"EUR"}`)).status).toBe(200);
@@ -175,19 +175,19 @@ describe('a number that a double cannot hold is refused', () => {
     expect(performance.now() - start).toBeLessThan(1_000);
   });
 
-  test('a number elsewhere is nobody’s business', async () => {
+  test('a number in an unknown field is ignored', async () => {
     expect((await send('{"id":"I1","value":5,"currency":"EUR","note":70368744177664.01}')).status).toBe(200);
   });
 });
 
-describe('what rounds to 0 is no value', () => {
+describe('values near 0', () => {
   test.each([
     ['0.004', 'EUR'],
     ['-0.0049', 'EUR'],
     ['0.4', 'JPY'],
     ['0.0004', 'KWD'],
     ['1e-300', 'EUR'],
-  ])('%s %s is 400', async (value, currency) => {
+  ])('%s %s rounds to 0 and gets 400', async (value, currency) => {
     const error = 'could not retrieve payment value';
     expect(await send(`{"id":"I1","value":${value},"currency":"${currency}"}`)).toEqual({
       status: 400,
@@ -205,25 +205,25 @@ describe('what rounds to 0 is no value', () => {
     ['-0.005', 'EUR', '-1'],
     ['0.5', 'JPY', '1'],
     ['0.00005', 'CLF', '1'],
-  ])('%s %s is charged as the least there is', async (value, currency, amount) => {
+  ])('%s %s is charged as one minor unit', async (value, currency, amount) => {
     await send(`{"id":"I1","value":${value},"currency":"${currency}"}`);
     expect(await stored()).toMatchObject([{ amount }]);
   });
 });
 
-test.each(['jpy', 'Jpy', 'JPY'])('%s has no decimals, and is kept in upper case', async (currency) => {
+test.each(['jpy', 'Jpy', 'JPY'])('%s has no decimals and is stored in upper case', async (currency) => {
   await send(`{"id":"I1","value":1200,"currency":"${currency}"}`);
   await send(`{"value":1200,"customer_id":1,"currency":"${currency}"}`, '/rest/v1/payments');
   const kept = { amount: '1200', currency: 'JPY' };
   expect(await stored()).toMatchObject([kept, kept]);
 });
 
-describe('ids, currencies and keys have a length', () => {
+describe('ids, currencies and keys have a maximum length', () => {
   test.each([
     ['an id', { id: 'x'.repeat(256) }, 'a payment id must have at most 255 characters'],
     ['an id of 100 kB', { id: 'x'.repeat(100_000) }, 'a payment id must have at most 255 characters'],
     ['a currency', { currency: 'x'.repeat(33) }, 'a payment currency must have at most 32 characters'],
-  ])('%s', async (_name, more, error) => {
+  ])('%s that is too long gets 400', async (_name, more, error) => {
     const payment = { id: 'I1', value: 5, currency: 'EUR', ...more };
     expect(await send(JSON.stringify(payment))).toEqual({ status: 400, body: { error } });
   });
@@ -231,7 +231,7 @@ describe('ids, currencies and keys have a length', () => {
   test.each([
     ['a customer', { customer_id: 'x'.repeat(300) }],
     ['a currency', { currency: 'x'.repeat(33) }],
-  ])('%s, in the Antaeus form', async (_name, more) => {
+  ])('%s that is too long gets 400 in the Antaeus form', async (_name, more) => {
     const payment = { value: 5, customer_id: 1, currency: 'EUR', ...more };
     expect(await send(JSON.stringify(payment), '/rest/v1/payments')).toEqual({
       status: 400,
@@ -245,7 +245,7 @@ describe('ids, currencies and keys have a length', () => {
     ['idempotency_key', `''`],
     ['currency', `repeat('x', 33)`],
     ['currency', `'jpy'`],
-  ])('the database holds it too: %s = %s', async (column, value) => {
+  ])('the database rejects %s = %s', async (column, value) => {
     await send('{"id":"I1","value":5,"currency":"EUR"}');
     await expect(database.query(`UPDATE payments SET ${column} = ${value}`)).rejects.toThrow(
       'check constraint',

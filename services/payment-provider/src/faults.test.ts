@@ -10,7 +10,7 @@ import * as paymentProvider from './service.ts';
 const startFaulty = (FAULTS: string, env: Record<string, string> = {}) =>
   startService(paymentProvider, { FAULTS, FAULT_SEED: '1', ...env });
 
-/** Posts I1; undefined without an answer. */
+/** Posts a payment. Returns undefined if no answer comes. */
 const pay = ({ url }: RunningService, key: string, signal?: AbortSignal, id = 'I1') =>
   fetch(`${url}/payments/pay`, {
     method: 'POST',
@@ -49,20 +49,20 @@ describe('a request', () => {
     expect(performance.now() - start).toBeGreaterThanOrEqual(lateness - 1);
   });
 
-  test('arrives twice, and is charged once', async () => {
+  test('arrives twice and is charged once', async () => {
     await using faulty = await startFaulty('duplicate=1');
     expect((await pay(faulty, 'a'))?.status).toBe(200);
     expect(await countCharges(faulty)).toBe(1);
   });
 
-  test('is charged, and its connection is reset', async () => {
+  test('is charged and its connection is reset', async () => {
     await using faulty = await startFaulty('reset=1');
     expect(await pay(faulty, 'a')).toBeUndefined();
     expect(await countCharges(faulty)).toBe(1);
   });
 });
 
-test('the same seed fails the same requests, another seed others, whatever their order', async () => {
+test('a seed fails the same requests in any order, and another seed fails others', async () => {
   const ids = Array.from({ length: 40 }, (_, n) => `I${n}`);
   const run = async (seed: string, order: string[]) => {
     await using faulty = await startFaulty('fail=0.5', { FAULT_SEED: seed, FAILURE_RATE: '0.5' });
@@ -79,7 +79,7 @@ test('the same seed fails the same requests, another seed others, whatever their
   expect(new Set(first.join().split(','))).toEqual(new Set(['200', '402', '500']));
 });
 
-test('rates are shares of the requests', () => {
+test('each rate is a share of the requests', () => {
   const faults = new Faults([['fail', 0.1], ['late', 0.3]], 0, 1); // prettier-ignore
   const drawn = Array.from({ length: 10_000 }, (_, n) => faults.draw(`I${n}`));
   const share = (kind?: string) => drawn.filter((fault) => fault === kind).length / drawn.length;
@@ -88,7 +88,7 @@ test('rates are shares of the requests', () => {
   expect(share()).toBeCloseTo(0.6, 1);
 });
 
-/** The heap in bytes, without what nothing refers to. */
+/** Returns the size of the heap in bytes after a garbage collection. */
 function measureHeap(): number {
   setFlagsFromString('--expose-gc');
   runInNewContext('gc')();
@@ -98,24 +98,24 @@ function measureHeap(): number {
 test.each([
   ['100,000 payments', 100_000, ''],
   ['ids of 100 kB', 500, 'x'.repeat(100_000)],
-])('%s are drawn in the same memory, and the odds stay what they are', (_name, count, suffix) => {
+])('drawing faults for %s takes no further memory and keeps the odds', (_name, count, suffix) => {
   const faults = new Faults([['fail', 0.5]], 0.5, 1);
   let declined = 0;
   const before = measureHeap();
   for (let n = 0; n < count; n += 1) {
-    // A string of its own each time, as from a request.
+    // A new string each time, as from a request.
     const id = Buffer.from(`I${n}${suffix}`).toString();
     faults.draw(id);
     if (faults.declines(id)) declined += 1;
   }
-  // A number kept for each would be some 18 MB, or 100 MB.
+  // Keeping a number for each id would take some 18 MB, or 100 MB for the long ids.
   expect(measureHeap() - before).toBeLessThan(8_000_000);
-  // Until here.
+  // Keeps `faults` from being collected before the heap is measured.
   expect(faults).toBeInstanceOf(Faults);
   expect(declined / count).toBeCloseTo(0.5, 1);
 });
 
-test('one payment that is declined again and again is charged in the end, however many come in between', () => {
+test('a declined payment is charged after enough retries, however many others come in between', () => {
   const faults = new Faults([], 0.5, 1);
   const left = new Set(Array.from({ length: 2_000 }, (_, n) => `I${n}`));
   for (let run = 0; run < 40; run += 1) {
@@ -129,20 +129,21 @@ const rule =
   'FAULTS must be a list such as fail=0.1,late=0.05 of fail, silent, late, duplicate, reset, together at most 1';
 
 test.each([
-  ['a kind that is not there', 'explode=0.1'],
+  ['an unknown kind', 'explode=0.1'],
   ['no rate', 'fail'],
   ['an empty rate', 'fail='],
-  ['a rate that is no number', 'fail=often'],
+  ['a rate that is not a number', 'fail=often'],
   ['a rate that is not finite', 'fail=Infinity'],
   ['a negative rate', 'fail=-0.1'],
   ['a rate over 1', 'fail=1.1'],
   ['rates over 1 together', 'fail=0.6,late=0.6'],
   ['an empty part', 'fail=0.1,'],
-])('FAULTS with %s stops the start', async (_name, FAULTS) => {
+])('FAULTS with %s prevents the start', async (_name, FAULTS) => {
   const error = `${rule}, not ${JSON.stringify(FAULTS)}`;
   await expect(start({ FAULTS })).rejects.toEqual(new ConfigError(error));
 });
 
+<<<<<<< HEAD
 test('FAULTS are refused where nobody says that this is no production', async () => {
   const error = new ConfigError('FAULTS must not be set when ENVIRONMENT is unset (default: prod)');
   await expect(start({ FAULTS: 'fail=0', ENVIRONMENT: '' })).rejects.toEqual(error);
@@ -150,10 +151,19 @@ test('FAULTS are refused where nobody says that this is no production', async ()
 
 test('FAULTS are refused in prod, also where their rates are 0', async () => {
   const error = new ConfigError('FAULTS must not be set when ENVIRONMENT is prod');
+=======
+test('FAULTS are refused if ENVIRONMENT is not set', async () => {
+  const error = new ConfigError('FAULTS must not be set where ENVIRONMENT is not set, which means prod');
+  await expect(start({ FAULTS: 'fail=0', ENVIRONMENT: '' })).rejects.toEqual(error);
+});
+
+test('FAULTS are refused in prod, even at a rate of 0', async () => {
+  const error = new ConfigError('FAULTS must not be set where ENVIRONMENT is prod');
+>>>>>>> words-d
   await expect(start({ FAULTS: 'fail=0', ENVIRONMENT: 'prod' })).rejects.toEqual(error);
 });
 
-/** Starts without a database: what is refused is refused before that matters. */
+/** Starts without a database: settings are checked before it is needed. */
 const start = (env: Record<string, string>) =>
   paymentProvider.start({
     source: '',

@@ -37,34 +37,31 @@ describe('a payment', () => {
     ]);
   });
 
-  test('is charged again when it is asked for again without a key', async () => {
+  test('is charged again when it is retried without an idempotency key', async () => {
     await pay('{"id":"I1","value":12.15,"currency":"EUR"}');
     await pay('{"id":"I1","value":12.15,"currency":"EUR"}');
     expect(await stored()).toHaveLength(2);
   });
 
   test.each([
-    ['keys in any case', '{"ID":"I1","VaLuE":1,"CURRENCY":"EUR"}'],
+    ['field names in any case', '{"ID":"I1","VaLuE":1,"CURRENCY":"EUR"}'],
     ['further fields', '{"id":"I1","value":1,"currency":"EUR","note":{"id":7}}'],
     ['white space around it', ' \n{"id":"I1","value":1,"currency":"EUR"}\n'],
     ['a negative value', '{"id":"I1","value":-1,"currency":"EUR"}'],
+    ['a currency named like a JavaScript property', '{"id":"I1","value":1,"currency":"constructor"}'],
     [
-      'a currency that is the name of something in JavaScript',
-      '{"id":"I1","value":1,"currency":"constructor"}',
-    ],
-    [
-      'a further field that is a key only in an array',
+      'an idempotencyKey field, which counts only in an array',
       '{"id":"I1","value":1,"currency":"EUR","idempotencyKey":5}',
     ],
-    ['a currency nobody knows', '{"id":"I1","value":1,"currency":"shells"}'],
+    ['an unknown currency', '{"id":"I1","value":1,"currency":"shells"}'],
     ['the largest float32', '{"id":"I1","value":3.4028234e38,"currency":"CLF"}'],
     ['more decimals than the currency has', '{"id":"I1","value":1.005,"currency":"JPY"}'],
-  ])('is taken with %s', async (_name, body) => {
+  ])('is accepted with %s', async (_name, body) => {
     expect(await pay(body)).toEqual({ status: 200, body: { id: 'I1' } });
   });
 
   test.each(['application/json', 'text/plain', 'application/x-www-form-urlencoded', 'nonsense'])(
-    'is taken as %s',
+    'is accepted as %s',
     async (type) => {
       const answer = await pay('{"id":"I1","value":1,"currency":"EUR"}', { 'Content-Type': type });
       expect(answer).toEqual({ status: 200, body: { id: 'I1' } });
@@ -74,7 +71,7 @@ describe('a payment', () => {
   test.each([
     ['an empty body', '', wrongParameters],
     ['no JSON', 'id=I1&value=1&currency=EUR', wrongParameters],
-    ['JSON that breaks off', '{"id":"I1","value":1,', wrongParameters],
+    ['truncated JSON', '{"id":"I1","value":1,', wrongParameters],
     ['a string', '"I1"', wrongParameters],
     ['a number', '7', wrongParameters],
     ['an id that is an object', '{"id":{"toString":1},"value":1,"currency":"EUR"}', wrongParameters],
@@ -84,7 +81,7 @@ describe('a payment', () => {
     ['a value that is a string', '{"id":"I1","value":"1","currency":"EUR"}', wrongParameters],
     ['a currency that is an object', '{"id":"I1","value":1,"currency":{}}', wrongParameters],
     ['a value beyond float32', '{"id":"I1","value":3.5e38,"currency":"EUR"}', wrongParameters],
-    ['a wrong type, also where the id is missing', '{"value":"1"}', wrongParameters],
+    ['a wrong type and no id', '{"value":"1"}', wrongParameters],
     ['the body null', 'null', noId],
     ['an empty object', '{}', noId],
     ['an empty id', '{"id":"","value":1,"currency":"EUR"}', noId],
@@ -104,7 +101,7 @@ describe('a payment', () => {
     expect(await stored()).toEqual([]);
   });
 
-  test('is refused over 512 kB, and taken at that size', async () => {
+  test('is accepted up to 512 kB and refused above', async () => {
     const body = '{"id":"I1","value":1,"currency":"EUR"}';
     expect(await pay(body.padEnd(512 * 1024))).toEqual({ status: 200, body: { id: 'I1' } });
     expect(await pay(body.padEnd(512 * 1024 + 1))).toEqual({
@@ -115,7 +112,7 @@ describe('a payment', () => {
   });
 });
 
-test('FAILURE_RATE 1 declines every payment, and stores that', async () => {
+test('FAILURE_RATE=1 declines every payment', async () => {
   await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
   expect(await post(`${declining.url}/payments/pay`, '{"id":"I1","value":1,"currency":"EUR"}')).toEqual({
     status: 402,
@@ -123,7 +120,7 @@ test('FAILURE_RATE 1 declines every payment, and stores that', async () => {
   });
 });
 
-test('FAILURE_RATE declines about that share', async () => {
+test('FAILURE_RATE declines about its share of the payments', async () => {
   await using declining = await startService(paymentProvider, { FAILURE_RATE: '0.5' });
   const answers = await Promise.all(
     Array.from({ length: 400 }, () =>
@@ -131,12 +128,12 @@ test('FAILURE_RATE declines about that share', async () => {
     ),
   );
   const declined = answers.filter(({ status }) => status === 402).length;
-  // Five standard deviations around the mean: a right rate fails once in two million runs.
+  // Five standard deviations around the mean: a correct rate fails once in two million runs.
   expect(declined).toBeGreaterThan(150);
   expect(declined).toBeLessThan(250);
 });
 
-test('an unknown route is 404, and a wrong method 405 with what is allowed', async () => {
+test('an unknown route gets 404, a wrong method 405 with the allowed methods', async () => {
   expect(await ask(`${service.url}/nowhere`)).toEqual({ status: 404, body: { error: 'not found' } });
   const response = await fetch(`${service.url}/payments/pay`);
   expect(response.status).toBe(405);
@@ -144,14 +141,14 @@ test('an unknown route is 404, and a wrong method 405 with what is allowed', asy
   expect(await response.json()).toEqual({ error: 'method not allowed, only POST' });
 });
 
-test('/version says who answers', async () => {
+test('/version names the service, its source and its instance', async () => {
   expect(await ask(`${service.url}/version`)).toEqual({
     status: 200,
     body: { service: 'payment-provider', source: 'the code under test', instance: 'test' },
   });
 });
 
-test('/reset is not there unless it is allowed', async () => {
+test('/reset is 404 unless it is allowed', async () => {
   await using strict = await startService(paymentProvider);
   expect(await post(`${strict.url}/reset`)).toEqual({ status: 404, body: { error: 'not found' } });
 });
