@@ -54,7 +54,7 @@ const FAST_SHUTDOWN_MS = 10_000;
 const IMMEDIATE_SHUTDOWN_MS = 5_000;
 
 /** For data that nobody needs after a crash; the log must not fill the memory. */
-const disposableSettings = ['fsync=off', 'scram_iterations=1', 'full_page_writes=off', 'max_wal_size=128MB'];
+const disposableSettings = ['fsync=off', 'full_page_writes=off', 'max_wal_size=128MB'];
 /** Linux' file system in memory. */
 const memoryFileSystem = '/dev/shm';
 /** The room that data in memory need at least, in bytes. */
@@ -348,7 +348,14 @@ async function launch({
   port: number;
   settings: string[];
 }): Promise<Server> {
-  const all = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', `port=${port}`, ...settings];
+  const all = [
+    'listen_addresses=127.0.0.1',
+    'unix_socket_directories=',
+    `port=${port}`,
+    // More iterations slow down the guessing of weak passwords, and each connection. These passwords are random.
+    'scram_iterations=1',
+    ...settings,
+  ];
   const log = await fs.open(logFile(home), 'w', 0o600);
   try {
     // A group of its own, so that Ctrl-C reaches it only through stop(), after those who use it.

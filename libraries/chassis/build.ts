@@ -20,7 +20,7 @@ await build({
   minify: true,
   keepNames: true,
   sourcemap: 'linked',
-  define: { BUNDLED_SOURCE: JSON.stringify(hashSource(root, service)) },
+  define: { KNOWN_SOURCE: JSON.stringify(hashSource(root, service)) },
   // Optional parts of pg that are not installed.
   external: ['pg-native', 'pg-cloudflare'],
   logLevel: 'warning',

@@ -13,6 +13,7 @@ import express from 'express';
 import pg from 'pg';
 import { z } from 'zod';
 import { linkAhead } from './ahead.ts';
+import type { Load } from './service-process.ts';
 
 const [service = ''] = process.argv.slice(2);
 const folder = join(process.cwd(), 'services', service);
@@ -24,7 +25,7 @@ const toUrl = (path: string) => pathToFileURL(path).href;
 const main = toUrl(join(folder, 'src/main.ts'));
 let isStarting = false;
 let linking: Promise<() => void> | undefined;
-process.once('message', () => void start());
+process.once('message', (message: Load) => void start(message));
 process.send?.({ inspector: url() });
 
 await importPackages();
@@ -36,8 +37,10 @@ await linking;
 // Ignores errors: the service reports them when it starts.
 await warmUp().catch(() => {});
 
-async function start(): Promise<void> {
+/** Runs the service. The reloader checks the hash once more when the service is ready. */
+async function start({ source }: Load): Promise<void> {
   isStarting = true;
+  Object.assign(globalThis, { KNOWN_SOURCE: source });
   const useUnchanged = await linking;
   useUnchanged?.();
   await import(main);

@@ -22,6 +22,9 @@ export interface ServiceProcessOptions {
   inspect: boolean;
 }
 
+/** Tells a process to run the sources, which have this hash. */
+export type Load = { source: string };
+
 /** Messages from a process: child.ts reports the inspector, the chassis's run.ts the rest. */
 type Message = { inspector: string } | { port: number; metricsPort: number } | { ready: true };
 
@@ -81,7 +84,7 @@ export class ServiceProcess {
   load(source: string): void {
     this.source = source;
     this.loadedAt = performance.now();
-    this.#send('load');
+    this.#send({ source });
   }
 
   /** Tells it the hash of newer code that did not start, for `GET /version`; undefined once that code is gone. */
@@ -101,7 +104,7 @@ export class ServiceProcess {
     if (stderr && !stderr.readableEnded) await Promise.race([once(stderr, 'end'), sleep(stderrTimeout)]);
   }
 
-  #send(message: 'load' | { failed: string | null }): void {
+  #send(message: Load | { failed: string | null }): void {
     // A disconnected process has exited, which `exited` reports.
     if (this.#child.connected) this.#child.send(message, () => {});
   }

@@ -13,8 +13,8 @@ export interface Service {
   start(self: Self): Promise<Running>;
 }
 
-/** The hash of the bundled sources, inserted by the build. */
-declare const BUNDLED_SOURCE: string | undefined;
+/** The hash of the sources: inserted by the build, or set by the development server, which checks it after the start. */
+declare const KNOWN_SOURCE: string | undefined;
 
 /** How long the process may take to exit after a signal, in milliseconds. After that it exits with code 1. */
 const exitTimeout = 30_000;
@@ -55,7 +55,7 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
  * would describe new code while the old code runs.
  */
 async function loadWithHash(name: string, load: () => Promise<Service>) {
-  if (typeof BUNDLED_SOURCE === 'string') return { service: await load(), source: BUNDLED_SOURCE };
+  if (typeof KNOWN_SOURCE === 'string') return { service: await load(), source: KNOWN_SOURCE };
   const root = resolve(import.meta.dirname, '../../..');
   const before = hashSource(root, name);
   const service = await load();
