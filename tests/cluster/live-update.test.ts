@@ -21,20 +21,20 @@ import { trickleOfAll } from './trickle.ts';
 const run = promisify(execFile);
 const built = /Building image|STEP 1/;
 
-// In prod a save builds an image.
+// In prod, a save rebuilds the image.
 describe.runIf(overlay === 'dev')('under tilt up', () => {
   let tilt: Tilt;
   beforeAll(async () => {
     tilt = await Tilt.up();
   });
   afterAll(() => tilt?.down());
-  beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
+  beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
 
-  // First, as a payment test that an edit has caused may still be due later.
-  test('an edit of a test changes nothing', async () => {
+  // This test runs first, because an edit in another test may trigger a payment test later.
+  test('an edit of a test file triggers nothing', async () => {
     const before = tilt.log.length;
     await append(tilt, 'services/invoice-app/src/service.test.ts', '// edited\n');
-    // Longer than an edit of a source takes.
+    // Longer than an edit of a source file takes to be served.
     await setTimeout(3_000);
     expect(tilt.log.slice(before)).not.toMatch(/│ .*(Building|Running cmd|updated!)/);
   });
@@ -60,9 +60,9 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     expect(tilt.log.slice(before.log)).not.toMatch(built);
   });
 
-  test('of two saves within a second the last is served', async () => {
+  test('the last of two saves within a second is served', async () => {
     const from = tilt.log.length;
-    // Both in the same second of the clock: files that Tilt copies have times of whole seconds.
+    // Both saves fall in the same second of the clock, because Tilt gives copied files times of whole seconds.
     await setTimeout(1_050 - (Date.now() % 1_000));
     await append(tilt, 'services/invoice-app/src/main.ts', '// the first\n');
     await setTimeout(500);
@@ -71,7 +71,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     expect(await running()).toEqual(inFolder(tilt));
   });
 
-  test('ten files saved at once are one restart', async () => {
+  test('ten files saved at once cause one reload', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const files = [
       ...['config', 'database', 'log', 'money', 'server'].map((name) => `libraries/chassis/src/${name}`),
@@ -81,13 +81,13 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     ];
     await Promise.all(files.map((file) => append(tilt, `${file}.ts`, '// one of ten\n')));
     await served(tilt);
-    // For as long it looks at the files again.
+    // After a change, the reloader polls the files for 3 s.
     await setTimeout(3_500);
     expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([1, 1]);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('no request fails while saves of both services are taken up', async () => {
+  test('no request fails while both services reload', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const requests = trickleOfAll(url);
     onTestFinished(() => void requests.stop());
@@ -97,13 +97,13 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
       await served(tilt);
     }
     const answers = await requests.stop();
-    process.stdout.write(`# answers while code was taken up six times: ${JSON.stringify(answers)}\n`);
+    process.stdout.write(`# answers during six reloads: ${JSON.stringify(answers)}\n`);
     expect(Object.keys(answers)).toEqual(['200']);
     expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([3, 3]);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('a save that breaks the syntax is told once, the last good code goes on serving, and the next good save serves', async () => {
+  test('a syntax error is logged once, the last good code keeps serving, and the next good save serves', async () => {
     const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
     const requests = trickleOfAll(url);
     onTestFinished(() => void requests.stop());
@@ -118,40 +118,40 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     expect(tilt.log.slice(before.log).match(/invoice-app │ .*SyntaxError/g)).toHaveLength(1);
     expect(tilt.log.slice(before.log)).toContain('services/invoice-app/src/service.ts:');
     expect(await running()).toEqual(before.sources);
-    // Before the next payment test, whose invoices it would pay.
+    // These requests stop before the next payment test, because they would pay its invoices.
     expect(Object.keys(await requests.stop())).toEqual(['200']);
 
-    const told = tilt.log.length;
+    const position = tilt.log.length;
     await mend();
     await append(tilt, 'services/invoice-app/src/service.ts', '// mended\n');
-    await tested(tilt, told);
+    await tested(tilt, position);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('code that crashes once it serves is told and started again, and the next good save serves', async () => {
+  test('code that crashes while serving is logged and restarted, and the next good save is served', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const crash = "setTimeout(() => { throw new Error('crashed by an edit'); }, 300);\n";
     const mend = await append(tilt, 'services/invoice-app/src/main.ts', crash);
     await tilt.says(/invoice-app │ .*Error: crashed by an edit/, before.log, 20);
     await tilt.says(/\[reload\] invoice-app ended by itself .* is started again/, before.log, 5);
-    // It crashes each time, so it was started again.
+    // The second crash shows that it was restarted.
     await tilt.says(/(Error: crashed by an edit[^]*){2}/, before.log, 20);
 
-    const told = tilt.log.length;
+    const position = tilt.log.length;
     await mend();
     await append(tilt, 'services/invoice-app/src/main.ts', '// mended\n');
-    await tested(tilt, told);
+    await tested(tilt, position);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('a container that is started again has the files that were saved', async () => {
+  test('a restarted container has the saved files', async () => {
     const from = tilt.log.length;
     await append(tilt, 'services/invoice-app/src/main.ts', '// kept\n');
     await served(tilt);
     const [before] = await pods('invoice-app');
-    // The shell does it, as the image has no program for it.
+    // The image has no kill program, but the shell has the command built in.
     await inContainer('invoice-app', 'deployment/invoice-app', ['sh', '-c', 'kill -TERM 1']);
-    await until('the container is started again', 30, async () => {
+    await until('the container is restarted', 30, async () => {
       const [now] = await pods('invoice-app');
       return now && before && restarts(now) === restarts(before) + 1;
     });
@@ -161,7 +161,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     expect(tilt.log.slice(from)).not.toMatch(built);
   });
 
-  test('another branch is served, whatever it changes, adds and removes', async () => {
+  test('a branch that changes, adds and removes files is served after its checkout', async () => {
     const git = (...args: string[]) => run('git', args, { cwd: tilt.folder });
     const identity = ['-c', 'user.name=test', '-c', 'user.email=test@localhost'];
     const commit = async (message: string) => {
@@ -186,7 +186,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
 
     await git('checkout', '--quiet', 'one');
     await served(tilt);
-    // The last of several comes while the first is being copied.
+    // The last checkout comes while Tilt is still copying the first.
     for (const branch of ['two', 'one', 'two', 'one', 'two']) {
       await git('checkout', '--quiet', branch);
       await setTimeout(200);

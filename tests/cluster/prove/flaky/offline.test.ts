@@ -12,7 +12,7 @@ import { cutOff, Offline, whyNotOffline } from './offline.ts';
 
 const root = resolve(import.meta.dirname, '../../../..');
 const nowhere = '192.0.2.1';
-/** Without what whoever runs these tests has set, above all a make, which theirs would take for its parent. */
+/** The inherited variables to unset. With the variables of our make, the child make would join it. */
 const inherited = [...makeVariables, 'OVERLAY', 'PROVE'];
 const make = ['env', ...inherited.flatMap((name) => ['-u', name]), 'make'];
 const obstacle = await whyNotOffline();
@@ -25,7 +25,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
   });
   afterAll(() => offline?.end());
   beforeEach(() =>
-    onTestFailed(() => void (up && process.stdout.write(`make up has said:\n${up.tail()}\n`))),
+    onTestFailed(() => void (up && process.stdout.write(`End of the output of make up:\n${up.tail()}\n`))),
   );
 
   describe('in a cluster', () => {
@@ -46,14 +46,14 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
       await restore?.();
     });
 
-    test('there is no way out, of this machine and of the node', async () => {
+    test('neither the network namespace nor the node has a way out', async () => {
       await expect(offline.run('ip', 'route', 'get', nowhere)).rejects.toThrow(/unreachable/);
       const connect = ['timeout', '20', 'bash', '-c', `echo > /dev/tcp/${nowhere}/80`];
       const inNode = promisify(execFile)('docker', ['exec', nodeContainer, ...connect]);
       await expect(inNode).rejects.toThrow(/No route to host/);
     });
 
-    test('make up gets to a payment test that passes', { timeout: 300_000 }, async () => {
+    test('make up reaches a passing payment test', { timeout: 300_000 }, async () => {
       const command = offline.command(...make, 'up', 'MODE=cluster', `OVERLAY=${overlay}`);
       up = await Tilt.up({ command, prepare: linkPackages, seconds: 250 });
       expect(await running()).toEqual(inFolder(up));
@@ -67,7 +67,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
       expect(await running()).toEqual(inFolder(up!));
     });
 
-    test('images are built anew, of packages that are there', { timeout: 200_000 }, async () => {
+    test('images are rebuilt with cached packages', { timeout: 200_000 }, async () => {
       const from = up!.log.length;
       const before = (await Promise.all(paying.map(pods))).flat();
       await append(up!, 'libraries/chassis/dev/child.ts', '// offline\n');
@@ -85,7 +85,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
   });
 
   test(
-    'make up MODE=local gets to a payment test that passes, and serves a save',
+    'make up MODE=local reaches a passing payment test and serves a save',
     { timeout: 200_000 },
     async () => {
       const command = offline.command(...make, 'up', 'MODE=local');
