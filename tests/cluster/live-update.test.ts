@@ -113,7 +113,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
       before.log,
       15,
     );
-    // For as long as it looks at the files again.
+    // After a change, the reloader polls the files for 3 s.
     await setTimeout(3_500);
     expect(tilt.log.slice(before.log).match(/invoice-app │ .*SyntaxError/g)).toHaveLength(1);
     expect(tilt.log.slice(before.log)).toContain('services/invoice-app/src/service.ts:');

@@ -94,7 +94,7 @@ test('the only entry point is the Ingress, or in development a port of invoice-a
   expect(await answer.text()).toBe('ok');
 });
 
-test.runIf(overlay === 'prod')('the entry point accepts only TLS for the name in the certificate', async () => {
+test.runIf(overlay === 'prod')('the entry point accepts only TLS for the certificate name', async () => {
   expect((await fetch(`${url}/livez`.replace('https:', 'http:'))).status).toBe(404);
   await expect(fetch('http://localhost:8081/livez')).rejects.toThrow('fetch failed');
   await expect(fetch(`${url}/livez`.replace('invoice-app.', 'other.'))).rejects.toThrow('fetch failed');
@@ -178,7 +178,7 @@ test.runIf(overlay === 'prod')('every pod has the same priority', async () => {
   expect(new Set(classes)).toEqual(new Set(['payloop-service']));
 });
 
-test.each(services)('a pod in %s that violates the restricted Pod Security Standard is refused', async (service) => {
+test.each(services)('a pod in %s that violates restricted Pod Security is refused', async (service) => {
   const create = kubectl('run', 'root', `--namespace=${service}`, '--image=postgres:18', '--dry-run=server');
   await expect(create).rejects.toThrow(/violates PodSecurity "restricted/);
 });

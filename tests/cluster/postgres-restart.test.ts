@@ -73,7 +73,7 @@ test('both services recover and paid invoices stay paid when the Postgres pod is
   );
   const answers = { pay: count(await pays.stop()), read: count(await reads.stop()) };
   process.stdout.write(
-    `# ${paidBefore} were paid when Postgres was deleted, ${recovered} when it was ready; answers: ${JSON.stringify(answers)}\n`,
+    `# ${paidBefore} paid when Postgres was deleted, ${recovered} when ready; answers: ${JSON.stringify(answers)}\n`,
   );
 
   expect(lost).toEqual(new Set());

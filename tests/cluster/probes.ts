@@ -232,8 +232,8 @@ async function connectFrom(probe: Probe, targets: string[]): Promise<string[]> {
 }
 
 /**
- * Reports whether this machine gets any response. Traefik itself answers for a host that no Ingress names, because the
- * way to invoice-app is another flow. Uses curl: a connection that is kept outlives the policy that allowed it.
+ * Reports whether this machine gets any response. Traefik itself answers for a host that no Ingress names, so the way
+ * from Traefik to invoice-app plays no part. Uses curl, because a kept connection outlives the policy that allowed it.
  */
 async function answersHere(): Promise<string[]> {
   const options = [

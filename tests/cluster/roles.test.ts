@@ -4,13 +4,13 @@ import {
   allowed,
   emptyRights,
   expectedRights,
+  findWrongCases,
   groups,
   listRights,
   namespaces,
   readRoles,
   refused,
   unknownResources,
-  findWrongCases,
 } from './roles.ts';
 
 describe.each(groups)('%s', (group) => {

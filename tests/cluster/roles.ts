@@ -93,8 +93,8 @@ const forbiddenEverywhere: Rights = [
   [['create'], ['priorityclasses.scheduling.k8s.io', 'clusterrolebindings.rbac.authorization.k8s.io']],
 ];
 
-function cases(asked: Rights, namespace: string, group: string, isAllowed: boolean): Case[] {
-  return asked.flatMap(([verbs, resources]) =>
+function cases(entries: Rights, namespace: string, group: string, isAllowed: boolean): Case[] {
+  return entries.flatMap(([verbs, resources]) =>
     resources.flatMap((resource) =>
       verbs.map((verb) => ({ verb, resource, namespace, group, allowed: isAllowed })),
     ),

@@ -152,7 +152,7 @@ const docker = await run('docker', ['info']).then(
   () => false,
 );
 
-test.runIf(docker)('make check and make up pass in debian:bookworm-slim with only the README tools', async () => {
+test.runIf(docker)('make check and make up pass in debian:bookworm-slim with only README tools', async () => {
   const image = 'payloop-test-install';
   await run('bash', ['-c', 'docker build --quiet --tag="$0" - <<<"$1"', image, minimal]);
   const home = await fs.mkdtemp(path.join(folder, 'container-'));

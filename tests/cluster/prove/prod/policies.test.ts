@@ -5,7 +5,7 @@ import { describeFlow, type Flow } from '../../flows.ts';
 import { closed, flows, nodes, notShown } from '../../policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from '../../probes.ts';
 
-/** Removes each policy in turn. The flows it allowed are blocked, those it blocked get through, and no others change. */
+/** Removes each policy in turn. Only the flows that it allowed are blocked, and only those it blocked get through. */
 
 interface Policy {
   metadata: { name: string; namespace: string; resourceVersion?: string };

@@ -112,8 +112,16 @@ describe('a first release succeeds if a read of a missing repository results in'
 
 describe('an existing release stays unchanged if', () => {
   test.each<[string, Oddity, RegExp]>([
-    ['reading is denied but writing is allowed', (asked) => (isRead(asked) ? 403 : undefined), /cannot read it, so/],
-    ['reading returns 401 but writing is allowed', (asked) => (isRead(asked) ? 401 : undefined), /cannot read it, so/],
+    [
+      'reading is denied but writing is allowed',
+      (asked) => (isRead(asked) ? 403 : undefined),
+      /cannot read it, so/,
+    ],
+    [
+      'reading returns 401 but writing is allowed',
+      (asked) => (isRead(asked) ? 401 : undefined),
+      /cannot read it, so/,
+    ],
     ['reading returns "not found"', (asked) => (isRead(asked) ? 404 : undefined), /cannot read it, so/],
     [
       'only reading the release is denied',
@@ -162,23 +170,19 @@ describe('nothing is built if the registry answers a read with', () => {
   });
 });
 
-test(
-  'uncommitted changes are not pushed, not even as a candidate',
-  { timeout: minutes },
-  async () => {
-    const name = 'changed';
-    registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
-    const file = join(folder, 'libraries/chassis/src/new.ts');
-    await writeFile(file, '');
-    const made = await release(name);
-    await rm(file);
-    expect(made).toMatchObject({ code: 1, manifests: '' });
-    expect(made.log).toMatch(
-      /[a-z0-9-]+:[0-9.]+ cannot be read with this login, and there are changes that are/,
-    );
-    for (const service of services) {
-      const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/${service.name}/tags/list`);
-      expect(status).toBe(404);
-    }
-  },
-);
+test('uncommitted changes are not pushed, not even as a candidate', { timeout: minutes }, async () => {
+  const name = 'changed';
+  registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
+  const file = join(folder, 'libraries/chassis/src/new.ts');
+  await writeFile(file, '');
+  const made = await release(name);
+  await rm(file);
+  expect(made).toMatchObject({ code: 1, manifests: '' });
+  expect(made.log).toMatch(
+    /[a-z0-9-]+:[0-9.]+ cannot be read with this login, and there are changes that are/,
+  );
+  for (const service of services) {
+    const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/${service.name}/tags/list`);
+    expect(status).toBe(404);
+  }
+});

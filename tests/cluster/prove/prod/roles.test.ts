@@ -45,7 +45,7 @@ describe.each(roles)('$metadata.name', (role) => {
 
   test.each(
     role.rules.map((rule, n) => [`${rule.resources?.join()}: ${rule.verbs.join()}`, rule, n] as const),
-  )('without the rule %s, exactly its rights are missing', async (_title, rule, n) => {
+  )('without the rule %s, only its rights are missing', async (_title, rule, n) => {
     const expected = allowed.filter((each) => isBound(each) && grants(rule, each));
     expect(await without({ ...role, kind: 'clusterrole' }, `/rules/${n}`)).toEqual(expected);
   });
@@ -54,7 +54,7 @@ describe.each(roles)('$metadata.name', (role) => {
     uses.flatMap((binding) =>
       binding.subjects.map(({ name }, n) => [name, binding.metadata.namespace, binding, n] as const),
     ),
-  )('without the binding of %s in %s, exactly its rights are missing', async (group, namespace, binding, n) => {
+  )('without the binding of %s in %s, only its rights are missing', async (group, namespace, binding, n) => {
     const expected = allowed.filter(
       (each) =>
         each.group === group && each.namespace === namespace && role.rules.some((rule) => grants(rule, each)),

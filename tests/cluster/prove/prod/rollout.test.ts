@@ -93,7 +93,7 @@ describe('under steady load through the Service no request fails', () => {
     expect(failures).toEqual([]);
   });
 
-  test('while one pod of each service is evicted, and eviction of a second one is refused', { timeout: 300_000 }, async () => {
+  test('while a pod of each service is evicted, but not a second one', { timeout: 300_000 }, async () => {
     const failures = await underLoad(load.eviction, async () => {
       for (const service of paying) {
         await waitForThree(service);
