@@ -14,7 +14,15 @@ import {
   test,
 } from 'vitest';
 import { inContainer, overlay, pods, restarts, paying, until, url } from './cluster.ts';
-import { append, containers, inFolder, reloads, running, served, tested } from './saves.ts';
+import {
+  append,
+  containers,
+  folderSources,
+  reloads,
+  runningSources,
+  waitUntilServed,
+  waitUntilTested,
+} from './saves.ts';
 import { Tilt } from './tilt.ts';
 import { trickleOfAll } from './trickle.ts';
 
@@ -44,18 +52,18 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     'services/payment-provider/src/main.ts',
     'libraries/chassis/src/run.ts',
   ])('an edit of %s is served without a rebuild, and the payment test passes against it', async (file) => {
-    const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
-    expect(before.sources).toEqual(inFolder(tilt));
+    const before = { containers: await containers(), sources: await runningSources(), log: tilt.log.length };
+    expect(before.sources).toEqual(folderSources(tilt));
 
     await append(tilt, file, `// ${Math.random()}\n`);
     const saved = performance.now();
-    expect(inFolder(tilt)).not.toEqual(before.sources);
-    await served(tilt);
+    expect(folderSources(tilt)).not.toEqual(before.sources);
+    await waitUntilServed(tilt);
     process.stdout.write(
       `# from the save to the first answer: ${Math.round(performance.now() - saved)} ms\n`,
     );
 
-    await tested(tilt, before.log);
+    await waitUntilTested(tilt, before.log);
     expect(await containers()).toEqual(before.containers);
     expect(tilt.log.slice(before.log)).not.toMatch(built);
   });
@@ -67,8 +75,8 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     await append(tilt, 'services/invoice-app/src/main.ts', '// the first\n');
     await setTimeout(500);
     await append(tilt, 'services/invoice-app/src/main.ts', '// the last\n');
-    await tested(tilt, from);
-    expect(await running()).toEqual(inFolder(tilt));
+    await waitUntilTested(tilt, from);
+    expect(await runningSources()).toEqual(folderSources(tilt));
   });
 
   test('ten files saved at once cause one reload', async () => {
@@ -80,7 +88,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
       ),
     ];
     await Promise.all(files.map((file) => append(tilt, `${file}.ts`, '// one of ten\n')));
-    await served(tilt);
+    await waitUntilServed(tilt);
     // After a change, the reloader polls the files for 3 s.
     await setTimeout(3_500);
     expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([1, 1]);
@@ -94,7 +102,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     const main = paying.map((service) => `services/${service}/src/main.ts`);
     for (const file of [...main, 'libraries/chassis/src/run.ts', ...main]) {
       await append(tilt, file, `// ${Math.random()}\n`);
-      await served(tilt);
+      await waitUntilServed(tilt);
     }
     const answers = await requests.stop();
     process.stdout.write(`# answers during six reloads: ${JSON.stringify(answers)}\n`);
@@ -104,11 +112,11 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
   });
 
   test('a syntax error is logged once, the last good code keeps serving, and the next good save serves', async () => {
-    const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
+    const before = { containers: await containers(), sources: await runningSources(), log: tilt.log.length };
     const requests = trickleOfAll(url);
     onTestFinished(() => void requests.stop());
     const mend = await append(tilt, 'services/invoice-app/src/service.ts', 'const = 1;\n');
-    await tilt.says(
+    await tilt.waitForLine(
       /\[reload\] invoice-app did not start .*the last code that did goes on serving/,
       before.log,
       15,
@@ -117,14 +125,14 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     await setTimeout(3_500);
     expect(tilt.log.slice(before.log).match(/invoice-app │ .*SyntaxError/g)).toHaveLength(1);
     expect(tilt.log.slice(before.log)).toContain('services/invoice-app/src/service.ts:');
-    expect(await running()).toEqual(before.sources);
+    expect(await runningSources()).toEqual(before.sources);
     // These requests stop before the next payment test, because they would pay its invoices.
     expect(Object.keys(await requests.stop())).toEqual(['200']);
 
     const position = tilt.log.length;
     await mend();
     await append(tilt, 'services/invoice-app/src/service.ts', '// mended\n');
-    await tested(tilt, position);
+    await waitUntilTested(tilt, position);
     expect(await containers()).toEqual(before.containers);
   });
 
@@ -132,22 +140,22 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const crash = "setTimeout(() => { throw new Error('crashed by an edit'); }, 300);\n";
     const mend = await append(tilt, 'services/invoice-app/src/main.ts', crash);
-    await tilt.says(/invoice-app │ .*Error: crashed by an edit/, before.log, 20);
-    await tilt.says(/\[reload\] invoice-app ended by itself .* is started again/, before.log, 5);
+    await tilt.waitForLine(/invoice-app │ .*Error: crashed by an edit/, before.log, 20);
+    await tilt.waitForLine(/\[reload\] invoice-app ended by itself .* is started again/, before.log, 5);
     // The second crash shows that it was restarted.
-    await tilt.says(/(Error: crashed by an edit[^]*){2}/, before.log, 20);
+    await tilt.waitForLine(/(Error: crashed by an edit[^]*){2}/, before.log, 20);
 
     const position = tilt.log.length;
     await mend();
     await append(tilt, 'services/invoice-app/src/main.ts', '// mended\n');
-    await tested(tilt, position);
+    await waitUntilTested(tilt, position);
     expect(await containers()).toEqual(before.containers);
   });
 
   test('a restarted container has the saved files', async () => {
     const from = tilt.log.length;
     await append(tilt, 'services/invoice-app/src/main.ts', '// kept\n');
-    await served(tilt);
+    await waitUntilServed(tilt);
     const [before] = await pods('invoice-app');
     // The image has no kill program, but the shell has the command built in.
     await inContainer('invoice-app', 'deployment/invoice-app', ['sh', '-c', 'kill -TERM 1']);
@@ -155,7 +163,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
       const [now] = await pods('invoice-app');
       return now && before && restarts(now) === restarts(before) + 1;
     });
-    await served(tilt);
+    await waitUntilServed(tilt);
     const [now] = await pods('invoice-app');
     expect(now?.metadata.uid).toBe(before?.metadata.uid);
     expect(tilt.log.slice(from)).not.toMatch(built);
@@ -182,17 +190,17 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     }
     await append(tilt, 'services/invoice-app/src/payments.ts', "import '@payloop/chassis/only-two.ts';\n");
     await commit('two');
-    await served(tilt);
+    await waitUntilServed(tilt);
 
     await git('checkout', '--quiet', 'one');
-    await served(tilt);
+    await waitUntilServed(tilt);
     // The last checkout comes while Tilt is still copying the first.
     for (const branch of ['two', 'one', 'two', 'one', 'two']) {
       await git('checkout', '--quiet', branch);
       await setTimeout(200);
     }
-    await tested(tilt, from);
-    await served(tilt);
+    await waitUntilTested(tilt, from);
+    await waitUntilServed(tilt);
     expect(tilt.log.slice(from)).not.toMatch(built);
   });
 });

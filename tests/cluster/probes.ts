@@ -208,8 +208,8 @@ done
 wait`;
 
 /** Lets every probe try its targets. @returns the flows that differ from the matrix */
-export async function wrongFlows(targets: Map<string, string>, asked = flows): Promise<Flow[]> {
-  const byProbe = Map.groupBy(asked, ({ from }) => probeId(from));
+export async function wrongFlows(targets: Map<string, string>, tried = flows): Promise<Flow[]> {
+  const byProbe = Map.groupBy(tried, ({ from }) => probeId(from));
   const found = await Promise.all(
     [...byProbe.values()].map(async (own) => {
       const { from } = own[0]!;

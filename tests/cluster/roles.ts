@@ -217,7 +217,7 @@ export async function emptyRights(rule: Rule): Promise<string[]> {
   return found;
 }
 
-/** Returns the resources of the matrix that the API server lacks: it refuses them to every group. */
+/** Returns the resources of the matrix that the API server lacks, because refusing them proves nothing. */
 export async function unknownResources(): Promise<string[]> {
   const names = new Set([...allowed, ...refused].map(({ resource }) => resource));
   const found: string[] = [];

@@ -17,32 +17,32 @@ interface Version {
 }
 
 /** Returns the source hashes of the running services; undefined if invoice-app gets no answer from the provider. */
-export async function running(): Promise<Sources | undefined> {
+export async function runningSources(): Promise<Sources | undefined> {
   // Uses a new connection, because a kept one may lead to a pod that is gone.
   const { body } = await ask(`${url}/version`, { patience: 2_000 });
   const { source, provider } = JSON.parse(body) as Version;
   return provider === null ? undefined : { 'invoice-app': source, 'payment-provider': provider.source };
 }
 
-export function inFolder({ folder }: Tilt): Sources {
+export function folderSources({ folder }: Tilt): Sources {
   return Object.fromEntries(paying.map((service) => [service, hashSource(folder, service)])) as Sources;
 }
 
 /** Waits until both services run the code in the folder. */
-export async function served(tilt: Tilt, seconds = 20): Promise<void> {
-  const sources = inFolder(tilt);
+export async function waitUntilServed(tilt: Tilt, seconds = 20): Promise<void> {
+  const sources = folderSources(tilt);
   await until(`${url}/version reports the source hashes of the folder`, seconds, async () => {
-    const now = await running();
+    const now = await runningSources();
     return paying.every((service) => now?.[service] === sources[service]);
   });
 }
 
 /** Waits until the log, after a position, reports a payment test that passed against the code in the folder. */
-export async function tested(tilt: Tilt, from: number): Promise<void> {
-  const { 'invoice-app': app, 'payment-provider': provider } = inFolder(tilt);
+export async function waitUntilTested(tilt: Tilt, from: number): Promise<void> {
+  const { 'invoice-app': app, 'payment-provider': provider } = folderSources(tilt);
   const line = 'payment-test │ ';
   const seen = `${line}# invoice-app ${app}\n *${line}# payment-provider ${provider}\n`;
-  await tilt.says(new RegExp(`${seen}[^]*${line}ok 8`), from, 30);
+  await tilt.waitForLine(new RegExp(`${seen}[^]*${line}ok 8`), from, 30);
 }
 
 /** Appends text to a file in the folder. @returns a function that undoes the change */

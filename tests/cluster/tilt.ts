@@ -54,7 +54,7 @@ export class Tilt {
     const start = command ?? ['tilt', 'up', '--stream', `--port=${await freePort()}`];
     const tilt = new Tilt(folder, [...start, ...args]);
     try {
-      await tilt.says(green, 0, seconds);
+      await tilt.waitForLine(green, 0, seconds);
       return tilt;
     } catch (error) {
       await tilt.down();
@@ -63,7 +63,7 @@ export class Tilt {
   }
 
   /** Waits for a line in the log after a position. @throws {Error} with the end of the log if the line is missing */
-  async says(line: RegExp, from: number, seconds: number): Promise<void> {
+  async waitForLine(line: RegExp, from: number, seconds: number): Promise<void> {
     await until(`${line}`, seconds, () => line.test(this.log.slice(from))).catch((error: unknown) => {
       throw new Error(`Tilt's log has no match for ${line}. End of Tilt's log:\n${this.tail(from)}`, {
         cause: error,

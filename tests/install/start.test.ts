@@ -33,7 +33,7 @@ interface Machine {
   node: NodeVersion;
   /** The path of the clone in the home folder of the user. */
   clone: string;
-  /** Runs as the user nobody if the tests run as root. Otherwise it runs as the current user anyway. */
+  /** Runs as an ordinary user even if the tests run as root. */
   ordinary?: boolean;
   umask?: string;
 }

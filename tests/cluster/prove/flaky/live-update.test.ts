@@ -16,7 +16,7 @@ import {
   until,
   type Pod,
 } from '../../cluster.ts';
-import { append, inFolder, running, served } from '../../saves.ts';
+import { append, folderSources, runningSources, waitUntilServed } from '../../saves.ts';
 import { Tilt } from '../../tilt.ts';
 
 const run = promisify(execFile);
@@ -92,26 +92,26 @@ test.each(changes)(
       );
     }
     await expect(inService(...shown)).resolves.toMatch(/\S/);
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
 
     // Live update still copies a save of a source file.
     const end = tilt.log.length;
     await append(tilt, 'libraries/chassis/src/run.ts', `// after ${file}\n`);
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     expect(tilt.log.slice(end)).not.toMatch(built);
 
     const edited = await Promise.all(paying.map(podOf));
     await undo();
     await podsReplaced(edited);
     await expect(inService(...shown)).rejects.toThrow('exit code 1');
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
   },
 );
 
 test('a container has the saved files after its process is killed', { timeout: 200_000 }, async () => {
   const from = tilt.log.length;
   await append(tilt, 'services/payment-provider/src/main.ts', '// kept\n');
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   const before = await podOf('payment-provider');
   // Sent from outside the pod, because no signal from inside kills a container's first process.
   const found = await run('docker', [
@@ -126,17 +126,17 @@ test('a container has the saved files after its process is killed', { timeout: 2
     const now = await podOf('payment-provider');
     return now && before && restarts(now) === restarts(before) + 1;
   });
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   expect((await podOf('payment-provider'))?.metadata.uid).toBe(before?.metadata.uid);
   expect(tilt.log.slice(from)).not.toMatch(built);
 });
 
 test('the pod that replaces a deleted one has the saved files', { timeout: 200_000 }, async () => {
   await append(tilt, 'services/invoice-app/src/main.ts', '// kept\n');
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   const before = await podOf('invoice-app');
   await kubectl('delete', 'pod', `${before?.metadata.name}`, '--namespace=invoice-app');
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   expect((await podOf('invoice-app'))?.metadata.uid).not.toBe(before?.metadata.uid);
 });
 
@@ -162,7 +162,7 @@ test(
     await replace(file, from, to);
     await append(tilt, 'libraries/chassis/src/run.ts', '// of branch two\n');
     await commit('two');
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     await until('the image of branch two', seconds, () => inService(...shown));
 
     for (const branch of ['one', 'two', 'one', 'two', 'one']) {
@@ -175,10 +175,10 @@ test(
         (error: Error) => /exit code 1/.test(error.message),
       ),
     );
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     // No rebuild or live update is left that would change it again.
     await setTimeout(5_000);
-    expect(await running()).toEqual(inFolder(tilt));
+    expect(await runningSources()).toEqual(folderSources(tilt));
   },
 );
 
@@ -191,10 +191,10 @@ test(
     const mend = await replace('Dockerfile', 'FROM sources AS dev\n', 'FROM sources AS dev\nENV FRESH=yes\n');
     await podsReplaced(before);
     const undo = await append(tilt, 'libraries/chassis/src/run.ts', '// only live\n');
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     await Promise.all([undo(), append(tilt, 'Dockerfile', '# the same image\n')]);
-    await served(tilt, seconds);
-    expect(await running()).toEqual(inFolder(tilt));
+    await waitUntilServed(tilt, seconds);
+    expect(await runningSources()).toEqual(folderSources(tilt));
     await mend();
   },
 );

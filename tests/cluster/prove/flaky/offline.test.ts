@@ -4,7 +4,7 @@ import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
 import { hashSource } from '../../../../libraries/chassis/src/source.ts';
 import { isReady, kubectl, nodeContainer, overlay, pods, paying, until, url } from '../../cluster.ts';
-import { append, inFolder, running, served, tested } from '../../saves.ts';
+import { append, folderSources, runningSources, waitUntilServed, waitUntilTested } from '../../saves.ts';
 import { makeVariables } from '../../../support/make.ts';
 import { linkPackages } from '../../../support/tree.ts';
 import { Tilt } from '../../tilt.ts';
@@ -56,15 +56,15 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
     test('make up reaches a passing payment test', { timeout: 300_000 }, async () => {
       const command = offline.command(...make, 'up', 'MODE=cluster', `OVERLAY=${overlay}`);
       up = await Tilt.up({ command, prepare: linkPackages, seconds: 250 });
-      expect(await running()).toEqual(inFolder(up));
+      expect(await runningSources()).toEqual(folderSources(up));
     });
 
     test('a save is served', { timeout: 120_000 }, async () => {
       const from = up!.log.length;
       await append(up!, 'libraries/chassis/src/run.ts', '// offline\n');
-      await served(up!, 60);
-      await tested(up!, from);
-      expect(await running()).toEqual(inFolder(up!));
+      await waitUntilServed(up!, 60);
+      await waitUntilTested(up!, from);
+      expect(await runningSources()).toEqual(folderSources(up!));
     });
 
     test('images are rebuilt with cached packages', { timeout: 200_000 }, async () => {
@@ -76,7 +76,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
         const old = now.some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid));
         return now.length === before.length && !old && now.every(isReady);
       });
-      await served(up!, 60);
+      await waitUntilServed(up!, 60);
       const log = up!.log.slice(from);
       const steps = [...log.matchAll(/\[packages \d\/\d\] RUN .*/g)].map(([line]) => line);
       expect(steps.length).toBeGreaterThan(0);

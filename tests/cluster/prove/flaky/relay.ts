@@ -1,5 +1,5 @@
-// Forwards connections: `node relay.ts FROM TO`. Each is a loopback port or the path of a Unix socket. Processes of
-// different network namespaces share Unix sockets.
+// Forwards connections: `node relay.ts FROM TO`. Each is a loopback port or the path of a Unix socket. Processes in
+// different network namespaces can share Unix sockets.
 import { once } from 'node:events';
 import { connect, createServer, type Server } from 'node:net';
 

@@ -47,7 +47,7 @@ async function without(removed: Policy[], expected: Flow[]): Promise<string[]> {
   }
 }
 
-describe('without policies', () => {
+describe('when policies are removed', () => {
   test.each(
     policies
       .map((policy) => [`${policy.metadata.namespace}/${policy.metadata.name}`, policy] as const)
@@ -94,10 +94,10 @@ test.runIf(nodes > 1)(
       await restart();
       await expect.poll(hasMetrics, patience).toBe(true);
       await kubectl('delete', 'networkpolicy', policy.metadata.name, `--namespace=${name}`);
-      // A connection outlives the policy that allowed it, so a restart closes it.
+      // A connection outlives the policy that allowed it, so the restart closes it.
       await restart();
       await expect.poll(hasMetrics, patience).toBe(false);
-      // The metrics stay missing beyond the restart.
+      // The metrics must stay missing after the restart.
       await setTimeout(10_000);
       expect(await hasMetrics()).toBe(false);
     } finally {

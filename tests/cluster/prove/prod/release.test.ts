@@ -21,7 +21,7 @@ beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'payloop-release-'));
   await run('git', ['clone', '--quiet', root, folder]);
   await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
-  // .gitignore has node_modules as a folder, so it does not match a link.
+  // .gitignore matches only a folder with this name, not a link.
   await appendFile(join(folder, '.git/info/exclude'), 'node_modules\n');
   registry = `${/^host: "?([^"\s]+)/m.exec(await readRegistry())![1]}/release-${Date.now()}`;
   before = await Promise.all(

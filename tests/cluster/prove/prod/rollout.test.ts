@@ -50,7 +50,7 @@ async function underLoad(seconds: number, act: () => Promise<void>, node?: strin
     await startLoad({ seconds, ...(node && { node }) });
     await setTimeout(3_000);
     await act();
-    if (!(await isLoadRunning())) throw new Error('the load ended before the action');
+    if (!(await isLoadRunning())) throw new Error('the load ended before the action did');
     const { answered, failures } = await endOfLoad(seconds + 60);
     console.log(`${seconds} s of load, answered:`, answered);
     for (const kind of ['kept', 'fresh', 'version', 'pay']) {
