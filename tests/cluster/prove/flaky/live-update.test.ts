@@ -36,7 +36,7 @@ async function podOf(service: string): Promise<Pod | undefined> {
 }
 
 /** Waits until each service has a new pod that is ready. */
-async function podsReplaced(before: (Pod | undefined)[]): Promise<void> {
+async function waitForNewPods(before: (Pod | undefined)[]): Promise<void> {
   await until('each service has a new pod', seconds, async () => {
     const now = await Promise.all(paying.map(podOf));
     return now.every((pod, at) => pod && isReady(pod) && pod.metadata.uid !== before[at]?.metadata.uid);
@@ -84,7 +84,7 @@ test.each(changes)(
     const position = tilt.log.length;
     const before = await Promise.all(paying.map(podOf));
     const undo = await replace(file, from, to);
-    await podsReplaced(before);
+    await waitForNewPods(before);
     const log = tilt.log.slice(position);
     for (const service of ['invoice-app', 'payment-prov…']) {
       expect(log).toMatch(
@@ -102,7 +102,7 @@ test.each(changes)(
 
     const edited = await Promise.all(paying.map(podOf));
     await undo();
-    await podsReplaced(edited);
+    await waitForNewPods(edited);
     await expect(inService(...shown)).rejects.toThrow('exit code 1');
     await waitUntilServed(tilt, seconds);
   },
@@ -189,7 +189,7 @@ test(
     // From here on, the pods run an image that was built from the folder.
     const before = await Promise.all(paying.map(podOf));
     const mend = await replace('Dockerfile', 'FROM sources AS dev\n', 'FROM sources AS dev\nENV FRESH=yes\n');
-    await podsReplaced(before);
+    await waitForNewPods(before);
     const undo = await append(tilt, 'libraries/chassis/src/run.ts', '// only live\n');
     await waitUntilServed(tilt, seconds);
     await Promise.all([undo(), append(tilt, 'Dockerfile', '# the same image\n')]);

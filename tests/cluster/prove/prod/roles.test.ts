@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from '../../cluster.ts';
-import { allowed, grants, groups, readRoles, refused, findWrongCases, type Case } from '../../roles.ts';
+import { allowed, findWrongCases, grants, groups, readRoles, refused, type Case } from '../../roles.ts';
 
 /** Removes each rule and each binding in turn. The matrix detects it, and no other right changes. */
 
