@@ -3,13 +3,13 @@ import { text } from 'node:stream/consumers';
 
 export interface Ask {
   method?: string;
-  /** Keeps the connection; without it the request has one of its own. */
+  /** Reuses connections; false gives the request its own connection. */
   agent?: Agent | false;
-  /** How long the answer may take, in milliseconds. */
+  /** The time limit for the whole response, in milliseconds. */
   patience?: number;
 }
 
-/** Sends a request without a body. @throws {Error} where there is no whole answer */
+/** Sends a request without a body. @throws {Error} if the response is missing or incomplete */
 export async function ask(url: string, { method = 'GET', agent = false, patience = 30_000 }: Ask = {}) {
   const signal = AbortSignal.timeout(patience);
   const answer = Promise.withResolvers<{ status: number; body: string }>();

@@ -8,10 +8,10 @@ import { readServices } from '../../scripts/services.ts';
 
 export { paying } from '../support/paying.ts';
 
-/** What the tests ask of the cluster that ctlptl.yaml makes. */
+/** Queries and commands for the cluster that ctlptl.yaml creates. */
 
 export const overlay = process.env.OVERLAY ?? 'dev';
-/** In the prod-like run through the Ingress. */
+/** In the prod-like run, requests go through the Ingress. */
 export const url = overlay === 'prod' ? 'https://invoice-app.localhost:8443' : 'http://localhost:8081';
 /** The container that is the cluster's node. */
 export const nodeContainer = 'payloop-control-plane';
@@ -21,7 +21,7 @@ const run = promisify(execFile);
 
 const certificate = join(import.meta.dirname, '../../.payloop/certificate.pem');
 if (overlay === 'prod' && existsSync(certificate)) {
-  // What `fetch` trusts; and where any name is, as not every system knows the names below localhost.
+  // `fetch` trusts this certificate and resolves every name to loopback: not all systems know names below localhost.
   const lookup: NonNullable<Agent.Options['connect']> = {
     ca: readFileSync(certificate),
     lookup: (_name, _options, answer) => answer(null, [{ address: '127.0.0.1', family: 4 }]),
@@ -29,13 +29,13 @@ if (overlay === 'prod' && existsSync(certificate)) {
   setGlobalDispatcher(new Agent({ connect: lookup }));
 }
 
-/** Runs kubectl on the project's cluster. @throws {Error} with kubectl's message when it fails */
+/** Runs kubectl against the project's cluster. @throws {Error} with kubectl's message if it fails */
 export async function kubectl(...args: string[]): Promise<string> {
   const { stdout } = await run('kubectl', ['--context=kind-payloop', ...args], { maxBuffer: 64 * 1024 ** 2 });
   return stdout;
 }
 
-/** The same, with an object or several as its input, as for `--filename=-`. */
+/** Runs kubectl with one or more objects as its input, as for `--filename=-`. */
 export async function kubectlWith(input: object | readonly object[], ...args: string[]): Promise<string> {
   const running = run('kubectl', ['--context=kind-payloop', ...args], { maxBuffer: 64 * 1024 ** 2 });
   running.child.stdin?.end(
@@ -44,24 +44,24 @@ export async function kubectlWith(input: object | readonly object[], ...args: st
   return (await running).stdout;
 }
 
-/** What the cluster says of its registry: https://github.com/kubernetes/enhancements, KEP 1755. */
+/** Reads the registry that the cluster announces: https://github.com/kubernetes/enhancements, KEP 1755. */
 export function readRegistry(): Promise<string> {
   const output = '--output=jsonpath={.data.localRegistryHosting\\.v1}';
   return kubectl('get', 'configmap', 'local-registry-hosting', '--namespace=kube-public', output);
 }
 
-/** Runs a command in a container, and gives what it wrote. @throws {Error} with the message when it fails */
+/** Runs a command in a container and returns its output. @throws {Error} with the message if it fails */
 export function inContainer(namespace: string, target: string, command: string[]): Promise<string> {
   return kubectl('exec', `--namespace=${namespace}`, target, '--', ...command);
 }
 
-/** Runs a script in a service's container, where Node may be all that there is, and gives what it wrote. */
+/** Runs a script in a service's container and returns its output. Node may be the only program in the container. */
 export function runScript(service: string, target: string, script: string): Promise<string> {
   const node = overlay === 'prod' ? '/nodejs/bin/node' : 'node';
   return inContainer(service, target, [node, '--input-type=module', '--eval', script]);
 }
 
-/** Runs a statement as the superuser, and gives the rows, a line each. */
+/** Runs a statement as the superuser and returns the rows, one per line. */
 export async function sql(database: string, statement: string): Promise<string> {
   const psql = ['psql', '--username=postgres', '--quiet', '--tuples-only', '--no-align'];
   return await inContainer('postgres', 'postgres-0', [
@@ -71,7 +71,7 @@ export async function sql(database: string, statement: string): Promise<string> 
   ]);
 }
 
-/** The parts of a Pod that the tests look at. */
+/** The parts of a Pod that the tests use. */
 export interface Pod {
   metadata: { name: string; uid: string; deletionTimestamp?: string };
   status: {
@@ -80,7 +80,7 @@ export interface Pod {
   };
 }
 
-/** The pods of a namespace, without those that are on their way out. */
+/** Returns the pods of a namespace, except those that are terminating. */
 export async function pods(namespace: string): Promise<Pod[]> {
   const { items } = JSON.parse(await kubectl('get', 'pods', `--namespace=${namespace}`, '--output=json'));
   return (items as Pod[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
@@ -90,27 +90,27 @@ export function isReady(pod: Pod): boolean {
   return pod.status.conditions?.some(({ type, status }) => type === 'Ready' && status === 'True') ?? false;
 }
 
-/** How often the containers of a pod were started again. */
+/** Returns the number of restarts of a pod's containers. */
 export function restarts(pod: Pod): number {
   return (pod.status.containerStatuses ?? []).reduce((sum, { restartCount }) => sum + restartCount, 0);
 }
 
-/** Asks until the answer is neither undefined nor false; what it throws meanwhile counts as no answer. */
+/** Polls until the answer is neither undefined nor false. An error counts as no answer. */
 export async function until<T>(
-  what: string,
+  description: string,
   seconds: number,
-  ask: () => T | undefined | false | Promise<T | undefined | false>,
+  poll: () => T | undefined | false | Promise<T | undefined | false>,
 ): Promise<T> {
   const end = performance.now() + seconds * 1_000;
-  let problem: unknown;
+  let lastError: unknown;
   while (performance.now() < end) {
     try {
-      const answer = await ask();
+      const answer = await poll();
       if (answer !== undefined && answer !== false) return answer;
     } catch (error) {
-      problem = error;
+      lastError = error;
     }
     await setTimeout(20);
   }
-  throw new Error(`not within ${seconds} s: ${what}`, { cause: problem });
+  throw new Error(`timed out after ${seconds} s, waiting for: ${description}`, { cause: lastError });
 }

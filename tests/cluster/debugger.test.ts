@@ -28,8 +28,8 @@ interface Attach {
   remoteRoot: string;
 }
 
-/** A line to stop at, for one request only: the payment test may be running too. */
-const stops = {
+/** Breakpoints that pause one request only, because the payment test may run at the same time. */
+const breakpoints = {
   'invoice-app': {
     line: 'const query = description.invoiceQuery.safeParse(',
     condition: `request.query.limit === '7'`,
@@ -39,7 +39,7 @@ const stops = {
   'payment-provider': {
     line: 'const fault = faults.draw(',
     condition: `body === 'stop'`,
-    // With the token of who may ask.
+    // invoice-app sends the request, because the provider requires its token.
     ask: async () => {
       const script = `
         const { readFileSync } = process.getBuiltinModule('node:fs');
@@ -62,7 +62,7 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
   });
   afterAll(async () => {
     await tilt?.down();
-    // What the other tests look at has no inspector, and is unready when it does not answer.
+    // The other tests expect pods without an inspector, which become unready when they do not answer.
     for (const service of services) {
       const deployment = [`deployment/${service}`, `--namespace=${service}`];
       await kubectl('rollout', 'undo', ...deployment);
@@ -70,13 +70,13 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
     }
   });
 
-  /** Attaches as an editor does, and makes a request that stops. */
-  async function stopped(service: (typeof paying)[number]) {
+  /** Attaches as an editor does, and sends a request that pauses at the breakpoint. */
+  async function pauseRequest(service: (typeof paying)[number]) {
     const { remoteRoot } = configurations.find(({ name }) => name === 'service (cluster)')!;
     const port = inspectPortOf(readServices().find(({ name }) => name === service)!);
     const attached = await until(`an inspector at ${port}`, 20, () => Debugger.attach(port));
     const file = `services/${service}/src/service.ts`;
-    const { line: text, condition, ask } = stops[service];
+    const { line: text, condition, ask } = breakpoints[service];
     const lines = (await readFile(join(tilt.folder, file), 'utf8')).split('\n');
     const line = lines.findIndex((each) => each.includes(text)) + 1;
     expect(line, `of '${text}'`).toBeGreaterThan(0);
@@ -97,31 +97,31 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
       ready: isReady(pod),
     }));
 
-  beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
+  beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
 
-  test.each(paying)('a breakpoint stops %s, and once more after a save', async (service) => {
+  test.each(paying)('a breakpoint pauses %s, and pauses it again after a save', async (service) => {
     const before = await instances(service);
-    const { attached, answer } = await stopped(service);
+    const { attached, answer } = await pauseRequest(service);
     await attached.resume();
-    expect(await answer).toBe(stops[service].answer);
+    expect(await answer).toBe(breakpoints[service].answer);
 
     const from = tilt.log.length;
     const file = join(tilt.folder, `services/${service}/src/service.ts`);
     await writeFile(file, `// ${Math.random()}\n${await readFile(file, 'utf8')}`);
     const saved = performance.now();
     await attached.closed;
-    const again = await stopped(service);
-    process.stdout.write(`# from the save to the next stop: ${Math.round(performance.now() - saved)} ms\n`);
+    const again = await pauseRequest(service);
+    process.stdout.write(`# from the save to the next pause: ${Math.round(performance.now() - saved)} ms\n`);
     await again.attached.resume();
-    expect(await again.answer).toBe(stops[service].answer);
+    expect(await again.answer).toBe(breakpoints[service].answer);
     await again.attached.close();
     expect(await instances(service)).toEqual(before);
     expect(tilt.log.slice(from)).not.toMatch(/port-forward/i);
   });
 
-  test('a pod that stands still stays in service', async () => {
-    const { attached, answer } = await stopped('invoice-app');
-    // Longer than Kubernetes otherwise bears with it.
+  test('a paused pod stays ready', async () => {
+    const { attached, answer } = await pauseRequest('invoice-app');
+    // Longer than the readiness probe tolerates when the inspector is closed.
     await setTimeout(8_000);
     expect((await pods('invoice-app')).map(isReady)).toEqual([true]);
     await attached.resume();
@@ -130,22 +130,22 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
   });
 });
 
-test('no manifest of production opens an inspector', async () => {
+test('no production manifest opens an inspector', async () => {
   const { stdout } = await run('kustomize', ['build', join(root, 'kustomize/overlays/prod')]);
   expect(stdout).toContain('kind: Deployment');
   expect(stdout).not.toMatch(/inspect/i);
 });
 
-test('Tilt refuses --debug with an overlay of production', async () => {
+test('Tilt refuses --debug with a production overlay', async () => {
   const args = ['alpha', 'tiltfile-result', '--', '--overlay=prod', '--debug'];
-  const said = await run('tilt', args, { cwd: root }).then(
+  const output = await run('tilt', args, { cwd: root }).then(
     ({ stdout }) => stdout,
     ({ stdout, stderr }: { stdout: string; stderr: string }) => stdout + stderr,
   );
-  expect(said).toContain('--debug is for development, --overlay=prod is not');
+  expect(output).toContain('--debug is for development, --overlay=prod is not');
 });
 
-/** What a production container holds, and on which ports something listens in it after a SIGUSR1. */
+/** Reports the files of a production container, and the ports that are open in it 2 s after SIGUSR1. */
 const probe = `
   const { readdirSync, readFileSync } = process.getBuiltinModule('node:fs');
   const listening = () => ['tcp', 'tcp6']
@@ -162,7 +162,7 @@ describe.runIf(overlay === 'prod')('in production', () => {
     const page = name === 'invoice-app' ? ['page'] : [];
     expect(files.toSorted()).toEqual(['main.js', 'main.js.map', ...page]);
     expect(ports).toContain(port);
-    // Node's own port for it.
+    // Node's default inspector port.
     expect(ports).not.toContain(9229);
   });
 });

@@ -4,39 +4,39 @@ import { parse } from 'yaml';
 import { readServices } from '../../scripts/services.ts';
 
 /**
- * Who reaches whom: the matrix that the network policies have to come to. Every service has the same rows, and those
- * that its deploy/flows.yaml adds. The pods that try are in probes.ts.
+ * The matrix of flows that the network policies must allow or block. Every service has the same rows, plus those of its
+ * deploy/flows.yaml. The pods that try the flows are in probes.ts.
  */
 
-/** A pod that tries, with the labels of what it stands for. */
+/** A pod that tries flows, with the labels of the pod that it stands for. */
 export interface Probe {
   namespace: string;
-  /** Its app.kubernetes.io/name. */
+  /** The label app.kubernetes.io/name. */
   name: string;
-  /** It has the labels that kustomize/service gives to the pods of a service. */
+  /** Whether it has the labels that kustomize/service sets on the pods of a service. */
   service?: boolean;
-  /** It may send to anyone: only the other side can stop it. */
+  /** Whether it may send to any target, so that only the receiving side can block it. */
   open?: boolean;
 }
 
 export interface Flow {
   from: Probe;
-  /** The name of a target: see `findTargets` of probes.ts. */
+  /** The name of a target: see `findTargets` in probes.ts. */
   to: string;
   reaches: boolean;
-  /** The policies that let it through, each of which it needs; or the one, or the namespace's, that stop it. */
+  /** All policies needed to allow it; or the policy that blocks it, or the namespace with the policies that do. */
   by: string[];
 }
 
-/** What a service says of its own policies, in deploy/flows.yaml. */
+/** The flows of a service's own policies, from deploy/flows.yaml. */
 interface OwnFlows {
-  /** Who gets in at the service's port, as namespace/name. */
+  /** The senders allowed at the service's port, as namespace/name. */
   ingress?: Ends;
-  /** Targets. */
+  /** The targets that the service may reach. */
   egress?: Ends;
 }
 
-/** By policy its other end, or several. */
+/** The other end, or ends, of each policy. */
 type Ends = Record<string, string | string[]> | null;
 
 const root = path.resolve(import.meta.dirname, '../..');
@@ -46,30 +46,30 @@ const postgres: Probe = { namespace: 'postgres', name: 'postgres' };
 const metricsServer: Probe = { namespace: 'metrics-server', name: 'metrics-server' };
 const scraper: Probe = { namespace: 'monitoring', name: 'prometheus' };
 const outside: Probe = { namespace: 'elsewhere', name: 'anyone' };
-/** Not a pod. */
+/** The machine that runs the tests, not a pod. */
 export const thisMachine: Probe = { namespace: 'outside', name: 'this machine' };
-/** The pods of a service. */
+/** Stands for the pods of a service. */
 const podOf = (name: string): Probe => ({ namespace: name, name, service: true });
-/** In the namespace of one that may, under another name and without the labels of a service. */
+/** A pod in the namespace of an allowed one, with another name and without the labels of a service. */
 const beside = ({ namespace }: Probe): Probe => ({ namespace, name: 'other', open: true });
-/** With every label of one that may, in a namespace without policies. */
+/** A pod with all labels of an allowed one, in a namespace without policies. */
 const like = (probe: Probe): Probe => ({ ...probe, namespace: 'elsewhere' });
-/** What no policy but the default selects. */
+/** A pod that only the default policy selects. */
 export const bystander = (namespace: string): Probe => ({ namespace, name: 'bystander' });
 const opened = (probe: Probe): Probe => ({ ...probe, open: true });
 
 const may = (from: Probe, to: string, ...by: string[]): Flow => ({ from, to, reaches: true, by });
 const mayNot = (from: Probe, to: string, by: string): Flow => ({ from, to, reaches: false, by: [by] });
 
-/** The namespaces of k8s/ and, in the prod-like run, of k8s/local/edge: all of them start from nothing. */
+/** Returns the namespaces of k8s/ and, in the prod-like run, of k8s/local/edge. All block traffic by default. */
 export function closedNamespaces(overlay: string, services = serviceNames()): string[] {
   return [...services, 'postgres', ...(overlay === 'prod' ? ['ingress', 'metrics-server'] : [])];
 }
 
 /**
- * The whole matrix of an overlay.
- * @param url where this machine finds the front
- * @throws {Error} with the file's name, where a deploy/flows.yaml cannot be used
+ * Returns the whole matrix of an overlay.
+ * @param url the address of invoice-app from this machine
+ * @throws {Error} with the name of the file if a deploy/flows.yaml is invalid
  */
 export function readFlows(overlay: string, url: string, folder = root): Flow[] {
   const isProd = overlay === 'prod';
@@ -85,12 +85,12 @@ export function readFlows(overlay: string, url: string, folder = root): Flow[] {
     ...own.filter(({ to }) => to.endsWith(':http')).flatMap(({ from, to }) => imposters(from, to)),
     ...services.flatMap(ofEveryService),
     ...services.flatMap((service) => strangers(service, services, own)),
-    // Otherwise a refusal below would show nothing.
+    // These targets are reachable, so the blocks below come from the policies.
     may(outside, 'elsewhere'),
     may(outside, 'outside the cluster'),
 
     mayNot(opened(controller), 'postgres', 'postgres'),
-    // The label of the project alone, which this namespace has too, does not make a service's namespace.
+    // This namespace has the label of the project too, but that alone does not make it a service's namespace.
     mayNot({ namespace: 'postgres', name: 'service', service: true, open: true }, 'postgres', 'postgres'),
     mayNot(postgres, 'elsewhere', 'postgres/default-deny'),
     mayNot(postgres, 'outside the cluster', 'postgres/default-deny'),
@@ -100,16 +100,16 @@ export function readFlows(overlay: string, url: string, folder = root): Flow[] {
     ]),
     ...(isProd ? edge : []),
   ];
-  // In development there is no controller, and its namespace is the test's own: its policies are not there.
-  const isThere = (policy: string) => closed.includes(policy.split('/')[0]!);
-  return matrix.map(({ from, to, reaches, by }) => ({ from, to, reaches, by: by.filter(isThere) }));
+  // Development lacks the policies of ingress and metrics-server: the tests create these namespaces.
+  const isDeployed = (policy: string) => closed.includes(policy.split('/')[0]!);
+  return matrix.map(({ from, to, reaches, by }) => ({ from, to, reaches, by: by.filter(isDeployed) }));
 }
 
 function serviceNames(folder = root): string[] {
   return readServices(folder).map(({ name }) => name);
 }
 
-/** By the policies of kustomize/service. */
+/** Returns the flows that the policies of kustomize/service allow or block. */
 function ofEveryService(name: string): Flow[] {
   const pod = podOf(name);
   return [
@@ -117,7 +117,7 @@ function ofEveryService(name: string): Flow[] {
     may(scraper, `${name}:metrics`, `${name}/from-scraper`),
     may(pod, 'dns', `${name}/to-dns`),
     may(pod, 'dns over TCP', `${name}/to-dns`),
-    // Otherwise a refusal of an open pod would show nothing.
+    // Open pods can send, so only the receiving side blocks them below.
     may(opened(pod), 'elsewhere'),
     may(beside(pod), 'elsewhere'),
 
@@ -133,7 +133,7 @@ function ofEveryService(name: string): Flow[] {
   ];
 }
 
-/** Refusals that a policy of the service's own may lift. */
+/** Returns the blocked flows that the service's own policies do not allow. */
 function strangers(name: string, services: string[], own: Flow[]): Flow[] {
   const pod = podOf(name);
   const others = services.filter((each) => each !== name).map(podOf);
@@ -146,13 +146,13 @@ function strangers(name: string, services: string[], own: Flow[]): Flow[] {
 
 const isSame = (a: Probe, b: Probe) => a.namespace === b.namespace && a.name === b.name;
 
-/** They share half of what lets a pod through. */
+/** Returns blocked flows from pods that have only the labels or only the namespace of an allowed one. */
 function imposters(from: Probe, to: string): Flow[] {
   const [namespace = ''] = to.split(':');
   return [mayNot(like(from), to, namespace), mayNot(beside(from), to, namespace)];
 }
 
-/** The targets that a service may name as its own, besides the ports of the other services. */
+/** The targets that a service may list in its flows.yaml, besides the ports of the other services. */
 const targets = ['api-server', 'kubelet', 'outside the cluster'];
 
 function ownFlows(service: string, services: string[], folder: string): Flow[] {
@@ -180,7 +180,7 @@ function ownFlows(service: string, services: string[], folder: string): Flow[] {
   ];
 }
 
-/** One flow needs the policies of both its ends. */
+/** Merges the entries of each flow, because a flow needs the policies of both its ends. */
 function merge(flows: Flow[]): Flow[] {
   const byFlow = Map.groupBy(flows, ({ from, to }) => `${probeId(from)} ${to}`);
   return [...byFlow.values()].map((same) => may(same[0]!.from, same[0]!.to, ...same.flatMap(({ by }) => by)));

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { kubectl, runScript } from './cluster.ts';
 
-/** What invoice-app's pod is answered for this request to the provider. */
+/** Sends a request to the provider from a pod of invoice-app. */
 async function ask(path: string, init: RequestInit): Promise<{ status: number; body: unknown }> {
   const url = `http://payment-provider.payment-provider:8082${path}`;
   const script = `
@@ -10,7 +10,7 @@ async function ask(path: string, init: RequestInit): Promise<{ status: number; b
   return JSON.parse(await runScript('invoice-app', 'deployment/invoice-app', script));
 }
 
-/** Asks for no payment at all, as whoever holds this token. */
+/** Sends the provider an empty list of payments with this token. */
 const payNothing = (token?: string) =>
   ask('/payments/pay', {
     method: 'POST',
@@ -18,7 +18,7 @@ const payNothing = (token?: string) =>
     headers: token === undefined ? {} : { Authorization: `Bearer ${token}` },
   });
 
-/** A token of a service account; without an audience it is for the API server. */
+/** Creates a token of a service account. The default audience is the API server. */
 const createToken = async (namespace: string, account: string, audience?: string) =>
   (
     await kubectl(
@@ -33,21 +33,21 @@ const createToken = async (namespace: string, account: string, audience?: string
 const unauthorized = { status: 401, body: { error: 'unauthorized' } };
 const forbidden = { status: 403, body: { error: 'forbidden' } };
 
-test('invoice-app’s token for the provider is taken', async () => {
+test('the provider accepts invoice-app’s token', async () => {
   expect(await payNothing(await createToken('invoice-app', 'invoice-app', 'payment-provider'))).toEqual({
     status: 200,
     body: [],
   });
 });
 
-test('no token is refused', async () => {
+test('the provider refuses requests without a valid token', async () => {
   expect(await payNothing()).toEqual(unauthorized);
   expect(await payNothing('garbage')).toEqual(unauthorized);
   expect(await ask('/reset', { method: 'POST' })).toEqual(unauthorized);
 });
 
 test.each([['another'], [undefined]])(
-  'its token for the audience %s is refused',
+  'the provider refuses invoice-app’s token for the audience %s',
   async (audience?: string) => {
     expect(await payNothing(await createToken('invoice-app', 'invoice-app', audience))).toEqual(unauthorized);
   },
@@ -57,11 +57,11 @@ test.each([
   ['invoice-app', 'default'],
   ['payment-provider', 'payment-provider'],
   ['default', 'default'],
-])('a token of %s:%s for the provider is refused', async (namespace, account) => {
+])('the provider refuses a token of %s:%s', async (namespace, account) => {
   expect(await payNothing(await createToken(namespace, account, 'payment-provider'))).toEqual(forbidden);
 });
 
-test('the version needs none', async () => {
+test('/version needs no token', async () => {
   expect(await ask('/version', {})).toMatchObject({ status: 200, body: { service: 'payment-provider' } });
 });
 

@@ -5,20 +5,20 @@ import { freePort } from '../../local/ports.ts';
 import { statusOf } from '../support/start-service.ts';
 import { kubectl, overlay, services } from './cluster.ts';
 
-/** What the image of production is, whatever the manifests make of it. */
+/** Properties of the production image itself, independent of the manifests. */
 
 const run = promisify(execFile);
 async function docker(...args: string[]): Promise<string> {
   return (await run('docker', args, { maxBuffer: 64 * 1024 ** 2 })).stdout.trim();
 }
 
-/** The one that runs, as it was pushed. */
+/** Returns the name of the image that the Deployment runs. */
 function imageOf(service: string): Promise<string> {
   const output = '--output=jsonpath={.spec.template.spec.containers[0].image}';
   return kubectl('get', 'deployment', service, `--namespace=${service}`, output);
 }
 
-/** The names of all files of an image. */
+/** Returns the names of all files in an image. */
 async function filesOf(image: string): Promise<string[]> {
   const container = await docker('create', image);
   try {
@@ -31,7 +31,7 @@ async function filesOf(image: string): Promise<string[]> {
   }
 }
 
-/** What whoever gets in would look for first: shells, package managers, ways to fetch more. */
+/** Tools that an intruder looks for first: shells, package managers, ways to download more. */
 const tools = (
   'sh bash dash ash zsh busybox toybox apt apt-get dpkg apk yum rpm npm npx yarn pnpm corepack pip ' +
   'curl wget nc ssh perl python3'
@@ -39,11 +39,11 @@ const tools = (
 
 describe.runIf(overlay === 'prod').each(services)('the image of %s', (service) => {
   test(
-    'has no shell, no package manager, nothing to fetch with, and no packages',
+    'has no shell, no package manager, no download tool, and no packages',
     { timeout: 60_000 },
     async () => {
       const files = await filesOf(await imageOf(service));
-      // Else the list is not one of its files.
+      // These files show that the list is that of the image.
       expect(files).toEqual(expect.arrayContaining(['app/main.js', 'nodejs/bin/node']));
       const names = new Set(files.map((file) => file.split('/').at(-1)));
       expect(tools.filter((name) => names.has(name))).toEqual([]);
@@ -52,13 +52,13 @@ describe.runIf(overlay === 'prod').each(services)('the image of %s', (service) =
   );
 
   test(
-    'runs as 65532, on a root that is read-only, and ends within 2 s of SIGTERM',
+    'runs as user 65532 on a read-only root and exits within 2 s of SIGTERM',
     { timeout: 60_000 },
     async () => {
       const image = await imageOf(service);
       expect(await docker('inspect', '--format={{.Config.User}}', image)).toBe('65532:65532');
       const port = await freePort();
-      // Without a database it is live and not ready, which is idle enough; a second one would be this test's.
+      // No database is needed: the service is live without one, though not ready.
       const settings = ['DATABASE_URL=postgres://127.0.0.1:1/', `PORT=${port}`, 'METRICS_PORT=0', 'AUTH=off'];
       const container = await docker(
         'run',

@@ -14,27 +14,35 @@ import {
   test,
 } from 'vitest';
 import { inContainer, overlay, pods, restarts, paying, until, url } from './cluster.ts';
-import { append, containers, inFolder, reloads, running, served, tested } from './saves.ts';
+import {
+  append,
+  containers,
+  folderSources,
+  reloads,
+  runningSources,
+  waitUntilServed,
+  waitUntilTested,
+} from './saves.ts';
 import { Tilt } from './tilt.ts';
 import { trickleOfAll } from './trickle.ts';
 
 const run = promisify(execFile);
 const built = /Building image|STEP 1/;
 
-// In prod a save builds an image.
+// In prod, a save rebuilds the image.
 describe.runIf(overlay === 'dev')('under tilt up', () => {
   let tilt: Tilt;
   beforeAll(async () => {
     tilt = await Tilt.up();
   });
   afterAll(() => tilt?.down());
-  beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
+  beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
 
-  // First, as a payment test that an edit has caused may still be due later.
-  test('an edit of a test changes nothing', async () => {
+  // This test runs first, because an edit in another test may trigger a payment test later.
+  test('an edit of a test file triggers nothing', async () => {
     const before = tilt.log.length;
     await append(tilt, 'services/invoice-app/src/service.test.ts', '// edited\n');
-    // Longer than an edit of a source takes.
+    // Longer than an edit of a source file takes to be served.
     await setTimeout(3_000);
     expect(tilt.log.slice(before)).not.toMatch(/│ .*(Building|Running cmd|updated!)/);
   });
@@ -44,34 +52,34 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     'services/payment-provider/src/main.ts',
     'libraries/chassis/src/run.ts',
   ])('an edit of %s is served without a rebuild, and the payment test passes against it', async (file) => {
-    const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
-    expect(before.sources).toEqual(inFolder(tilt));
+    const before = { containers: await containers(), sources: await runningSources(), log: tilt.log.length };
+    expect(before.sources).toEqual(folderSources(tilt));
 
     await append(tilt, file, `// ${Math.random()}\n`);
     const saved = performance.now();
-    expect(inFolder(tilt)).not.toEqual(before.sources);
-    await served(tilt);
+    expect(folderSources(tilt)).not.toEqual(before.sources);
+    await waitUntilServed(tilt);
     process.stdout.write(
       `# from the save to the first answer: ${Math.round(performance.now() - saved)} ms\n`,
     );
 
-    await tested(tilt, before.log);
+    await waitUntilTested(tilt, before.log);
     expect(await containers()).toEqual(before.containers);
     expect(tilt.log.slice(before.log)).not.toMatch(built);
   });
 
-  test('of two saves within a second the last is served', async () => {
+  test('the last of two saves within a second is served', async () => {
     const from = tilt.log.length;
-    // Both in the same second of the clock: files that Tilt copies have times of whole seconds.
+    // Both saves fall in the same second of the clock, because Tilt gives copied files times of whole seconds.
     await setTimeout(1_050 - (Date.now() % 1_000));
     await append(tilt, 'services/invoice-app/src/main.ts', '// the first\n');
     await setTimeout(500);
     await append(tilt, 'services/invoice-app/src/main.ts', '// the last\n');
-    await tested(tilt, from);
-    expect(await running()).toEqual(inFolder(tilt));
+    await waitUntilTested(tilt, from);
+    expect(await runningSources()).toEqual(folderSources(tilt));
   });
 
-  test('ten files saved at once are one restart', async () => {
+  test('ten files saved at once cause one reload', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const files = [
       ...['config', 'database', 'log', 'money', 'server'].map((name) => `libraries/chassis/src/${name}`),
@@ -80,84 +88,88 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
       ),
     ];
     await Promise.all(files.map((file) => append(tilt, `${file}.ts`, '// one of ten\n')));
-    await served(tilt);
-    // For as long it looks at the files again.
+    await waitUntilServed(tilt);
+    // After a change, the reloader polls the files for 3 s.
     await setTimeout(3_500);
     expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([1, 1]);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('no request fails while saves of both services are taken up', async () => {
+  test('no request fails while both services reload', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const requests = trickleOfAll(url);
     onTestFinished(() => void requests.stop());
     const main = paying.map((service) => `services/${service}/src/main.ts`);
     for (const file of [...main, 'libraries/chassis/src/run.ts', ...main]) {
       await append(tilt, file, `// ${Math.random()}\n`);
-      await served(tilt);
+      await waitUntilServed(tilt);
     }
     const answers = await requests.stop();
-    process.stdout.write(`# answers while code was taken up six times: ${JSON.stringify(answers)}\n`);
+    process.stdout.write(`# answers during six reloads: ${JSON.stringify(answers)}\n`);
     expect(Object.keys(answers)).toEqual(['200']);
     expect(paying.map((service) => reloads(tilt, service, before.log))).toEqual([3, 3]);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('a save that breaks the syntax is told once, the last good code goes on serving, and the next good save serves', async () => {
-    const before = { containers: await containers(), sources: await running(), log: tilt.log.length };
+  test('a syntax error is logged once, the last good code keeps serving, and the next good save serves', async () => {
+    const before = { containers: await containers(), sources: await runningSources(), log: tilt.log.length };
     const requests = trickleOfAll(url);
     onTestFinished(() => void requests.stop());
     const mend = await append(tilt, 'services/invoice-app/src/service.ts', 'const = 1;\n');
-    await tilt.says(/\[reload\] invoice-app did not start .*The previous code keeps serving/, before.log, 15);
-    // For as long as it looks at the files again.
+    await tilt.waitForLine(
+      /\[reload\] invoice-app did not start .*The previous code keeps serving/,
+      before.log,
+      15,
+    );
+    // After a change, the reloader polls the files for 3 s.
     await setTimeout(3_500);
     expect(tilt.log.slice(before.log).match(/invoice-app │ .*SyntaxError/g)).toHaveLength(1);
     expect(tilt.log.slice(before.log)).toContain('services/invoice-app/src/service.ts:');
-    expect(await running()).toEqual(before.sources);
-    // Before the next payment test, whose invoices it would pay.
+    expect(await runningSources()).toEqual(before.sources);
+    // These requests stop before the next payment test, because they would pay its invoices.
     expect(Object.keys(await requests.stop())).toEqual(['200']);
 
-    const told = tilt.log.length;
+    const position = tilt.log.length;
     await mend();
     await append(tilt, 'services/invoice-app/src/service.ts', '// mended\n');
-    await tested(tilt, told);
+    await waitUntilTested(tilt, position);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('code that crashes once it serves is told and started again, and the next good save serves', async () => {
+  test('code that crashes while serving is logged and restarted, and the next good save is served', async () => {
     const before = { containers: await containers(), log: tilt.log.length };
     const crash = "setTimeout(() => { throw new Error('crashed by an edit'); }, 300);\n";
     const mend = await append(tilt, 'services/invoice-app/src/main.ts', crash);
-    await tilt.says(/invoice-app │ .*Error: crashed by an edit/, before.log, 20);
-    await tilt.says(/\[reload\] invoice-app exited unexpectedly .* is restarted/, before.log, 5);
-    // It crashes each time, so it was started again.
-    await tilt.says(/(Error: crashed by an edit[^]*){2}/, before.log, 20);
+    await tilt.waitForLine(/invoice-app │ .*Error: crashed by an edit/, before.log, 20);
+    await tilt.waitForLine(/\[reload\] invoice-app exited unexpectedly .* is restarted/, before.log, 5);
+    // The second crash shows that it was restarted.
+    await tilt.waitForLine(/(Error: crashed by an edit[^]*){2}/, before.log, 20);
 
-    const told = tilt.log.length;
+    const position = tilt.log.length;
     await mend();
     await append(tilt, 'services/invoice-app/src/main.ts', '// mended\n');
-    await tested(tilt, told);
+    await waitUntilTested(tilt, position);
     expect(await containers()).toEqual(before.containers);
   });
 
-  test('a container that is started again has the files that were saved', async () => {
+  test('a restarted container has the saved files', async () => {
     const from = tilt.log.length;
     await append(tilt, 'services/invoice-app/src/main.ts', '// kept\n');
-    await served(tilt);
+    await waitUntilServed(tilt);
     const [before] = await pods('invoice-app');
-    // The shell does it, as the image has no program for it.
+    // The image has no kill program, but the shell has the command built in.
     await inContainer('invoice-app', 'deployment/invoice-app', ['sh', '-c', 'kill -TERM 1']);
-    await until('the container is started again', 30, async () => {
+    await until('the container is restarted', 30, async () => {
       const [now] = await pods('invoice-app');
       return now && before && restarts(now) === restarts(before) + 1;
     });
-    await served(tilt);
+    await waitUntilServed(tilt);
     const [now] = await pods('invoice-app');
     expect(now?.metadata.uid).toBe(before?.metadata.uid);
     expect(tilt.log.slice(from)).not.toMatch(built);
   });
 
-  test('another branch is served, whatever it changes, adds and removes', async () => {
+  test('a branch that changes, adds and removes files is served after its checkout', async () => {
     const git = (...args: string[]) => run('git', args, { cwd: tilt.folder });
     const identity = ['-c', 'user.name=test', '-c', 'user.email=test@localhost'];
     const commit = async (message: string) => {
@@ -178,17 +190,17 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     }
     await append(tilt, 'services/invoice-app/src/payments.ts', "import '@payloop/chassis/only-two.ts';\n");
     await commit('two');
-    await served(tilt);
+    await waitUntilServed(tilt);
 
     await git('checkout', '--quiet', 'one');
-    await served(tilt);
-    // The last of several comes while the first is being copied.
+    await waitUntilServed(tilt);
+    // The last checkout comes while Tilt is still copying the first.
     for (const branch of ['two', 'one', 'two', 'one', 'two']) {
       await git('checkout', '--quiet', branch);
       await setTimeout(200);
     }
-    await tested(tilt, from);
-    await served(tilt);
+    await waitUntilTested(tilt, from);
+    await waitUntilServed(tilt);
     expect(tilt.log.slice(from)).not.toMatch(built);
   });
 });

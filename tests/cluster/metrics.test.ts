@@ -6,15 +6,15 @@ async function metricsOf(service: string): Promise<string> {
   return runScript(service, `deployment/${service}`, script);
 }
 
-test.each(services)('%s has metrics on a port of their own', async (service) => {
+test.each(services)('%s serves metrics on a separate port', async (service) => {
   const metrics = await metricsOf(service);
   expect(metrics).toContain('\nnodejs_eventloop_lag_seconds ');
-  // Postgres has this many for a pod: tests/contract/connections.test.ts.
+  // Postgres has room for 10 connections per pod: tests/contract/connections.test.ts.
   const connections = /^database_connections_max (\d+)$/m.exec(metrics)?.[1];
   expect(Number(connections)).toBeLessThanOrEqual(10);
 });
 
-test.each(paying)('%s has those of payments', async (service) => {
+test.each(paying)('%s has payment metrics', async (service) => {
   const own = { 'invoice-app': 'unpaid_invoices', 'payment-provider': 'charges_total{outcome="charged"}' };
   expect(await metricsOf(service)).toContain(`\n${own[service]} `);
 });

@@ -17,7 +17,7 @@ const replicas = overlay === 'prod' ? 3 : 1;
 test.each([...services.map((service) => [service, replicas] as const), ['postgres', 1] as const])(
   'every pod of %s is ready, and there are at least %i',
   async (namespace, least) => {
-    // The load of another test may have the autoscaler add one.
+    // The load of another test may make the autoscaler add a pod.
     const found = await until('every pod is ready', 60, async () => {
       const all = await pods(namespace);
       return all.every(isReady) && all;
@@ -26,7 +26,7 @@ test.each([...services.map((service) => [service, replicas] as const), ['postgre
   },
 );
 
-/** Reports on the process it runs as, and on where that can write; for both images, as prod's has no shell. */
+/** Reports the rights of its process and the folders it can write to. Written for Node: the prod image has no shell. */
 const selfReport = `
   const { existsSync, readFileSync, writeFileSync, rmSync } = require('node:fs');
   const status = readFileSync('/proc/self/status', 'utf8');
@@ -49,7 +49,7 @@ const selfReport = `
     token: existsSync('/var/run/secrets/kubernetes.io'),
   }))`;
 
-test.each(services)('what %s may do is what its manifest says', async (service) => {
+test.each(services)('%s runs with the restrictions of its manifest', async (service) => {
   const node = overlay === 'dev' ? 'node' : '/nodejs/bin/node';
   const report = await inContainer(service, `deployment/${service}`, [node, '--eval', selfReport]);
   expect(JSON.parse(report)).toEqual({
@@ -61,18 +61,18 @@ test.each(services)('what %s may do is what its manifest says', async (service) 
     root: 'EROFS',
     app: 'EROFS',
     tmp: true,
-    // Of the API server.
+    // A token for the API server.
     token: false,
   });
 });
 
-test('Postgres runs as its own user, on a root that is read-only', async () => {
+test('Postgres runs as its own user on a read-only root', async () => {
   const script = 'id -u; touch /probe 2>&1 || true';
   const report = await inContainer('postgres', 'postgres-0', ['sh', '-c', script]);
   expect(report).toMatch(/^999\n.*Read-only file system/);
 });
 
-test.each(services)('of all databases %s can connect to its own only', async (service) => {
+test.each(services)('%s can connect only to its own database', async (service) => {
   const list = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'";
   const all = (await sql('postgres', `${list} ORDER BY 1`)).trim().split('\n');
   const own = service.replaceAll('-', '_');
@@ -81,20 +81,20 @@ test.each(services)('of all databases %s can connect to its own only', async (se
   expect(open.trim()).toBe(own);
 });
 
-/** In development it has a port of the node. */
-const wayIn = 'invoice-app';
+/** The service that development exposes on a port of the node. */
+const exposedService = 'invoice-app';
 
-test('there is one way in from outside: the Ingress, in development a port of invoice-app', async () => {
+test('the only entry point is the Ingress, or in development a port of invoice-app', async () => {
   const { items } = JSON.parse(await kubectl('get', 'services', '--all-namespaces', '--output=json'));
   const open = items
     .filter(({ spec }: { spec: { type: string } }) => spec.type !== 'ClusterIP')
     .map(({ metadata }: { metadata: { name: string } }) => metadata.name);
-  expect(open).toEqual([overlay === 'prod' ? 'traefik' : wayIn]);
+  expect(open).toEqual([overlay === 'prod' ? 'traefik' : exposedService]);
   const answer = await fetch(`${url}/livez`);
   expect(await answer.text()).toBe('ok');
 });
 
-test.runIf(overlay === 'prod')('the way in is TLS alone, under the name of the certificate', async () => {
+test.runIf(overlay === 'prod')('the entry point accepts only TLS for the certificate name', async () => {
   expect((await fetch(`${url}/livez`.replace('https:', 'http:'))).status).toBe(404);
   await expect(fetch('http://localhost:8081/livez')).rejects.toThrow('fetch failed');
   await expect(fetch(`${url}/livez`.replace('invoice-app.', 'other.'))).rejects.toThrow('fetch failed');
@@ -102,22 +102,24 @@ test.runIf(overlay === 'prod')('the way in is TLS alone, under the name of the c
 
 test.each([
   ...[...services, 'postgres'].map((namespace) => [namespace, 'loadbalancer']),
-  ...[...services, 'postgres'].filter((name) => name !== wayIn).map((namespace) => [namespace, 'nodeport']),
-])('in %s there is no Service of the kind %s: the quota forbids it', async (namespace, kind) => {
+  ...[...services, 'postgres']
+    .filter((name) => name !== exposedService)
+    .map((namespace) => [namespace, 'nodeport']),
+])('the quota of %s forbids a Service of type %s', async (namespace, kind) => {
   const service = [kind, 'way-in', '--tcp=80', `--namespace=${namespace}`];
   await expect(kubectl('create', 'service', ...service, '--dry-run=server')).rejects.toThrow(
     /exceeded quota/,
   );
 });
 
-test.each([...services, 'postgres'])('what %s may take is bounded', async (namespace) => {
+test.each([...services, 'postgres'])('the quota and limits of %s bound its resources', async (namespace) => {
   const probe = (resources: object) => ({
     apiVersion: 'v1',
     kind: 'Pod',
     metadata: { name: 'large', namespace },
     spec: {
       securityContext: { runAsNonRoot: true, runAsUser: 65532, seccompProfile: { type: 'RuntimeDefault' } },
-      // Several containers, as each by itself is within its limit.
+      // Eight containers exceed the quota while each is within its own limit.
       containers: Array.from({ length: 8 }, (_, n) => ({
         name: `c${n}`,
         image: 'postgres:18',
@@ -139,7 +141,7 @@ test.each([...services, 'postgres'])('what %s may take is bounded', async (names
   );
 });
 
-test.runIf(overlay === 'prod').each(services)('%s has a probe for each question', async (service) => {
+test.runIf(overlay === 'prod').each(services)('%s has a separate path for each probe', async (service) => {
   const output = '--output=jsonpath={.spec.template.spec.containers[0]}';
   const container = JSON.parse(await kubectl('get', 'deployment', service, `--namespace=${service}`, output));
   const paths = [container.startupProbe, container.livenessProbe, container.readinessProbe].map(
@@ -159,24 +161,24 @@ test.runIf(overlay === 'prod').each(services)('%s is spread over nodes and zones
     'kubernetes.io/hostname',
     'topology.kubernetes.io/zone',
   ]);
-  // Among the pods of the same release only: else a rollout would count those that it replaces.
+  // Only pods of the same release count; otherwise a rollout would count the pods that it replaces.
   for (const { labelSelector, matchLabelKeys } of wishes) {
     expect(labelSelector.matchLabels).toEqual({ 'app.kubernetes.io/part-of': 'payloop' });
     expect(matchLabelKeys).toEqual(['app.kubernetes.io/name', 'pod-template-hash']);
   }
 });
 
-// Else one more replica of a service could push out what it needs.
+// With different priorities, one more replica of a service could preempt the pods that it depends on.
 test.runIf(overlay === 'prod')('every pod has the same priority', async () => {
   const selector = '--selector=app.kubernetes.io/part-of=payloop';
   const output = '--output=jsonpath={.items[*].spec.priorityClassName}';
   const classes = (await kubectl('get', 'pods', '--all-namespaces', selector, output)).split(' ');
-  // And those of Postgres, the ingress controller and metrics-server.
+  // Three replicas of each service, and the pods of Postgres, the ingress controller and metrics-server.
   expect(classes.length).toBeGreaterThanOrEqual(3 * services.length + 3);
   expect(new Set(classes)).toEqual(new Set(['payloop-service']));
 });
 
-test.each(services)('a pod in %s that asks for more than a service may have is refused', async (service) => {
+test.each(services)('a pod in %s that violates restricted Pod Security is refused', async (service) => {
   const create = kubectl('run', 'root', `--namespace=${service}`, '--image=postgres:18', '--dry-run=server');
   await expect(create).rejects.toThrow(/violates PodSecurity "restricted/);
 });

@@ -4,17 +4,17 @@ import { describeFlow, type Flow } from './flows.ts';
 import { closed, flows } from './policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from './probes.ts';
 
-/** Then every other answer of this file means nothing. */
+/** If the cluster does not enforce policies, all other results of this file are meaningless. */
 const unenforced =
-  'this cluster takes network policies and does not enforce them: a pod got through that one forbids, so nothing keeps ' +
-  'anyone from any service here (kind does from v0.24 on; elsewhere the network plugin has to)';
+  'this cluster accepts network policies but does not enforce them: a blocked pod got through, so any pod can reach ' +
+  'any service here. Use kind v0.24 or later, or a network plugin that enforces policies.';
 
 let wrong: Flow[] = flows;
 beforeAll(async () => {
   await startProbes();
   const targets = await findTargets();
-  // Policies come to hold a moment after a pod starts.
-  await until('every flow is as it should be', 30, async () => {
+  // Policies take effect a moment after a pod starts.
+  await until('every flow matches the matrix', 30, async () => {
     wrong = await wrongFlows(targets);
     return wrong.length === 0;
   }).catch(() => {});
@@ -32,8 +32,8 @@ test('the cluster enforces network policies', { timeout: 120_000 }, async () => 
     spec: { podSelector: {}, policyTypes: ['Ingress'] },
   };
   await kubectlWith([policy], 'apply', '--filename=-');
-  const isStopped = async () => (await wrongFlows(targets, [flow])).length > 0;
-  await until('a policy stops it', 20, isStopped).catch((cause: unknown) => {
+  const isBlocked = async () => (await wrongFlows(targets, [flow])).length > 0;
+  await until('the policy blocks the flow', 20, isBlocked).catch((cause: unknown) => {
     throw new Error(unenforced, { cause });
   });
 });
@@ -42,7 +42,7 @@ test.each(flows.map(describeFlow))('%s', (flow) => {
   expect(wrong.map(describeFlow)).not.toContain(flow);
 });
 
-test('every namespace starts from nothing, and has a quota and limits', async () => {
+test('every namespace blocks traffic by default and has a quota and limits', async () => {
   const list = async (kind: string) => {
     const text = await kubectl(
       'get',

@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import { isReady, kubectl, pods, restarts, paying, sql, until, url, type Pod } from './cluster.ts';
 import { count, trickle } from './trickle.ts';
 
-/** How many invoices come in at a time, over and over: there is always something to pay when Postgres goes. */
+/** Invoices per insert. The inserts repeat, so that some invoices are unpaid when Postgres stops. */
 const invoices = 100;
 
 interface Invoice {
@@ -10,7 +10,7 @@ interface Invoice {
   IsPaid: boolean;
 }
 
-/** @throws {Error} where they cannot be read */
+/** @throws {Error} if the request fails */
 async function readInvoices(): Promise<Invoice[]> {
   const response = await fetch(`${url}/invoices`, { signal: AbortSignal.timeout(5_000) });
   if (response.status !== 200) throw new Error(`GET /invoices answered ${response.status}`);
@@ -26,7 +26,7 @@ async function pay(): Promise<number> {
   return response.status;
 }
 
-/** By SQL, as no request adds an invoice. */
+/** Adds invoices by SQL, because no request can. */
 async function addInvoices(): Promise<number> {
   await sql(
     'invoice_app',
@@ -37,7 +37,7 @@ async function addInvoices(): Promise<number> {
   return invoices;
 }
 
-test('the Postgres pod is deleted under load: both services recover, and what was paid stays paid', async () => {
+test('both services recover and paid invoices stay paid when the Postgres pod is deleted under load', async () => {
   const before = await Promise.all(paying.map((service) => pods(service)));
   const [postgres] = await pods('postgres');
   const arrivals = trickle(addInvoices, 100);
@@ -46,7 +46,7 @@ test('the Postgres pod is deleted under load: both services recover, and what wa
   const reads = trickle(async () => {
     for (const { InvoiceId, IsPaid } of await readInvoices()) {
       if (IsPaid) seenPaid.add(InvoiceId);
-      // Looked for in each read: the next pay request would hide it, by paying twice.
+      // Checked in every read: the next pay request would pay the invoice again and hide the loss.
       else if (seenPaid.has(InvoiceId)) lost.add(InvoiceId);
     }
     return 200;
@@ -73,12 +73,12 @@ test('the Postgres pod is deleted under load: both services recover, and what wa
   );
   const answers = { pay: count(await pays.stop()), read: count(await reads.stop()) };
   process.stdout.write(
-    `# ${paidBefore} were paid when Postgres went, ${recovered} when it was back; answers: ${JSON.stringify(answers)}\n`,
+    `# ${paidBefore} paid when Postgres was deleted, ${recovered} when ready; answers: ${JSON.stringify(answers)}\n`,
   );
 
   expect(lost).toEqual(new Set());
   expect((await readInvoices()).filter(({ IsPaid }) => !IsPaid)).toEqual([]);
-  // Else Postgres was not missed, and nothing was tried.
+  // Some requests must fail, otherwise the outage had no effect.
   expect(Object.keys(answers.pay).length).toBeGreaterThan(1);
   expect(restartsByPod(await Promise.all(paying.map((service) => pods(service))))).toEqual(
     restartsByPod(before),

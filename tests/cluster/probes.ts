@@ -5,12 +5,12 @@ import { bystander, probeId, thisMachine, type Flow, type Probe } from './flows.
 import { closed, flows } from './policies.ts';
 
 /**
- * The pods that try the matrix of flows.ts. Each is never ready, so that no Service sends it anything, and listens on
- * what a policy may be about.
+ * The pods that try the flows of flows.ts. They are never ready, so that no Service sends them requests. They listen on
+ * a port so that they can be targets too.
  */
 
 const app = 'app.kubernetes.io/name';
-/** The labels of a service's pods that the policies of others select. */
+/** The labels by which policies of other namespaces select the pods of a service. */
 const ofService = { 'app.kubernetes.io/component': 'service', 'app.kubernetes.io/part-of': 'payloop' };
 const open = 'payloop/probe-open';
 const label = 'payloop/probe';
@@ -20,7 +20,7 @@ function podName({ name, open: isOpen }: Probe): string {
 }
 
 const execute = promisify(execFile);
-/** What Postgres' image has: bash to connect, perl to listen. */
+/** The Postgres image has bash to connect and perl to listen. */
 const image = 'postgres:18';
 const port = 8081;
 const listen = `use IO::Socket::INET;
@@ -52,7 +52,7 @@ function pod(probe: Probe): object {
       automountServiceAccountToken: false,
       enableServiceLinks: false,
       terminationGracePeriodSeconds: 0,
-      // Away from the API server, if there is a node for it.
+      // Prefers a node without the API server.
       affinity: { nodeAffinity: { preferredDuringSchedulingIgnoredDuringExecution: [worker] } },
       securityContext: {
         runAsNonRoot: true,
@@ -64,7 +64,7 @@ function pod(probe: Probe): object {
           name: 'probe',
           image,
           command: ['perl', '-e', listen],
-          // Never: a Service would send it requests.
+          // Always fails; otherwise a Service would send the probe requests.
           readinessProbe: { exec: { command: ['false'] }, periodSeconds: 3600 },
           resources: { requests: { cpu: '1m', memory: '8Mi' } },
           securityContext: {
@@ -78,7 +78,7 @@ function pod(probe: Probe): object {
   };
 }
 
-/** Lets the open probes of a namespace send to anyone. */
+/** Returns the policy that lets the open probes of a namespace send to any target. */
 function openPolicy(namespace: string): object {
   return {
     apiVersion: 'networking.k8s.io/v1',
@@ -96,17 +96,17 @@ const probes = new Map(
     .map((probe) => [probeId(probe), probe]),
 );
 
-/** Starts the pods that try, and makes the namespaces that this cluster lacks. */
+/** Starts the probes, and creates the namespaces that this cluster lacks. */
 export async function startProbes(): Promise<void> {
-  // Those of a run that was cut short.
+  // An interrupted run may have left probes.
   await stopProbes({ wait: true });
   const namespaces = [...new Set([...probes.values()].map(({ namespace }) => namespace))];
-  const there = (await kubectl('get', 'namespaces', '--output=name')).split('\n');
-  const lacking = namespaces.filter((name) => !there.includes(`namespace/${name}`));
+  const existing = (await kubectl('get', 'namespaces', '--output=name')).split('\n');
+  const missing = namespaces.filter((name) => !existing.includes(`namespace/${name}`));
   const labels = { [label]: 'yes' };
   await kubectlWith(
     [
-      ...lacking.map((name) => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } })),
+      ...missing.map((name) => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } })),
       ...namespaces.map(openPolicy),
       ...[...probes.values()].map(pod),
     ],
@@ -119,7 +119,7 @@ export async function startProbes(): Promise<void> {
   });
 }
 
-/** Removes them; without waiting for the namespaces to be gone, which takes a while. */
+/** Removes the probes. By default it does not wait until the namespaces are deleted, which is slow. */
 export async function stopProbes({ wait = false } = {}): Promise<void> {
   const selector = `--selector=${label}`;
   await kubectl('delete', 'pods', '--all-namespaces', selector, '--grace-period=0', '--force');
@@ -137,7 +137,7 @@ async function readProbes(): Promise<ProbePod[]> {
   return JSON.parse(await kubectl('get', 'pods', '--all-namespaces', selector, '--output=json')).items;
 }
 
-/** Where the targets are, each as `address:port`. */
+/** Returns the address of each target by name, mostly as `address:port`. */
 export async function findTargets(): Promise<Map<string, string>> {
   const service = async (namespace: string, name: string) => {
     const output = '--output=jsonpath={.spec.clusterIP}:{.spec.ports[0].port}';
@@ -174,7 +174,7 @@ export async function findTargets(): Promise<Map<string, string>> {
   return targets;
 }
 
-/** Something beyond the cluster's nodes that answers, on a machine without a network too: its registry. */
+/** Finds a target outside the cluster's nodes: its registry, which answers even on a machine without a network. */
 async function findOutsider(): Promise<string> {
   const text = await readRegistry();
   const [, host = '', itsPort = ''] =
@@ -186,7 +186,7 @@ async function findOutsider(): Promise<string> {
     '--format={{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}',
     host,
   ]);
-  // It is in Docker's own network, which pods do not reach, and in kind's.
+  // The registry is in Docker's default network, which pods cannot reach, and in kind's.
   const addresses = stdout.trim().split(/\s+/);
   const node = await kubectl('get', 'nodes', '--output=jsonpath={.items[0].status.addresses[0].address}');
   const near = addresses.find((address) => address.split('.')[1] === node.split('.')[1]);
@@ -194,8 +194,8 @@ async function findOutsider(): Promise<string> {
 }
 
 /**
- * Tries each target: `timeout` is what tells a packet that nobody answers. The dot at the end of the name keeps the
- * resolver from asking the host's search domains first.
+ * Tries all targets and prints those that answer. `timeout` handles dropped packets, which get no answer. The final dot
+ * of the name keeps the resolver from trying the search domains of the host first.
  */
 const connect = `for target in "$@"; do
   (
@@ -207,15 +207,15 @@ const connect = `for target in "$@"; do
 done
 wait`;
 
-/** Lets every probe try its targets. @returns the flows that are not as they should be */
-export async function wrongFlows(targets: Map<string, string>, asked = flows): Promise<Flow[]> {
-  const byProbe = Map.groupBy(asked, ({ from }) => probeId(from));
+/** Lets every probe try its targets. @returns the flows that differ from the matrix */
+export async function wrongFlows(targets: Map<string, string>, tried = flows): Promise<Flow[]> {
+  const byProbe = Map.groupBy(tried, ({ from }) => probeId(from));
   const found = await Promise.all(
     [...byProbe.values()].map(async (own) => {
       const { from } = own[0]!;
       const wanted = own.map(({ to }) => {
         const target = targets.get(to);
-        // What is nowhere would count as reached.
+        // An unknown target must not count as blocked.
         if (target === undefined) throw new Error(`findTargets does not know where ${to} is`);
         return target;
       });
@@ -232,8 +232,8 @@ async function connectFrom(probe: Probe, targets: string[]): Promise<string[]> {
 }
 
 /**
- * Any answer will do, and for a host that no Ingress names Traefik gives its own: whether it reaches invoice-app is
- * another flow. By curl, as a connection that is kept outlives the policy that let it through.
+ * Reports whether this machine gets any response. Traefik itself answers for a host that no Ingress names, so the way
+ * from Traefik to invoice-app plays no part. Uses curl, because a kept connection outlives the policy that allowed it.
  */
 async function answersHere(): Promise<string[]> {
   const options = [

@@ -4,25 +4,25 @@ import {
   allowed,
   emptyRights,
   expectedRights,
+  findWrongCases,
   groups,
   listRights,
   namespaces,
   readRoles,
   refused,
   unknownResources,
-  wrong,
 } from './roles.ts';
 
 describe.each(groups)('%s', (group) => {
-  test('may what it is there for', { timeout: 120_000 }, async () => {
-    expect(await wrong(allowed.filter((each) => each.group === group))).toEqual([]);
+  test('has every right of the matrix', { timeout: 120_000 }, async () => {
+    expect(await findWrongCases(allowed.filter((each) => each.group === group))).toEqual([]);
   });
 
-  test('may nothing of what it must not', { timeout: 120_000 }, async () => {
-    expect(await wrong(refused.filter((each) => each.group === group))).toEqual([]);
+  test('has none of the forbidden rights', { timeout: 120_000 }, async () => {
+    expect(await findWrongCases(refused.filter((each) => each.group === group))).toEqual([]);
   });
 
-  test.each(namespaces)('has no right in %s but those of the matrix', async (namespace) => {
+  test.each(namespaces)('has exactly the rights of the matrix in %s', async (namespace) => {
     expect(await listRights(group, namespace)).toEqual(expectedRights(group, namespace));
   });
 });
@@ -31,17 +31,17 @@ test('no role has a wildcard', async () => {
   for (const { rules } of await readRoles()) expect(JSON.stringify(rules)).not.toContain('*');
 });
 
-test('no rule of a team or the pipeline grants something that is not there', async () => {
+test('every rule of a team or the pipeline grants only rights that exist', async () => {
   const roles = (await readRoles()).filter(({ metadata }) => metadata.name.startsWith('payloop-'));
   expect(roles).toHaveLength(3);
   for (const rule of roles.flatMap(({ rules }) => rules)) expect(await emptyRights(rule)).toEqual([]);
 });
 
-test('what is refused is there', async () => {
+test('every resource of the matrix exists', async () => {
   expect(await unknownResources()).toEqual([]);
 });
 
-test('no team and no pipeline has a right in the whole cluster', async () => {
+test('no team or pipeline has a cluster-wide right', async () => {
   const { items } = JSON.parse(await kubectl('get', 'clusterrolebindings', '--output=json'));
   const bound = (items as { subjects?: { kind: string; name: string }[] }[])
     .flatMap(({ subjects }) => subjects ?? [])

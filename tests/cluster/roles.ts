@@ -1,12 +1,12 @@
 import { readServices, teamOf } from '../../scripts/services.ts';
 import { kubectl, kubectlWith } from './cluster.ts';
 
-/** Who may do what, where: the matrix that k8s/platform/roles.yaml and k8s/tenant have to come to. */
+/** The matrix of access rights that k8s/platform/roles.yaml and k8s/tenant must grant or refuse. */
 
 export interface Case {
   verb: string;
   resource: string;
-  /** Empty for what is in no namespace. */
+  /** Empty for cluster-wide requests. */
   namespace: string;
   group: string;
   allowed: boolean;
@@ -15,7 +15,7 @@ export interface Case {
 const read = ['get', 'list', 'watch'];
 const write = [...read, 'create', 'update', 'patch'];
 
-/** Each entry: verbs, and the resources they are for. */
+/** Each entry has verbs and the resources that they apply to. */
 type Rights = (readonly [verbs: string[], resources: string[]])[];
 
 const deploy: Rights = [
@@ -40,11 +40,11 @@ const access: Rights = [[write, ['networkpolicies.networking.k8s.io', 'serviceac
 const services = readServices();
 /** A team may have several services. */
 const byTeam = Map.groupBy(services, (service) => teamOf(service));
-/** By group, then by namespace. */
+/** Rights by group, then by namespace. */
 const rights: Record<string, Record<string, Rights>> = {
   ...Object.fromEntries([...byTeam].map(([team, own]) => [team, inEach(own, [...deploy, ...debug])])),
   ci: inEach(services, [...deploy, ...access]),
-  // Neither a team of this project nor its pipeline.
+  // This group is no team of this project and not its pipeline.
   'other-team': {},
 };
 export const groups = Object.keys(rights);
@@ -54,17 +54,17 @@ function inEach(own: readonly { name: string }[], may: Rights): Record<string, R
   return Object.fromEntries(own.map(({ name }) => [name, may]));
 }
 
-/** What nobody may, nowhere. */
+/** Rights that no group has in any namespace. */
 const forbidden: Rights = [
-  // A value that is read is out, whoever may change it; and it is the platform's to make.
+  // Reading a Secret leaks its value, and only the platform creates Secrets.
   [[...write, 'delete'], ['secrets']],
-  // A way into a running pod, or around the network policies.
+  // These lead into a running pod or around the network policies.
   [
     ['create', 'get'],
     ['pods/exec', 'pods/attach', 'pods/portforward', 'pods/proxy', 'services/proxy'],
   ],
   [['patch'], ['pods/ephemeralcontainers']],
-  // A pod without the review of its Deployment, and the identity of another.
+  // These create a pod without a reviewed Deployment, or use the identity of another service.
   [['create', 'update', 'patch', 'delete'], ['pods']],
   [['create'], ['serviceaccounts/token', 'pods/eviction']],
   [
@@ -86,15 +86,15 @@ const forbidden: Rights = [
   ],
   [['*'], ['*']],
 ];
-/** What is in no namespace. */
+/** Rights on cluster-scoped resources or on all namespaces that no group has. */
 const forbiddenEverywhere: Rights = [
   [[...write, 'delete'], ['namespaces']],
   [['list'], ['nodes', 'secrets', 'pods']],
   [['create'], ['priorityclasses.scheduling.k8s.io', 'clusterrolebindings.rbac.authorization.k8s.io']],
 ];
 
-function cases(asked: Rights, namespace: string, group: string, isAllowed: boolean): Case[] {
-  return asked.flatMap(([verbs, resources]) =>
+function cases(entries: Rights, namespace: string, group: string, isAllowed: boolean): Case[] {
+  return entries.flatMap(([verbs, resources]) =>
     resources.flatMap((resource) =>
       verbs.map((verb) => ({ verb, resource, namespace, group, allowed: isAllowed })),
     ),
@@ -111,11 +111,11 @@ export const allowed = groups.flatMap((group) =>
   namespaces.flatMap((namespace) => cases(rights[group]?.[namespace] ?? [], namespace, group, true)),
 );
 
-/** What a team may in its own namespace, asked in every other, and what nobody may. */
-const asked: Rights = [...deploy, ...debug, ...access, ...forbidden];
+/** The rights of a team, which it must not have in other namespaces, and those that no group has. */
+const restricted: Rights = [...deploy, ...debug, ...access, ...forbidden];
 export const refused = groups.flatMap((group) =>
   namespaces
-    .flatMap((namespace) => cases(asked, namespace, group, false).filter((each) => !isGranted(each)))
+    .flatMap((namespace) => cases(restricted, namespace, group, false).filter((each) => !isGranted(each)))
     .concat(cases(forbiddenEverywhere, '', group, false)),
 );
 
@@ -124,15 +124,16 @@ function impersonating(group: string): string[] {
 }
 
 /**
- * Asks what `kubectl auth can-i` asks, with many questions in one process: one each would take minutes.
- * @returns the cases whose answer is another than the matrix has
+ * Checks rights as `kubectl auth can-i` does. Sends many reviews in one process, because a process for each would take
+ * minutes.
+ * @returns the cases where the cluster differs from the matrix
  */
-export async function wrong(matrix: readonly Case[]): Promise<Case[]> {
-  const answers = await Promise.all(groups.map((group) => ask(matrix, group)));
+export async function findWrongCases(matrix: readonly Case[]): Promise<Case[]> {
+  const answers = await Promise.all(groups.map((group) => review(matrix, group)));
   return answers.flat();
 }
 
-async function ask(matrix: readonly Case[], group: string): Promise<Case[]> {
+async function review(matrix: readonly Case[], group: string): Promise<Case[]> {
   const own = matrix.filter((each) => each.group === group);
   if (own.length === 0) return [];
   const reviews = own.map(({ verb, resource, namespace }) => ({
@@ -146,21 +147,21 @@ async function ask(matrix: readonly Case[], group: string): Promise<Case[]> {
   return own.filter((each, n) => answers[n] !== String(each.allowed));
 }
 
-/** Of a name such as `deployments.apps` or `pods/log`. */
+/** Splits a name such as `deployments.apps` or `pods/log`. */
 function nameParts(name: string): { group: string; resource: string; subresource: string } {
   const [full = '', subresource = ''] = name.split('/');
   const [resource = '', ...group] = full.split('.');
   return { group: group.join('.'), resource, subresource };
 }
 
-/** All that the API server says a group may in a namespace, beyond what any user may: resource to verbs. */
+/** Lists the verbs per resource that the API server allows a group in a namespace, except those of every user. */
 export async function listRights(group: string, namespace: string): Promise<Record<string, string[]>> {
   const list = async (as: string[]) => {
     const text = await kubectl('auth', 'can-i', '--list', '--no-headers', `--namespace=${namespace}`, ...as);
     return text.split('\n').filter(Boolean);
   };
-  const everybodys = new Set(await list(['--as=somebody']));
-  const own = (await list(impersonating(group))).filter((line) => !everybodys.has(line));
+  const common = new Set(await list(['--as=somebody']));
+  const own = (await list(impersonating(group))).filter((line) => !common.has(line));
   return Object.fromEntries(
     own.map((line) => {
       const verbs = /\[([^\]]*)\]$/.exec(line)?.[1]?.split(' ') ?? [];
@@ -169,7 +170,7 @@ export async function listRights(group: string, namespace: string): Promise<Reco
   );
 }
 
-/** The same, by the matrix. */
+/** Returns the same rights according to the matrix. */
 export function expectedRights(group: string, namespace: string): Record<string, string[]> {
   const found: Record<string, string[]> = {};
   for (const [verbs, resources] of rights[group]?.[namespace] ?? []) {
@@ -192,14 +193,14 @@ export interface Role {
   rules: Rule[];
 }
 
-/** The project's own roles, as the cluster has them. */
+/** Reads the project's own roles from the cluster. */
 export async function readRoles(): Promise<Role[]> {
   const selector = '--selector=app.kubernetes.io/part-of=payloop';
   const text = await kubectl('get', 'clusterroles,roles', '--all-namespaces', selector, '--output=json');
   return JSON.parse(text).items;
 }
 
-/** What of a rule the API server has nothing for: `group/resource verb`. */
+/** Returns the parts of a rule that the API server does not know, as `group/resource verb`. */
 export async function emptyRights(rule: Rule): Promise<string[]> {
   const found: string[] = [];
   for (const apiGroup of rule.apiGroups ?? []) {
@@ -216,14 +217,14 @@ export async function emptyRights(rule: Rule): Promise<string[]> {
   return found;
 }
 
-/** The resources of the matrix that the API server does not have: whoever asks for one is refused. */
+/** Returns the resources of the matrix that the API server lacks, because refusing them proves nothing. */
 export async function unknownResources(): Promise<string[]> {
   const names = new Set([...allowed, ...refused].map(({ resource }) => resource));
   const found: string[] = [];
   for (const name of names) {
     const { group, resource, subresource } = nameParts(name);
     const known = (await readResources(group)).has(subresource ? `${resource}/${subresource}` : resource);
-    // Impersonation is of names that are no resources.
+    // Impersonation uses names that are not resources.
     if (!known && !['*', 'users', 'groups'].includes(name)) found.push(name);
   }
   return found;
@@ -231,14 +232,14 @@ export async function unknownResources(): Promise<string[]> {
 
 const resourcesOfGroup = new Map<string, Promise<Map<string, string[]>>>();
 
-/** The resources of a group, each with the verbs that it has. */
+/** Returns the resources of an API group with their verbs. */
 function readResources(apiGroup: string): Promise<Map<string, string[]>> {
-  const found = resourcesOfGroup.get(apiGroup) ?? askForResources(apiGroup);
+  const found = resourcesOfGroup.get(apiGroup) ?? fetchResources(apiGroup);
   resourcesOfGroup.set(apiGroup, found);
   return found;
 }
 
-async function askForResources(apiGroup: string): Promise<Map<string, string[]>> {
+async function fetchResources(apiGroup: string): Promise<Map<string, string[]>> {
   const apiGroups = JSON.parse(await kubectl('get', '--raw=/apis')).groups as {
     name: string;
     versions: { groupVersion: string }[];
@@ -259,7 +260,7 @@ async function askForResources(apiGroup: string): Promise<Map<string, string[]>>
   );
 }
 
-/** Whether a rule is the one that gives a right. */
+/** Returns whether a rule grants a right. */
 export function grants(rule: Rule, { verb, resource: name }: Case): boolean {
   const { group, resource, subresource } = nameParts(name);
   return (

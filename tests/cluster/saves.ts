@@ -5,10 +5,10 @@ import { ask } from './ask.ts';
 import { pods, restarts, paying, until, url } from './cluster.ts';
 import type { Tilt } from './tilt.ts';
 
-/** What a test does to the folder that Tilt watches, and what it asks of the services then. */
+/** Helpers that edit the folder that Tilt watches and check the running services. */
 
 export type Service = (typeof paying)[number];
-/** The hash of the sources of each service. */
+/** The source hash of each service. */
 export type Sources = Record<Service, string>;
 
 interface Version {
@@ -16,36 +16,36 @@ interface Version {
   provider: { source: string } | null;
 }
 
-/** What the running services are made of; undefined when they do not answer. */
-export async function running(): Promise<Sources | undefined> {
-  // Over a connection of its own: one that is kept may stay with a pod that is gone.
+/** Returns the source hashes of the running services; undefined if invoice-app gets no answer from the provider. */
+export async function runningSources(): Promise<Sources | undefined> {
+  // Uses a new connection, because a kept one may lead to a pod that is gone.
   const { body } = await ask(`${url}/version`, { patience: 2_000 });
   const { source, provider } = JSON.parse(body) as Version;
   return provider === null ? undefined : { 'invoice-app': source, 'payment-provider': provider.source };
 }
 
-export function inFolder({ folder }: Tilt): Sources {
+export function folderSources({ folder }: Tilt): Sources {
   return Object.fromEntries(paying.map((service) => [service, hashSource(folder, service)])) as Sources;
 }
 
-/** Waits until both services run the code that is in the folder. */
-export async function served(tilt: Tilt, seconds = 20): Promise<void> {
-  const sources = inFolder(tilt);
-  await until(`${url}/version shows what is in the folder`, seconds, async () => {
-    const now = await running();
+/** Waits until both services run the code in the folder. */
+export async function waitUntilServed(tilt: Tilt, seconds = 20): Promise<void> {
+  const sources = folderSources(tilt);
+  await until(`${url}/version reports the source hashes of the folder`, seconds, async () => {
+    const now = await runningSources();
     return paying.every((service) => now?.[service] === sources[service]);
   });
 }
 
-/** Waits until the payment test has passed against the code that is in the folder, behind a position of the log. */
-export async function tested(tilt: Tilt, from: number): Promise<void> {
-  const { 'invoice-app': app, 'payment-provider': provider } = inFolder(tilt);
+/** Waits until the log, after a position, reports a payment test that passed against the code in the folder. */
+export async function waitUntilTested(tilt: Tilt, from: number): Promise<void> {
+  const { 'invoice-app': app, 'payment-provider': provider } = folderSources(tilt);
   const line = 'payment-test │ ';
   const seen = `${line}# invoice-app ${app}\n *${line}# payment-provider ${provider}\n`;
-  await tilt.says(new RegExp(`${seen}[^]*${line}ok 8`), from, 30);
+  await tilt.waitForLine(new RegExp(`${seen}[^]*${line}ok 8`), from, 30);
 }
 
-/** Adds to the end of a file of the folder. @returns what undoes it */
+/** Appends text to a file in the folder. @returns a function that undoes the change */
 export async function append({ folder }: Tilt, file: string, text: string): Promise<() => Promise<void>> {
   const path = join(folder, file);
   const before = await readFile(path, 'utf8');
@@ -53,12 +53,12 @@ export async function append({ folder }: Tilt, file: string, text: string): Prom
   return () => writeFile(path, before);
 }
 
-/** How often a service has taken up new code, behind a position of the log. */
+/** Counts the reloads of a service in the log after a position. */
 export function reloads({ log }: Tilt, service: Service, from: number): number {
   return log.slice(from).split(`[reload] ${service} runs the new code`).length - 1;
 }
 
-/** The pods, each with how often its containers were started again. */
+/** Returns the pods of both services with their restart counts. */
 export async function containers(): Promise<unknown> {
   const found = (await Promise.all(paying.map((service) => pods(service)))).flat();
   return found.map((pod) => ({ pod: pod.metadata.name, restarts: restarts(pod) }));

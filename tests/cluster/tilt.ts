@@ -9,25 +9,25 @@ import { until } from './cluster.ts';
 const root = resolve(import.meta.dirname, '../..');
 const notCopied = new Set(['node_modules', '.git', '.payloop', 'dist']);
 
-/** Copies this folder, without what was installed or built, to a temporary one whose files a test may change. */
+/** Copies this tree, except installed and built files, to a temporary folder that a test may change. */
 export async function copyProject(): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), 'payloop-'));
   await cp(root, folder, { recursive: true, filter: (path) => !notCopied.has(basename(path)) });
   return folder;
 }
 
-/** `tilt up`, or what comes down to it, in a copy of this folder. */
+/** Runs `tilt up`, or a command that starts it, in a copy of this tree. */
 export class Tilt {
   readonly folder: string;
-  /** All that Tilt has said so far. */
+  /** The output of Tilt so far. */
   log = '';
   readonly #process: ChildProcess;
 
   private constructor(folder: string, [command = '', ...args]: string[]) {
     this.folder = folder;
-    // A group of its own, so that what Tilt started ends with it.
+    // A separate process group, so that a signal also stops the processes that Tilt started.
     this.#process = spawn(command, args, { cwd: folder, detached: true });
-    // Also with a process that is interrupted before this is up.
+    // Stops Tilt if this process exits before `down`, for example when `up` is interrupted.
     process.once('exit', () => this.#interrupt());
     for (const stream of [this.#process.stdout, this.#process.stderr]) {
       stream?.setEncoding('utf8').on('data', (text: string) => (this.log += text));
@@ -35,12 +35,12 @@ export class Tilt {
   }
 
   /**
-   * Resolves when the payment test has passed for the first time.
-   * @param command starts Tilt in some way; by default at a free port
-   * @param args more of them for Tilt
-   * @param green what shows that the payment test has passed
-   * @param seconds how long that may take
-   * @param prepare changes the folder before Tilt sees it
+   * Starts Tilt and waits until the payment test has passed for the first time.
+   * @param command starts Tilt; the default uses a free port
+   * @param args more arguments for the command
+   * @param green matches the output once the payment test has passed
+   * @param seconds the time limit for that
+   * @param prepare changes the folder before Tilt reads it
    */
   static async up({
     command = undefined as string[] | undefined,
@@ -54,7 +54,7 @@ export class Tilt {
     const start = command ?? ['tilt', 'up', '--stream', `--port=${await freePort()}`];
     const tilt = new Tilt(folder, [...start, ...args]);
     try {
-      await tilt.says(green, 0, seconds);
+      await tilt.waitForLine(green, 0, seconds);
       return tilt;
     } catch (error) {
       await tilt.down();
@@ -62,16 +62,16 @@ export class Tilt {
     }
   }
 
-  /** Waits for a line behind a position of the log. @throws {Error} with the log's end when it does not come */
-  async says(line: RegExp, from: number, seconds: number): Promise<void> {
+  /** Waits for a line in the log after a position. @throws {Error} with the end of the log if the line is missing */
+  async waitForLine(line: RegExp, from: number, seconds: number): Promise<void> {
     await until(`${line}`, seconds, () => line.test(this.log.slice(from))).catch((error: unknown) => {
-      throw new Error(`Tilt's log, which should have had ${line}, ends in:\n${this.tail(from)}`, {
+      throw new Error(`Tilt's log has no match for ${line}. End of Tilt's log:\n${this.tail(from)}`, {
         cause: error,
       });
     });
   }
 
-  /** The end of its log behind a position, without the requests of services, which would be all of it. */
+  /** Returns the last 60 lines of the log after a position. Omits request logs, which would fill them. */
   tail(from = 0): string {
     const lines = this.log.slice(from).split('\n');
     return lines
@@ -80,23 +80,23 @@ export class Tilt {
       .join('\n');
   }
 
-  /** Ends Tilt; what it deployed stays, as with Ctrl-C. */
+  /** Stops Tilt. Its deployments stay, as with Ctrl-C. */
   async down(): Promise<void> {
-    const ended = once(this.#process, 'exit');
-    if (this.#interrupt()) await ended;
+    const exited = once(this.#process, 'exit');
+    if (this.#interrupt()) await exited;
     await rm(this.folder, { recursive: true });
   }
 
-  /** @returns whether it ran */
+  /** @returns whether Tilt was running */
   #interrupt(): boolean {
     const { pid, exitCode, signalCode } = this.#process;
-    const runs = pid !== undefined && exitCode === null && signalCode === null;
-    if (runs) process.kill(-pid, 'SIGINT');
-    return runs;
+    const wasRunning = pid !== undefined && exitCode === null && signalCode === null;
+    if (wasRunning) process.kill(-pid, 'SIGINT');
+    return wasRunning;
   }
 }
 
-/** A port that nothing listens on; Tilt's usual one may be taken by the user's own. */
+/** Finds a free port, because the user's own Tilt may use the default one. */
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');

@@ -2,10 +2,10 @@ import { Agent } from 'node:http';
 import { setTimeout } from 'node:timers/promises';
 import { ask } from './ask.ts';
 
-/** The status of an answer, or what went wrong where there was none. */
+/** The status of a response, or the error message if there was none. */
 export type Answer = number | string;
 
-/** Sends a request at a time, with a pause between them in milliseconds, until told to stop. */
+/** Sends one request at a time until stopped. @param pause between two requests, in milliseconds */
 export function trickle(request: () => Promise<Answer>, pause: number): { stop(): Promise<Answer[]> } {
   const answers: Answer[] = [];
   const stopping = new AbortController();
@@ -25,7 +25,7 @@ export function trickle(request: () => Promise<Answer>, pause: number): { stop()
   };
 }
 
-/** How often there was which answer. */
+/** Counts the answers of each kind. */
 export function count(answers: Answer[]): Record<string, number> {
   const counts: Record<string, number> = {};
   for (const answer of answers) counts[answer] = (counts[answer] ?? 0) + 1;
@@ -33,8 +33,8 @@ export function count(answers: Answer[]): Record<string, number> {
 }
 
 /**
- * Reads and pays invoices, each over a connection that is kept and over fresh ones, until told to stop.
- * @returns from `stop`: how often there was which answer
+ * Reads and pays invoices until stopped. Each runs over a kept connection and over fresh ones.
+ * @returns `stop`, which resolves to the number of answers of each kind
  */
 export function trickleOfAll(url: string): { stop(): Promise<Record<string, number>> } {
   const kept = new Agent({ keepAlive: true, maxSockets: 1 });

@@ -1,12 +1,12 @@
 import { defineConfig } from 'vitest/config';
 
-/** They save files, restart pods, or deploy with other arguments: one at a time, after the others. */
+/** These save files, restart pods or deploy again, so they run one at a time, after the others. */
 const disturbing = ['debugger', 'live-update', 'postgres-restart'].map(
   (name) => `tests/cluster/${name}.test.ts`,
 );
 
-// The tests that need the cluster with an overlay running in it: scripts/ci.sh runs them, the quick ones here or
-// with PROVE=yes those of prove/, in the folder of the overlay that they need.
+// The tests that need the cluster with an overlay running in it. scripts/ci.sh runs the quick ones in this folder. With
+// PROVE=yes it runs those in the folder of the overlay below prove/.
 const alone = { maxWorkers: 1, fileParallelism: false };
 const projects = process.env.PROVE
   ? [{ name: 'prove', include: [`tests/cluster/prove/${process.env.OVERLAY}/*.test.ts`], ...alone }]

@@ -4,7 +4,7 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { signal } from '../../local/processes.ts';
 
-/** A command in a process group of its own, with all that it has printed. */
+/** Runs a command in its own process group and collects its output. */
 export class Running {
   readonly #child: ChildProcess;
   readonly #closed: Promise<number | null>;
@@ -25,8 +25,9 @@ export class Running {
   }
 
   /**
-   * Waits until the output matches. @returns how long it took, in milliseconds
-   * @throws {Error} with the whole output, after `bound` milliseconds or when the command ended without
+   * Waits until the output matches.
+   * @returns the time it took, in milliseconds
+   * @throws {Error} with the whole output, after `bound` milliseconds or when the command exits without a match
    */
   async prints(pattern: RegExp, bound: number): Promise<number> {
     const start = performance.now();
@@ -35,26 +36,26 @@ export class Running {
     while (!pattern.test(this.output)) {
       const ms = performance.now() - start;
       if (closed || ms > bound) {
-        const why = closed ? 'the command ended' : `${bound} ms went by`;
-        throw new Error(`${why} without ${String(pattern)}:\n${this.output}`);
+        const why = closed ? 'the command exited' : `${bound} ms passed`;
+        throw new Error(`${why} without output that matches ${String(pattern)}:\n${this.output}`);
       }
       await delay(20);
     }
     return performance.now() - start;
   }
 
-  /** Signals the whole group, as a terminal's Ctrl-C does. */
+  /** Signals the whole process group, as Ctrl-C in a terminal does. */
   signal(name: NodeJS.Signals): void {
     signal(-this.#child.pid!, name);
   }
 
-  /** The exit code, null where a signal ended it. */
+  /** Waits for the exit code. It is null if a signal killed the command or it did not start. */
   ended(): Promise<number | null> {
     return this.#closed;
   }
 }
 
-/** The command lines of the processes that work in a folder, or have it on their command line; Linux only. */
+/** Returns the command lines of processes that run in a folder or have it in their arguments; Linux only. */
 export async function processesIn(folder: string): Promise<string[]> {
   const pids = (await fs.readdir('/proc')).filter((name) => /^\d+$/.test(name));
   const found = await Promise.all(

@@ -1,5 +1,4 @@
-// What a new user does, with what a new user has: a clone of the last commit, a Node with the npm that came with it, and
-// no Docker.
+// Follows a new user, who has a clone of the last commit, a Node with its bundled npm, and no Docker.
 import { execFile } from 'node:child_process';
 import * as fs from 'node:fs/promises';
 import os from 'node:os';
@@ -32,9 +31,9 @@ afterAll(() => fs.rm(folder, { recursive: true, force: true }));
 
 interface Machine {
   node: NodeVersion;
-  /** Where the clone is, below a folder of its own. */
+  /** The path of the clone in the home folder of the user. */
   clone: string;
-  /** Not root, where the tests run as root; they run as this user anyway otherwise. */
+  /** Runs as an ordinary user even if the tests run as root. */
   ordinary?: boolean;
   umask?: string;
 }
@@ -48,7 +47,7 @@ const machines: Machine[] = [
 
 describe.runIf(process.platform === 'linux' && process.arch === 'x64')('on Linux x64', () => {
   test.concurrent.for(machines)(
-    'Node $node in $clone, ordinary user: $ordinary, umask $umask',
+    'make up and make check pass with Node $node in $clone, ordinary user: $ordinary, umask $umask',
     async ({ node, clone: name, ordinary = false, umask = '022' }) => {
       const home = await fs.mkdtemp(path.join(folder, 'user-'));
       const clone = path.join(home, name);
@@ -80,13 +79,13 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('on Linux
   );
 });
 
-/** The oldest and the newest npm that are supported, beside a Node that takes them. */
+/** The oldest and the newest supported npm, each with a Node that can run it. */
 const npms = [
   { npm: '9.6.4', node: '20.19.5' },
   { npm: '12.2.1', node: '22.23.2' },
 ] as const;
 
-test.concurrent.for(npms)('npm $npm leaves a Node 24', async ({ npm, node }) => {
+test.concurrent.for(npms)('make install with npm $npm installs Node 24', async ({ npm, node }) => {
   const home = await fs.mkdtemp(path.join(folder, 'npm-'));
   const clone = path.join(home, 'clone');
   await run('git', ['clone', '--quiet', repository, clone]);
@@ -97,7 +96,7 @@ test.concurrent.for(npms)('npm $npm leaves a Node 24', async ({ npm, node }) => 
   expect(stdout).toMatch(/^v24\./);
 });
 
-/** Serves within a minute of npm ci, passes its payment test, and ends when it is told to. */
+/** Checks that make up serves within a minute of npm ci, passes its payment test, and exits when stopped. */
 async function startsAndStops(up: Running, url: string, stop: (up: Running) => void): Promise<void> {
   try {
     await up.prints(/npm ci took/, npmCiMs);
@@ -114,7 +113,7 @@ async function startsAndStops(up: Running, url: string, stop: (up: Running) => v
 async function passesChecks(check: Running): Promise<void> {
   await check.prints(/prettier --check/, checksMs);
   const code = await check.ended();
-  if (code !== 0) throw new Error(`make check ended with ${code}:\n${check.output}`);
+  if (code !== 0) throw new Error(`make check exited with code ${code}:\n${check.output}`);
 }
 
 async function nobody(): Promise<{ uid: number; gid: number }> {
@@ -123,7 +122,7 @@ async function nobody(): Promise<{ uid: number; gid: number }> {
   return { uid: uid!, gid: gid! };
 }
 
-/** Root's Postgres runs as somebody else, who has to get there. */
+/** Creates the folder for TMPDIR. Root's Postgres runs as another user, who must be able to traverse `home`. */
 async function temporaryFolder(
   home: string,
   user: { uid: number; gid: number } | undefined,
@@ -135,13 +134,13 @@ async function temporaryFolder(
   return temporary;
 }
 
-/** Where the machine has a certificate authority of its own, npm needs it. */
+/** Passes on the machine's own certificate authority, if it has one, because npm needs it. */
 function certificates(): NodeJS.ProcessEnv {
   const { NODE_EXTRA_CA_CERTS: file } = process.env;
   return file === undefined ? {} : { NODE_EXTRA_CA_CERTS: file };
 }
 
-/** Just what the README names, on a Linux that has nothing else. */
+/** A minimal Linux with only the tools that the README names. */
 const minimal = `FROM debian:bookworm-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends make curl jq && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home user
@@ -153,7 +152,7 @@ const docker = await run('docker', ['info']).then(
   () => false,
 );
 
-test.runIf(docker)('in a container of debian:bookworm-slim with only what the README names', async () => {
+test.runIf(docker)('make check and make up pass in debian:bookworm-slim with only README tools', async () => {
   const image = 'payloop-test-install';
   await run('bash', ['-c', 'docker build --quiet --tag="$0" - <<<"$1"', image, minimal]);
   const home = await fs.mkdtemp(path.join(folder, 'container-'));

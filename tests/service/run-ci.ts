@@ -1,5 +1,5 @@
-// `make ci-service`: what the pipeline runs with the prod overlay, in a copy of this tree that has one service more. It
-// makes a cluster for that and leaves none.
+// `make ci-service`: runs the pipeline with the prod overlay, in a copy of this tree that has one more service. The
+// pipeline creates a cluster for that and deletes it.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { signal } from '../../local/processes.ts';
@@ -7,7 +7,7 @@ import { nodeContainer } from '../cluster/cluster.ts';
 import { withoutMake } from '../support/make.ts';
 import { copyTree, removeTree } from '../support/tree.ts';
 
-/** How long `make ci` may take, in milliseconds; then it is interrupted, and still tears its cluster down. */
+/** The time limit for `make ci`, in milliseconds. After it, make ci is interrupted and still deletes its cluster. */
 const ciTimeout = 15 * 60_000;
 
 class Refusal extends Error {}
@@ -26,7 +26,7 @@ async function runCi(copy: string): Promise<void> {
     detached: true,
     stdio: ['ignore', 'inherit', 'inherit'],
   });
-  // The whole group, as Ctrl-C does.
+  // Signals the whole process group, as Ctrl-C does.
   const interrupt = () => signal(-make.pid!, 'SIGINT');
   for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, interrupt);
   let isLate = false;
@@ -36,14 +36,14 @@ async function runCi(copy: string): Promise<void> {
   }, ciTimeout);
   const [code] = await once(make, 'close');
   clearTimeout(timer);
-  if (isLate) throw new Refusal(`make ci was not done after ${ciTimeout / 60_000} minutes`);
+  if (isLate) throw new Refusal(`make ci did not finish within ${ciTimeout / 60_000} minutes`);
   if (code !== 0) throw new Refusal(`make ci failed with exit code ${code}, see above`);
-  if (hasCluster()) throw new Refusal('make ci has left its cluster');
+  if (hasCluster()) throw new Refusal('make ci did not delete its cluster: run make down');
 }
 
 async function main(): Promise<void> {
-  // It would keep the namespace and the database of the new service.
-  if (hasCluster()) throw new Refusal('there is a cluster already: run make down first');
+  // An existing cluster would keep the namespace and the database of the new service.
+  if (hasCluster()) throw new Refusal('a cluster already exists: run make down first');
   const copy = await copyTree();
   try {
     execFileSync('make', ['service', 'NAME=refunds', 'PORT=8083'], {

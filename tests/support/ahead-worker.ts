@@ -1,21 +1,21 @@
-// A thread, which has modules of its own as a process has: runs `main` once it is told to, with or without its modules
-// linked ahead, and posts what it exports as `answer`, or its error.
+// A worker thread, because a thread has its own modules as a process does. On a message it imports `main`, with or
+// without modules linked ahead. It posts the export `answer` of `main`, or the error.
 import { once } from 'node:events';
 import { parentPort, workerData } from 'node:worker_threads';
 import { linkAhead } from '../../libraries/chassis/dev/ahead.ts';
 
 export interface Work {
   main: string;
-  /** The URLs of what is linked ahead; undefined for a cold start. */
+  /** The URLs of the modules to link ahead; undefined for a cold start. */
   ahead?: string[];
-  /** Imported first: a test's own hooks. */
+  /** A module that is imported first and installs the hooks of a test. */
   before?: string;
 }
 
 export interface Outcome {
   answer?: unknown;
   error?: { name: string; message: string; code?: string; stack: string[] };
-  /** What the modules wrote down as they were evaluated. */
+  /** The entries that the modules append while they are evaluated. */
   order: unknown[];
 }
 
@@ -33,7 +33,7 @@ const outcome = await import(main).then(
 );
 parentPort!.postMessage({ ...outcome, order }, []);
 
-/** Without Node's own and those of the hooks. */
+/** Returns the lines of a stack trace, except the frames of Node and of the hooks. */
 function framesOf(stack: string): string[] {
   return stack.split('\n').filter((line) => !/^ +at .*(node:|ahead(-worker)?\.ts)/.test(line));
 }

@@ -4,14 +4,14 @@ import type { Self } from '../../libraries/chassis/src/self.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { startService, type RunningService } from './start-service.ts';
 
-/** payment-provider, which may be reset; the last parameter is that of `startService`. */
+/** Starts payment-provider with reset allowed. `startService` documents `postgresUrl`. */
 export const startProvider = (
   env: Record<string, string> = {},
   self: Partial<Self> = {},
   postgresUrl?: string,
 ) => startService(paymentProvider, { ALLOW_RESET: 'true', ...env }, self, postgresUrl);
 
-/** invoice-app with a provider at `url`; it may be reset. */
+/** Starts invoice-app with reset allowed and the provider at `url`. */
 export const startApp = (
   { url }: { url: string },
   env: Record<string, string> = {},
@@ -25,7 +25,7 @@ export const startApp = (
     postgresUrl,
   );
 
-/** A session in a service's database, past its API. */
+/** Opens a session in the database of a service, bypassing its API. */
 export async function connect({ databaseUrl }: { databaseUrl: string }) {
   const client = new Client({ connectionString: databaseUrl });
   await client.connect();

@@ -2,7 +2,7 @@ import { Client } from 'pg';
 import { expect, test } from 'vitest';
 import { createDatabase } from './database.ts';
 
-test('a test database is empty, its own, and gone after drop', async () => {
+test('a test database is empty, belongs to its own role, and is removed by drop', async () => {
   const [one, other] = await Promise.all([createDatabase(), createDatabase()]);
   const client = new Client({ connectionString: one.url });
   client.on('error', () => undefined);

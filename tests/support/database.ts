@@ -4,13 +4,13 @@ import { inject } from 'vitest';
 
 export interface TestDatabase {
   url: string;
-  /** Ends the sessions that are still open in it. */
+  /** Drops the database and its role. Sessions that are still open are closed. */
   drop(): Promise<void>;
 }
 
 /**
- * An empty database for one test file, owned, as in the cluster, by a role that may do nothing else.
- * @param postgresUrl the superuser's; outside of vitest it has to be given
+ * Creates an empty database for one test file. As in the cluster, its owner is a role without other rights.
+ * @param postgresUrl the superuser's connection URL; required outside vitest
  */
 export async function createDatabase(postgresUrl = inject('postgresUrl')): Promise<TestDatabase> {
   const name = `test_${randomBytes(8).toString('hex')}`;

@@ -2,12 +2,12 @@ import { EventEmitter, once } from 'node:events';
 import { get } from 'node:http';
 import { json } from 'node:stream/consumers';
 
-/** Where a program stands still. */
+/** The place where a debugged program is paused. */
 export interface Pause {
   url: string;
-  /** From 1 up, as an editor counts. */
+  /** Counted from 1, as editors do. */
   line: number;
-  /** The value of an expression there. */
+  /** Evaluates an expression in the paused frame. */
   evaluate(expression: string): Promise<unknown>;
 }
 
@@ -16,13 +16,13 @@ interface CallFrame {
   location: { scriptId: string; lineNumber: number };
 }
 
-/** Does what an editor does, over the same protocol: https://chromedevtools.github.io/devtools-protocol/v8/ */
+/** Debugs a program as an editor does, over its protocol: https://chromedevtools.github.io/devtools-protocol/v8/ */
 export class Debugger {
   readonly #socket: WebSocket;
   readonly #events = new EventEmitter();
   readonly #urls = new Map<string, string>();
-  #asked = 0;
-  /** Resolves when the other side ends the connection. */
+  #lastId = 0;
+  /** Resolves when the connection is closed. */
   readonly closed: Promise<unknown>;
 
   private constructor(socket: WebSocket) {
@@ -35,30 +35,30 @@ export class Debugger {
     this.#events.on('Debugger.scriptParsed', ({ scriptId, url }) => this.#urls.set(scriptId, url));
   }
 
-  /** @throws {Error} when there is no inspector at that port of loopback */
+  /** @throws {Error} if no inspector listens on that loopback port */
   static async attach(port: number): Promise<Debugger> {
     const [list] = await once(get({ host: '127.0.0.1', port, path: '/json/list', agent: false }), 'response');
     const [target] = (await json(list)) as { webSocketDebuggerUrl: string }[];
     const socket = new WebSocket(target!.webSocketDebuggerUrl);
     const attached = new Debugger(socket);
     await Promise.race([once(socket, 'open'), attached.closed]);
-    await attached.#ask('Debugger.enable');
+    await attached.#call('Debugger.enable');
     return attached;
   }
 
   /**
-   * @param condition an expression that must be true there
-   * @returns the lines at which the code that is loaded will stop
+   * @param condition an expression that must be true for the program to pause
+   * @returns the lines where the loaded code will pause
    */
   async breakAt(url: string, line: number, condition = ''): Promise<number[]> {
-    const { locations } = await this.#ask<{ locations: CallFrame['location'][] }>(
+    const { locations } = await this.#call<{ locations: CallFrame['location'][] }>(
       'Debugger.setBreakpointByUrl',
       { url, lineNumber: line - 1, condition },
     );
     return locations.map(({ lineNumber }) => lineNumber + 1);
   }
 
-  /** Waits for the next time that the program stops. */
+  /** Waits until the program pauses next. */
   async paused(): Promise<Pause> {
     const [{ callFrames }] = await once(this.#events, 'Debugger.paused');
     const { callFrameId, location } = callFrames[0] as CallFrame;
@@ -66,10 +66,10 @@ export class Debugger {
       url: this.#urls.get(location.scriptId) ?? '',
       line: location.lineNumber + 1,
       evaluate: async (expression) => {
-        const asked = { callFrameId, expression, returnByValue: true };
-        const answer = await this.#ask<{ result: { value?: unknown } }>(
+        const params = { callFrameId, expression, returnByValue: true };
+        const answer = await this.#call<{ result: { value?: unknown } }>(
           'Debugger.evaluateOnCallFrame',
-          asked,
+          params,
         );
         return answer.result.value;
       },
@@ -77,7 +77,7 @@ export class Debugger {
   }
 
   async resume(): Promise<void> {
-    await this.#ask('Debugger.resume');
+    await this.#call('Debugger.resume');
   }
 
   async close(): Promise<void> {
@@ -85,10 +85,10 @@ export class Debugger {
     await this.closed;
   }
 
-  async #ask<Result>(method: string, params = {}): Promise<Result> {
-    this.#asked += 1;
-    const answer = once(this.#events, `answer ${this.#asked}`);
-    this.#socket.send(JSON.stringify({ id: this.#asked, method, params }));
+  async #call<Result>(method: string, params = {}): Promise<Result> {
+    this.#lastId += 1;
+    const answer = once(this.#events, `answer ${this.#lastId}`);
+    this.#socket.send(JSON.stringify({ id: this.#lastId, method, params }));
     return (await answer)[0];
   }
 }

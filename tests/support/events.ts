@@ -1,18 +1,18 @@
-/** An event of a stream, as the server sent it. */
+/** A server-sent event, as received. */
 export interface ServerEvent {
   event: string;
   id: string;
-  // Each test knows what it asked for.
+  // Each test knows the type of its data.
   data: any;
 }
 
-/** What comes in over a stream of server-sent events. */
+/** Reads a stream of server-sent events. */
 export class EventStream {
   readonly #response: Response;
   readonly #closing: AbortController;
   readonly #reader: ReadableStreamDefaultReader<string>;
   #text = '';
-  /** All that came in, comments and `retry` included. */
+  /** All text received so far, including comments and `retry`. */
   seen = '';
 
   private constructor(response: Response, closing: AbortController) {
@@ -30,7 +30,7 @@ export class EventStream {
     return this.#response.headers;
   }
 
-  /** The next event; undefined when the stream has ended. */
+  /** Returns the next event, or undefined when the stream has ended. */
   async next(): Promise<ServerEvent | undefined> {
     for (;;) {
       const end = this.#text.indexOf('\n\n');
@@ -50,12 +50,12 @@ export class EventStream {
     }
   }
 
-  /** The first event from now on that fits. @throws {Error} when the stream ends before */
-  async until(fits: (event: ServerEvent) => boolean): Promise<ServerEvent> {
+  /** Waits for the first event that matches. @throws {Error} if the stream ends before */
+  async until(matches: (event: ServerEvent) => boolean): Promise<ServerEvent> {
     for (;;) {
       const event = await this.next();
-      if (event === undefined) throw new Error('the stream has ended');
-      if (fits(event)) return event;
+      if (event === undefined) throw new Error('the stream ended before a matching event');
+      if (matches(event)) return event;
     }
   }
 

@@ -7,7 +7,7 @@ export const audience = 'payment-provider';
 export const subject = 'system:serviceaccount:invoice-app:invoice-app';
 
 type Algorithm = 'RS256' | 'ES256' | 'EdDSA';
-/** Claims, right or wrong. */
+/** The claims of a token, valid or not. */
 export type Claims = Record<string, unknown>;
 
 interface Key {
@@ -15,13 +15,13 @@ interface Key {
   publicJwk: JWK & { kid: string };
 }
 
-/** Makes tokens as a cluster does, and serves the keys to check them with. */
+/** Issues tokens as a cluster does, and serves the keys that verify them. */
 export class Issuer {
-  /** The keys that are served, by their ids. */
+  /** The keys that it serves, by id. */
   readonly keys = new Map<string, Key>();
-  /** What the keys were asked for with: the `Authorization` header of each request. */
+  /** The `Authorization` header of each request for the keys. */
   readonly asked: (string | undefined)[] = [];
-  /** What is answered instead of the keys; a status of 0 is no answer. */
+  /** The response it sends instead of the keys. A status of 0 means no response. */
   fault: { status: number; body: string } | undefined;
   readonly #server = createServer((request, response) => {
     this.asked.push(request.headers.authorization);
@@ -32,7 +32,7 @@ export class Issuer {
   });
   #port = 0;
 
-  /** An issuer that answers, with one key, `first`. */
+  /** Starts an issuer that listens and serves one key, `first`. */
   static async start(): Promise<Issuer> {
     const issuer = new Issuer();
     await issuer.addKey('first');
@@ -44,7 +44,7 @@ export class Issuer {
     return `http://127.0.0.1:${this.#port}`;
   }
 
-  /** What payment-provider is told to take its tokens only. */
+  /** The environment that makes payment-provider accept only the tokens of this issuer. */
   get env(): Record<string, string> {
     return {
       AUTH: 'required',
@@ -55,7 +55,7 @@ export class Issuer {
     };
   }
 
-  /** Answers, at the same address each time. */
+  /** Listens. After `close`, it listens on the same port again. */
   async listen(): Promise<void> {
     this.#server.listen(this.#port, '127.0.0.1');
     await once(this.#server, 'listening');
@@ -72,7 +72,7 @@ export class Issuer {
     return this.close();
   }
 
-  /** @param served whether it is among the keys that are served */
+  /** @param served whether the issuer serves the public key */
   async addKey(
     kid: string,
     { alg = 'RS256', served = true }: { alg?: Algorithm; served?: boolean } = {},
@@ -84,15 +84,15 @@ export class Issuer {
   }
 
   /**
-   * A token as the kubelet puts it into a pod.
-   * @param claims in place of the right ones; a claim that is undefined is left out
+   * Signs a token like those that the kubelet mounts into pods.
+   * @param claims override the valid ones; an undefined claim is omitted
    */
   async sign(claims: Claims = {}, key = this.keys.get('first')!): Promise<string> {
     const now = Math.floor(Date.now() / 1_000);
-    const right = { iss: this.url, aud: [audience], sub: subject, iat: now, nbf: now, exp: now + 600 };
+    const valid = { iss: this.url, aud: [audience], sub: subject, iat: now, nbf: now, exp: now + 600 };
     const { kid, alg } = key.publicJwk;
-    // Through JSON, which leaves out what is undefined.
-    const payload = JSON.parse(JSON.stringify({ ...right, ...claims }));
+    // The JSON round trip drops undefined claims.
+    const payload = JSON.parse(JSON.stringify({ ...valid, ...claims }));
     return new SignJWT(payload).setProtectedHeader({ alg: alg!, kid }).sign(key.privateKey);
   }
 }

@@ -1,8 +1,8 @@
-/** What a make hands down to those that it runs: they would be a part of it, and print other lines. */
+/** The variables that a make passes down. A child make that inherits them joins its parent and prints other lines. */
 export const makeVariables = ['MAKEFLAGS', 'MAKELEVEL', 'MFLAGS'];
 
-/** A copy of an environment for a make of its own. @param others variables to leave out as well */
+/** Copies an environment so that a child make does not join ours. @param others more variables to omit */
 export function withoutMake(env: NodeJS.ProcessEnv, others: string[] = []): NodeJS.ProcessEnv {
-  const left = new Set([...makeVariables, ...others]);
-  return Object.fromEntries(Object.entries(env).filter(([name]) => !left.has(name)));
+  const omitted = new Set([...makeVariables, ...others]);
+  return Object.fromEntries(Object.entries(env).filter(([name]) => !omitted.has(name)));
 }

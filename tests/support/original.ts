@@ -2,18 +2,18 @@ import { json } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { listen } from './start-service.ts';
 
-/** A provider as the original one in Go is: it refuses arrays, ignores keys, and takes its time for each answer. */
+/** Stands in for the original Go provider: it rejects arrays, ignores idempotency keys, and answers slowly. */
 export interface Original extends AsyncDisposable {
   url: string;
-  /** How often each payment was charged, by its id. */
+  /** The number of charges per payment id. */
   charges: Map<string, number>;
-  /** The requests under way. */
+  /** Returns the number of requests in flight. */
   underWay(): number;
-  /** What becomes of a payment; undefined: charged, and answered so. */
+  /** Returns the fault of a payment, or undefined to charge it and answer 200. */
   fault: ((id: string) => 'decline' | 'break off' | 'reject' | undefined) | undefined;
-  /** How long an answer takes, in milliseconds. */
+  /** The delay before each answer, in milliseconds. */
   delay: number;
-  /** Whether it honours keys, unlike the original, and says so. */
+  /** Whether it honours idempotency keys and advertises that, unlike the original. */
   keys: boolean;
 }
 

@@ -1,2 +1,2 @@
-/** The services that a payment takes: `/version` of the first tells the code of both. */
+/** The services that take part in a payment. `/version` of the first reports the source hash of both. */
 export const paying = ['invoice-app', 'payment-provider'] as const;

@@ -7,7 +7,7 @@ declare module 'vitest' {
   }
 }
 
-/** One Postgres for the whole run: starting it takes longer than most test files do. */
+/** Starts one Postgres for the whole run, because its start takes longer than most test files. */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const postgres = await startPostgres({ databases: [] });
   project.provide('postgresUrl', postgres.url('postgres'));

@@ -2,10 +2,10 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
-/** A token on disk as the kubelet projects it: a link into a folder that is itself a link, replaced at once. */
+/** A token file as the kubelet projects it: a link through a folder link that each update replaces atomically. */
 export class ProjectedToken {
   readonly #folder = mkdtempSync(join(tmpdir(), 'payloop-token-'));
-  /** What TOKEN_FILE is set to; there is nothing before the first `put`. */
+  /** The value for TOKEN_FILE. The file is missing until the first `put`. */
   readonly file = join(this.#folder, 'token');
   #puts = 0;
 

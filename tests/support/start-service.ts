@@ -15,8 +15,8 @@ export interface RunningService {
 }
 
 /**
- * Starts a service on a port and a database of its own, and waits until it is ready.
- * @param postgresUrl the superuser's; outside of vitest it has to be given
+ * Starts a service with its own port and database, and waits until it is ready.
+ * @param postgresUrl the superuser's connection URL; required outside vitest
  */
 export async function startService(
   service: Service,
@@ -37,7 +37,7 @@ export async function startService(
   };
 }
 
-/** Starts a service with a database that is not there, unless `env` has one, and does not wait for it. */
+/** Starts a service without waiting until it is ready. No database is reachable unless `env` names one. */
 export async function startUnready(
   service: Service,
   env: Record<string, string> = {},
@@ -65,12 +65,12 @@ export async function startUnready(
   };
 }
 
-/** Asks until `/readyz` says 200. */
+/** Polls `/readyz` until it answers 200. */
 export async function untilReady(url: string): Promise<void> {
   while ((await statusOf(`${url}/readyz`)) !== 200) await new Promise((resolve) => setTimeout(resolve, 10));
 }
 
-/** The status of an answer to GET, 0 without one. */
+/** Returns the status of a GET request, or 0 if there is no response. */
 export function statusOf(url: string): Promise<number> {
   return fetch(url).then(
     ({ status }) => status,
@@ -78,7 +78,7 @@ export function statusOf(url: string): Promise<number> {
   );
 }
 
-/** Serves on a free port of loopback. */
+/** Starts an HTTP server on a free loopback port. */
 export async function listen(
   listener: (request: IncomingMessage, response: ServerResponse) => void | Promise<void>,
 ) {
@@ -95,7 +95,7 @@ export async function listen(
   };
 }
 
-/** The status and the body of an answer, parsed where it is JSON. */
+/** Sends a request and returns the status and the body, parsed if it is JSON. */
 export async function ask(url: string, init?: RequestInit): Promise<{ status: number; body: unknown }> {
   const response = await fetch(url, init);
   const text = await response.text();
@@ -103,7 +103,7 @@ export async function ask(url: string, init?: RequestInit): Promise<{ status: nu
   return { status: response.status, body: isJson ? JSON.parse(text) : text };
 }
 
-/** POST with the body as it is and no Content-Type. */
+/** Sends a POST request with the body unchanged and no Content-Type. */
 export function post(url: string, body = '', headers: Record<string, string> = {}) {
   return ask(url, { method: 'POST', body: new TextEncoder().encode(body), headers });
 }

@@ -7,9 +7,9 @@ import { paying } from './paying.ts';
 const root = path.resolve(import.meta.dirname, '../..');
 
 /**
- * Copies this tree as it is now, committed or not, to a temporary folder: with a commit that has all of it, and with
+ * Copies this tree, including uncommitted changes, to a temporary folder. The copy has one commit with all files, and
  * the installed packages.
- * @returns the folder, in another that a user without rights can pass through: Postgres does not run as root
+ * @returns the folder, inside one that an unprivileged user can traverse: Postgres does not run as root
  */
 export async function copyTree(): Promise<string> {
   const temporary = await fs.realpath(await fs.mkdtemp(path.join(tmpdir(), 'payloop-tree-')));
@@ -20,7 +20,7 @@ export async function copyTree(): Promise<string> {
     encoding: 'utf8',
   });
   for (const file of listed.split('\0').filter(Boolean)) {
-    // A file that is deleted and not yet committed is listed as well.
+    // Git also lists deleted files until the deletion is staged.
     await fs.cp(path.join(root, file), path.join(copy, file)).catch(() => {});
   }
   await removeAddedServices(copy);
@@ -36,10 +36,10 @@ export async function copyTree(): Promise<string> {
   return copy;
 }
 
-/** Gives a copy of this tree what was installed here: links to the packages, and its own workspaces. */
+/** Links the packages installed here into a copy of this tree. Its workspaces resolve to the copy itself. */
 export async function linkPackages(copy: string): Promise<void> {
   const modules = path.join(copy, 'node_modules');
-  // The links to the workspaces are relative.
+  // The links to the workspaces are relative, so the copied links lead into the copy.
   await fs.cp(path.join(root, 'node_modules/@payloop'), path.join(modules, '@payloop'), {
     recursive: true,
     verbatimSymlinks: true,
@@ -48,16 +48,16 @@ export async function linkPackages(copy: string): Promise<void> {
     if (name === '@payloop' || name.startsWith('.vite') || name.startsWith('.package-lock')) continue;
     await fs.symlink(path.join(root, 'node_modules', name), path.join(modules, name));
   }
-  // Where scripts/install.sh notes what is installed.
+  // scripts/install.sh records the installed packages in this file.
   await fs.copyFile(path.join(copy, 'package-lock.json'), path.join(modules, '.package-lock.installed.json'));
 }
 
-/** The services that the tests are about; a user may have added others. */
+/** The services that the tests cover. A user may have added others. */
 export const ownServices: readonly string[] = paying;
 
 /**
- * Takes those services out of a copy that somebody has added to this tree, so that a test which adds one finds the same
- * tree with them and without.
+ * Removes the services that a user has added to this tree from a copy. A test that adds a service then always starts
+ * from the same tree.
  */
 export async function removeAddedServices(copy: string): Promise<void> {
   const change = async (file: string, edit: (text: string) => string) => {
@@ -79,12 +79,12 @@ export async function removeAddedServices(copy: string): Promise<void> {
   }
 }
 
-/** Removes it with the folder around it. */
+/** Removes a copy with its parent folder. */
 export function removeTree(copy: string): Promise<void> {
   return fs.rm(path.dirname(copy), { recursive: true, force: true });
 }
 
-/** The paths that differ from the commit, as `git status` marks them. */
+/** Returns the paths that differ from the commit, with the marks of `git status`. */
 export function changesIn(copy: string): string[] {
   const status = execFileSync('git', ['status', '--porcelain', '--untracked-files=all'], {
     cwd: copy,

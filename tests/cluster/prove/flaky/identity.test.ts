@@ -2,14 +2,17 @@ import { setTimeout } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { kubectl, pods, restarts, runScript, paying, sql, until, url, type Pod } from '../../cluster.ts';
 
-/** How many invoices come in before each pay, and how long after the last one, in milliseconds. */
+/** The number of invoices added before each pay request, and the pause after it, in milliseconds. */
 const trickle = { invoices: 3, pause: 1_000 };
-/** Tokens last 600 s; the kubelet makes the next one after 480 s, and takes up to two minutes to put it in place. */
-const longest = 660_000;
-/** How long to go on once the first token has run out, in milliseconds: more than the provider's tolerance. */
-const afterwards = 15_000;
+/**
+ * The time limit in milliseconds. Tokens last 600 s. The kubelet requests the next one after 480 s, and takes up to two
+ * minutes to put it in place.
+ */
+const timeLimit = 660_000;
+/** The time to continue after the old tokens expire, in milliseconds: longer than the provider's tolerance. */
+const afterExpiry = 15_000;
 
-/** When the token in a pod was made, and when it runs out, in seconds since 1970. */
+/** Reads the issue time and the expiry time of the token in a pod, in seconds since 1970. */
 async function readToken({ metadata }: Pod): Promise<{ iat: number; exp: number }> {
   const script = `
     import { readFileSync } from 'node:fs';
@@ -32,7 +35,7 @@ async function pay(): Promise<number> {
 const countUnpaid = async () =>
   Number(await sql('invoice_app', 'SELECT count(*) FROM invoices WHERE paid_at IS NULL'));
 
-/** The lines of both services' logs since then that tell of a token that was missing or refused. */
+/** Returns the log lines of both services since a time that report a missing or refused token. */
 async function findRefusals(since: string): Promise<string[]> {
   const lines = [];
   for (const service of paying) {
@@ -48,16 +51,16 @@ async function findRefusals(since: string): Promise<string[]> {
 }
 
 test(
-  'the kubelet replaces the tokens while invoices are paid: none is refused',
+  'no token is refused when the kubelet replaces them while invoices are paid',
   { timeout: 900_000 },
   async () => {
     const since = new Date().toISOString();
     const before = await pods('invoice-app');
     const old = await Promise.all(before.map(readToken));
     const answers = new Map<number, number>();
-    const end = performance.now() + longest;
+    const end = performance.now() + timeLimit;
     const isOver = async () => {
-      if (Date.now() < Math.max(...old.map(({ exp }) => exp)) * 1_000 + afterwards) return false;
+      if (Date.now() < Math.max(...old.map(({ exp }) => exp)) * 1_000 + afterExpiry) return false;
       const now = await Promise.all(before.map(readToken));
       return now.every(({ iat }, index) => iat > old[index]!.iat);
     };
@@ -74,7 +77,7 @@ test(
       await pay();
       return (await countUnpaid()) === 0;
     });
-    // The same processes all along: none of them began with the new token.
+    // The processes are still the same, so none of them started with the new token.
     const after = await pods('invoice-app');
     expect(after.map(({ metadata }) => metadata.uid)).toEqual(before.map(({ metadata }) => metadata.uid));
     expect(after.map(restarts)).toEqual(before.map(restarts));

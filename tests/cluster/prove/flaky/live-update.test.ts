@@ -16,7 +16,7 @@ import {
   until,
   type Pod,
 } from '../../cluster.ts';
-import { append, inFolder, running, served } from '../../saves.ts';
+import { append, folderSources, runningSources, waitUntilServed } from '../../saves.ts';
 import { Tilt } from '../../tilt.ts';
 
 const run = promisify(execFile);
@@ -28,15 +28,15 @@ beforeAll(async () => {
   tilt = await Tilt.up({ args: ['--', `--overlay=${overlay}`], seconds: 200 });
 }, 240_000);
 afterAll(() => tilt?.down());
-beforeEach(() => onTestFailed(() => void process.stdout.write(`Tilt's log ends in:\n${tilt.tail()}\n`)));
+beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
 
 async function podOf(service: string): Promise<Pod | undefined> {
   const [pod, ...others] = await pods(service);
   return others.length === 0 ? pod : undefined;
 }
 
-/** Waits until each service has a new pod, and it is ready. */
-async function renewed(before: (Pod | undefined)[]): Promise<void> {
+/** Waits until each service has a new pod that is ready. */
+async function waitForNewPods(before: (Pod | undefined)[]): Promise<void> {
   await until('each service has a new pod', seconds, async () => {
     const now = await Promise.all(paying.map(podOf));
     return now.every((pod, at) => pod && isReady(pod) && pod.metadata.uid !== before[at]?.metadata.uid);
@@ -55,7 +55,7 @@ async function replace(file: string, from: string, to: string): Promise<() => Pr
   return () => writeFile(path, before);
 }
 
-/** A change of a file, and what shows it in a container. */
+/** Changes of files, each with a command that succeeds only in a container with the change. */
 const changes = [
   {
     file: 'services/payment-provider/package.json',
@@ -78,13 +78,13 @@ const changes = [
 ];
 
 test.each(changes)(
-  'a change of $file, which live update cannot take, is told by its name and builds the image anew',
+  'a change of $file, which live update cannot copy, is logged by name and rebuilds the image',
   { timeout: 400_000 },
   async ({ file, from, to, shown }) => {
     const position = tilt.log.length;
     const before = await Promise.all(paying.map(podOf));
     const undo = await replace(file, from, to);
-    await renewed(before);
+    await waitForNewPods(before);
     const log = tilt.log.slice(position);
     for (const service of ['invoice-app', 'payment-prov…']) {
       expect(log).toMatch(
@@ -92,28 +92,28 @@ test.each(changes)(
       );
     }
     await expect(inService(...shown)).resolves.toMatch(/\S/);
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
 
-    // As before, a save of a source is copied.
+    // Live update still copies a save of a source file.
     const end = tilt.log.length;
     await append(tilt, 'libraries/chassis/src/run.ts', `// after ${file}\n`);
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     expect(tilt.log.slice(end)).not.toMatch(built);
 
     const edited = await Promise.all(paying.map(podOf));
     await undo();
-    await renewed(edited);
+    await waitForNewPods(edited);
     await expect(inService(...shown)).rejects.toThrow('exit code 1');
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
   },
 );
 
-test('a container whose process is killed has the files that were saved', { timeout: 200_000 }, async () => {
+test('a container has the saved files after its process is killed', { timeout: 200_000 }, async () => {
   const from = tilt.log.length;
   await append(tilt, 'services/payment-provider/src/main.ts', '// kept\n');
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   const before = await podOf('payment-provider');
-  // From outside of the pod, as no signal of its own kills a container's first process.
+  // Sent from outside the pod, because no signal from inside kills a container's first process.
   const found = await run('docker', [
     'exec',
     nodeContainer,
@@ -122,25 +122,25 @@ test('a container whose process is killed has the files that were saved', { time
     'chassis/dev/serve.ts payment-provider',
   ]);
   await run('docker', ['exec', nodeContainer, 'kill', '-KILL', ...found.stdout.trim().split('\n')]);
-  await until('the container is started again', seconds, async () => {
+  await until('the container is restarted', seconds, async () => {
     const now = await podOf('payment-provider');
     return now && before && restarts(now) === restarts(before) + 1;
   });
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   expect((await podOf('payment-provider'))?.metadata.uid).toBe(before?.metadata.uid);
   expect(tilt.log.slice(from)).not.toMatch(built);
 });
 
-test('a pod that is deleted is followed by one that has what was saved', { timeout: 200_000 }, async () => {
+test('the pod that replaces a deleted one has the saved files', { timeout: 200_000 }, async () => {
   await append(tilt, 'services/invoice-app/src/main.ts', '// kept\n');
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   const before = await podOf('invoice-app');
   await kubectl('delete', 'pod', `${before?.metadata.name}`, '--namespace=invoice-app');
-  await served(tilt, seconds);
+  await waitUntilServed(tilt, seconds);
   expect((await podOf('invoice-app'))?.metadata.uid).not.toBe(before?.metadata.uid);
 });
 
-/** Commits what is in the folder, on the branch that is checked out. */
+/** Commits all changes in the folder to the current branch. */
 async function commit(message: string): Promise<void> {
   const identity = ['-c', 'user.name=test', '-c', 'user.email=test@localhost'];
   await git('add', '--all');
@@ -152,7 +152,7 @@ function git(...args: string[]) {
 }
 
 test(
-  'of branches that differ in sources and in what images are made of, the last to be checked out is served',
+  'the last of several checked-out branches is served when they differ in sources and in images',
   { timeout: 600_000 },
   async () => {
     const [{ file, from, to, shown }] = changes as [(typeof changes)[0]];
@@ -162,7 +162,7 @@ test(
     await replace(file, from, to);
     await append(tilt, 'libraries/chassis/src/run.ts', '// of branch two\n');
     await commit('two');
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     await until('the image of branch two', seconds, () => inService(...shown));
 
     for (const branch of ['one', 'two', 'one', 'two', 'one']) {
@@ -175,26 +175,26 @@ test(
         (error: Error) => /exit code 1/.test(error.message),
       ),
     );
-    await served(tilt, seconds);
-    // Nothing is left to do that would change it again.
+    await waitUntilServed(tilt, seconds);
+    // No rebuild or live update is left that would change it again.
     await setTimeout(5_000);
-    expect(await running()).toEqual(inFolder(tilt));
+    expect(await runningSources()).toEqual(folderSources(tilt));
   },
 );
 
 test(
-  'a pod that had live updates has not, once they are undone together with a change that gives its old image',
+  'live updates are gone after they are undone together with a Dockerfile change that yields the same image',
   { timeout: 400_000 },
   async () => {
-    // From here on the pods are made of the image of what is in the folder.
+    // From here on, the pods run an image that was built from the folder.
     const before = await Promise.all(paying.map(podOf));
     const mend = await replace('Dockerfile', 'FROM sources AS dev\n', 'FROM sources AS dev\nENV FRESH=yes\n');
-    await renewed(before);
+    await waitForNewPods(before);
     const undo = await append(tilt, 'libraries/chassis/src/run.ts', '// only live\n');
-    await served(tilt, seconds);
+    await waitUntilServed(tilt, seconds);
     await Promise.all([undo(), append(tilt, 'Dockerfile', '# the same image\n')]);
-    await served(tilt, seconds);
-    expect(await running()).toEqual(inFolder(tilt));
+    await waitUntilServed(tilt, seconds);
+    expect(await runningSources()).toEqual(folderSources(tilt));
     await mend();
   },
 );

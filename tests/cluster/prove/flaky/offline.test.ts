@@ -4,7 +4,7 @@ import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
 import { hashSource } from '../../../../libraries/chassis/src/source.ts';
 import { isReady, kubectl, nodeContainer, overlay, pods, paying, until, url } from '../../cluster.ts';
-import { append, inFolder, running, served, tested } from '../../saves.ts';
+import { append, folderSources, runningSources, waitUntilServed, waitUntilTested } from '../../saves.ts';
 import { makeVariables } from '../../../support/make.ts';
 import { linkPackages } from '../../../support/tree.ts';
 import { Tilt } from '../../tilt.ts';
@@ -12,7 +12,7 @@ import { cutOff, Offline, whyNotOffline } from './offline.ts';
 
 const root = resolve(import.meta.dirname, '../../../..');
 const nowhere = '192.0.2.1';
-/** Without what whoever runs these tests has set, above all a make, which theirs would take for its parent. */
+/** The inherited variables to unset. With the variables of our make, the child make would join it. */
 const inherited = [...makeVariables, 'OVERLAY', 'PROVE'];
 const make = ['env', ...inherited.flatMap((name) => ['-u', name]), 'make'];
 const obstacle = await whyNotOffline();
@@ -25,7 +25,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
   });
   afterAll(() => offline?.end());
   beforeEach(() =>
-    onTestFailed(() => void (up && process.stdout.write(`make up has said:\n${up.tail()}\n`))),
+    onTestFailed(() => void (up && process.stdout.write(`End of the output of make up:\n${up.tail()}\n`))),
   );
 
   describe('in a cluster', () => {
@@ -46,28 +46,28 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
       await restore?.();
     });
 
-    test('there is no way out, of this machine and of the node', async () => {
+    test('neither the network namespace nor the node has a way out', async () => {
       await expect(offline.run('ip', 'route', 'get', nowhere)).rejects.toThrow(/unreachable/);
       const connect = ['timeout', '20', 'bash', '-c', `echo > /dev/tcp/${nowhere}/80`];
       const inNode = promisify(execFile)('docker', ['exec', nodeContainer, ...connect]);
       await expect(inNode).rejects.toThrow(/No route to host/);
     });
 
-    test('make up gets to a payment test that passes', { timeout: 300_000 }, async () => {
+    test('make up reaches a passing payment test', { timeout: 300_000 }, async () => {
       const command = offline.command(...make, 'up', 'MODE=cluster', `OVERLAY=${overlay}`);
       up = await Tilt.up({ command, prepare: linkPackages, seconds: 250 });
-      expect(await running()).toEqual(inFolder(up));
+      expect(await runningSources()).toEqual(folderSources(up));
     });
 
     test('a save is served', { timeout: 120_000 }, async () => {
       const from = up!.log.length;
       await append(up!, 'libraries/chassis/src/run.ts', '// offline\n');
-      await served(up!, 60);
-      await tested(up!, from);
-      expect(await running()).toEqual(inFolder(up!));
+      await waitUntilServed(up!, 60);
+      await waitUntilTested(up!, from);
+      expect(await runningSources()).toEqual(folderSources(up!));
     });
 
-    test('images are built anew, of packages that are there', { timeout: 200_000 }, async () => {
+    test('images are rebuilt with cached packages', { timeout: 200_000 }, async () => {
       const from = up!.log.length;
       const before = (await Promise.all(paying.map(pods))).flat();
       await append(up!, 'libraries/chassis/dev/child.ts', '// offline\n');
@@ -76,7 +76,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
         const old = now.some(({ metadata }) => before.some((pod) => pod.metadata.uid === metadata.uid));
         return now.length === before.length && !old && now.every(isReady);
       });
-      await served(up!, 60);
+      await waitUntilServed(up!, 60);
       const log = up!.log.slice(from);
       const steps = [...log.matchAll(/\[packages \d\/\d\] RUN .*/g)].map(([line]) => line);
       expect(steps.length).toBeGreaterThan(0);
@@ -85,7 +85,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
   });
 
   test(
-    'make up MODE=local gets to a payment test that passes, and serves a save',
+    'make up MODE=local reaches a passing payment test and serves a save',
     { timeout: 200_000 },
     async () => {
       const command = offline.command(...make, 'up', 'MODE=local');

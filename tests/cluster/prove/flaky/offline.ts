@@ -10,18 +10,18 @@ import { relay } from './relay.ts';
 
 const run = promisify(execFile);
 
-/** Why a network cannot be taken away on this machine; undefined where it can. */
+/** Returns the reason why this machine cannot simulate a lost network; undefined if it can. */
 export async function whyNotOffline(): Promise<string | undefined> {
-  if (process.platform !== 'linux') return 'network namespaces are of Linux';
-  if (process.getuid?.() !== 0) return 'only root may make a network namespace';
+  if (process.platform !== 'linux') return 'network namespaces need Linux';
+  if (process.getuid?.() !== 0) return 'only root may create a network namespace';
   for (const tool of ['unshare', 'nsenter', 'ip']) {
-    const there = await run('sh', ['-c', `command -v ${tool}`]).catch(() => undefined);
-    if (!there) return `${tool} is missing`;
+    const found = await run('sh', ['-c', `command -v ${tool}`]).catch(() => undefined);
+    if (!found) return `${tool} is missing`;
   }
   return undefined;
 }
 
-/** A machine's loopback and nothing else: a network namespace for the processes that a test starts. */
+/** A network namespace that has only loopback, for the processes that a test starts. */
 export class Offline {
   readonly #holder: ChildProcess;
   readonly #folder: string;
@@ -41,26 +41,26 @@ export class Offline {
     return new Offline(holder, folder);
   }
 
-  /** What runs a command in it, as a program and its arguments. */
+  /** Returns the program and the arguments that run a command in the namespace. */
   command(...command: string[]): [string, ...string[]] {
     return ['nsenter', `--net=/proc/${this.#holder.pid}/ns/net`, '--', ...command];
   }
 
-  /** Runs a command in it, and gives what it wrote. @throws {Error} with the message when it fails */
+  /** Runs a command in the namespace and returns its output. @throws {Error} with the message if it fails */
   async run(...command: string[]): Promise<string> {
     const [program, ...args] = this.command(...command);
     return (await run(program, args)).stdout;
   }
 
-  /** Makes a port of the machine's loopback one of this one too, as a cluster on this machine is reached by them. */
+  /** Forwards a loopback port of the namespace to the same port of the machine, where the cluster has its ports. */
   async admit(port: number): Promise<void> {
     const socket = join(this.#folder, `${port}`);
     this.#servers.push(await relay(socket, `${port}`));
     const script = join(import.meta.dirname, 'relay.ts');
     const [program, ...args] = this.command(process.execPath, script, `${port}`, socket);
-    const passer = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
-    await once(passer.stdout, 'data');
-    this.#processes.push(passer);
+    const forwarder = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    await once(forwarder.stdout, 'data');
+    this.#processes.push(forwarder);
   }
 
   async end(): Promise<void> {
@@ -70,13 +70,13 @@ export class Offline {
   }
 }
 
-/** Takes the cluster's node its way out. @returns what gives it back */
+/** Cuts the cluster's node off from other networks. @returns a function that restores its route */
 export async function cutOff(): Promise<() => Promise<void>> {
   const ip = async (...args: string[]) =>
     (await run('docker', ['exec', nodeContainer, 'ip', ...args])).stdout;
   const route = (await ip('route', 'show', 'default')).trim();
-  // To an address of Docker's network that nobody has; without a route pods do not reach their Services either.
-  const nobody = route.replace(/via (\d+\.\d+)\.\S+/, 'via $1.255.254');
-  await ip('route', 'replace', ...nobody.split(/\s+/));
+  // The route leads to an unused address of Docker's network. With no route, pods could not reach their Services.
+  const deadEnd = route.replace(/via (\d+\.\d+)\.\S+/, 'via $1.255.254');
+  await ip('route', 'replace', ...deadEnd.split(/\s+/));
   return async () => void (await ip('route', 'replace', ...route.split(/\s+/)));
 }

@@ -7,10 +7,10 @@ import { freePort } from '../../../../local/ports.ts';
 import { brokenRules } from '../../../payments/rules.ts';
 import { kubectl, pods, paying, until, url } from '../../cluster.ts';
 
-/** The overlay's own, and those that come in while pods die: else all were paid before the second death. */
+/** The overlay's own invoices, and those added while pods are killed, so that each kill finds unpaid ones. */
 const invoices = { first: 1_000, later: 4_000 };
-/** How many pods die, how long after one another, and how soon after new invoices, in milliseconds. */
-const deaths = { count: 20, pause: 1_500, soon: 200 };
+/** The number of kills, the mean pause before one, and the longest delay after new invoices, in milliseconds. */
+const kills = { count: 20, pause: 1_500, delay: 200 };
 const replicas = 3;
 const seed = Number(process.env.SEED ?? Date.now() % 100_000);
 
@@ -26,7 +26,7 @@ beforeAll(async () => {
 });
 afterAll(() => sessions.close());
 
-/** Sessions in both databases, through a port forward to Postgres' pod. */
+/** Opens sessions in both databases, through a port forward to the Postgres pod. */
 async function openSessions() {
   const port = await freePort();
   const target = ['--namespace=postgres', 'postgres-0', `${port}:5432`];
@@ -47,7 +47,7 @@ async function openSessions() {
   const appUrl = await readUrl('invoice-app');
   const app = new Client(appUrl);
   const provider = new Client(await readUrl('payment-provider'));
-  // For what several ask at once.
+  // Serves concurrent queries.
   const pool = new Pool({ connectionString: appUrl });
   await Promise.all([app.connect(), provider.connect()]);
   const close = async () => {
@@ -57,7 +57,7 @@ async function openSessions() {
   return { app, provider, pool, close };
 }
 
-/** Numbers from 0 to 1 that follow from the seed: the generator of Numerical Recipes, 7.1. */
+/** Returns a seeded generator of numbers from 0 to 1: Numerical Recipes, 7.1. */
 function createRandom(state: number): () => number {
   let last = state;
   return () => (last = (last * 1_664_525 + 1_013_904_223) % 2 ** 32) / 2 ** 32;
@@ -71,7 +71,7 @@ function addInvoices(count: number) {
   );
 }
 
-/** The answer's status; 0 where the one who was asked died. */
+/** Returns the status of the response, or 0 if there is none because a pod was killed. */
 async function post(path: string): Promise<number> {
   try {
     const response = await fetch(url + path, { method: 'POST', signal: AbortSignal.timeout(60_000) });
@@ -82,16 +82,16 @@ async function post(path: string): Promise<number> {
   }
 }
 
-/** Adds invoices, and shortly after kills a pod, again and again. */
+/** Repeatedly adds invoices and kills a pod shortly after. */
 async function killPods(random: () => number): Promise<void> {
-  for (let n = 0; n < deaths.count; n += 1) {
-    await setTimeout(deaths.pause * (0.5 + random()));
-    await addInvoices(invoices.later / deaths.count);
-    await setTimeout(deaths.soon * random());
+  for (let n = 0; n < kills.count; n += 1) {
+    await setTimeout(kills.pause * (0.5 + random()));
+    await addInvoices(invoices.later / kills.count);
+    await setTimeout(kills.delay * random());
     const service = paying[Math.floor(random() * paying.length)]!;
     const alive = await pods(service);
     const victim = alive[Math.floor(random() * alive.length)]?.metadata.name;
-    // Without grace: SIGKILL, in the middle of whatever it does.
+    // No grace period: SIGKILL interrupts the pod's work midway.
     if (victim)
       await kubectl('delete', 'pod', victim, `--namespace=${service}`, '--grace-period=0', '--force');
   }
@@ -102,7 +102,7 @@ async function countUnpaid(): Promise<number> {
 }
 
 test(
-  `pods of both services die while three replicas of each pay, with faults on: the rules hold (SEED=${seed})`,
+  `the rules hold when pods are killed while three replicas of each service pay, with faults on (SEED=${seed})`,
   { timeout: 480_000 },
   async () => {
     expect(await post('/reset')).toBe(200);
@@ -121,7 +121,7 @@ test(
     await Promise.all([killer, payUntilDone(), payUntilDone(), payUntilDone()]);
     console.log('answers to POST /invoices/pay, by status:', Object.fromEntries(answers));
 
-    await until('every lease is given back', 60, async () => {
+    await until('every lease is released', 60, async () => {
       const leased = await sessions.app.query('SELECT FROM batches WHERE leased_until IS NOT NULL');
       return leased.rowCount === 0;
     });

@@ -1,9 +1,9 @@
-// Passes connections on: `node relay.ts FROM TO`, each a port of loopback or the path of a Unix socket, which
-// processes of different network namespaces share.
+// Forwards connections: `node relay.ts FROM TO`. Each is a loopback port or the path of a Unix socket. Processes in
+// different network namespaces can share Unix sockets.
 import { once } from 'node:events';
 import { connect, createServer, type Server } from 'node:net';
 
-/** Resolves once it listens. */
+/** Starts a relay and resolves once it listens. */
 export async function relay(from: string, to: string): Promise<Server> {
   const server = createServer((near) => {
     const far = connect(address(to));

@@ -2,9 +2,9 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { kubectl, runScript, paying, until } from '../../cluster.ts';
 import { endOfLoad, startLoad, stopLoad } from './load-pod.ts';
 
-/** For as long as the autoscalers may take to notice, in seconds. */
+/** The load lasts as long as the autoscalers may take to react, in seconds. */
 const load = { seconds: 180, workers: 8, pause: 0, only: 'kept' } as const;
-/** For the provider more, from one of invoice-app's pods, as nobody else gets to it: payments that it has to refuse. */
+/** Adds load on the provider: payments that it has to refuse. Runs in a pod of invoice-app, as no other may call it. */
 const providerLoad = `
   import { readFileSync } from 'node:fs';
   const end = Date.now() + ${load.seconds} * 1000;
@@ -20,8 +20,8 @@ const providerLoad = `
   };
   await Promise.all(Array.from({ length: 4 }, work));`;
 
-/** How many replicas a service has, and which share of the CPU it asks for they use; undefined until it is measured. */
-async function read(service: string): Promise<{ replicas: number; usage: number | undefined }> {
+/** Reads the replicas of a service and their share of the requested CPU, in percent; undefined until measured. */
+async function readScale(service: string): Promise<{ replicas: number; usage: number | undefined }> {
   const text = await kubectl('get', 'hpa', service, `--namespace=${service}`, '--output=json');
   const { status } = JSON.parse(text);
   return {
@@ -30,16 +30,16 @@ async function read(service: string): Promise<{ replicas: number; usage: number 
   };
 }
 
-async function replicasOf(): Promise<number[]> {
-  return (await Promise.all(paying.map(read))).map(({ replicas }) => replicas);
+async function readReplicas(): Promise<number[]> {
+  return (await Promise.all(paying.map(readScale))).map(({ replicas }) => replicas);
 }
 
 describe('the autoscalers', () => {
   afterEach(stopLoad, 60_000);
 
-  test('scale out under load, and back when it is over', { timeout: 900_000 }, async () => {
-    await until('there are three of each, and they are measured', 300, async () => {
-      const all = await Promise.all(paying.map(read));
+  test('scale out under load and back in after it', { timeout: 900_000 }, async () => {
+    await until('each service has three replicas and a measured CPU usage', 300, async () => {
+      const all = await Promise.all(paying.map(readScale));
       return all.every(({ replicas, usage }) => replicas === 3 && usage !== undefined);
     });
     const start = performance.now();
@@ -47,8 +47,8 @@ describe('the autoscalers', () => {
     await startLoad(load);
     const onProvider = runScript('invoice-app', 'deployment/invoice-app', providerLoad);
     const most = paying.map(() => 3);
-    await until('there are more of each', load.seconds, async () => {
-      (await replicasOf()).forEach((replicas, n) => (most[n] = Math.max(most[n]!, replicas)));
+    await until('each service has more than three replicas', load.seconds, async () => {
+      (await readReplicas()).forEach((replicas, n) => (most[n] = Math.max(most[n]!, replicas)));
       return most.every((replicas) => replicas > 3);
     });
     console.log(`${paying.join(', ')}: scaled out to ${most.join(', ')} after ${seconds()} s`);
@@ -57,7 +57,9 @@ describe('the autoscalers', () => {
     await onProvider;
     expect(failures).toEqual([]);
     const over = seconds();
-    await until('there are three of each again', 480, async () => (await replicasOf()).every((n) => n === 3));
+    await until('each service has three replicas again', 480, async () =>
+      (await readReplicas()).every((n) => n === 3),
+    );
     console.log(`back to three of each ${seconds() - over} s after the load`);
   });
 });

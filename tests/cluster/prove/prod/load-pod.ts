@@ -6,11 +6,11 @@ import type { Report } from './load.ts';
 export interface LoadOptions {
   seconds: number;
   workers?: number;
-  /** Between two requests of one worker, in milliseconds. */
+  /** The pause between two requests of one worker, in milliseconds. */
   pause?: number;
-  /** Only requests for invoices, over connections that are kept. */
+  /** Only reads invoices, over kept connections. */
   only?: 'kept';
-  /** The node to run on; without one any. */
+  /** The node to run on; any node if omitted. */
   node?: string;
 }
 
@@ -18,7 +18,7 @@ const namespace = 'ingress';
 const name = 'load';
 
 /**
- * Starts a pod that asks invoice-app through its Service, where the ingress controller would be. By the image of
+ * Starts a pod that calls invoice-app through its Service, in the place of the ingress controller. It runs the image of
  * invoice-app, which every node has.
  */
 export async function startLoad(options: LoadOptions): Promise<void> {
@@ -26,7 +26,7 @@ export async function startLoad(options: LoadOptions): Promise<void> {
   const read = (kind: string, path: string) =>
     kubectl('get', kind, 'invoice-app', '--namespace=invoice-app', `--output=jsonpath={${path}}`);
   const image = await read('deployment', '.spec.template.spec.containers[0].image');
-  // By address: a name server that moves is not what this is about.
+  // Uses the IP address, so that moving a name server does not disturb the load.
   const target = `http://${await read('service', '.spec.clusterIP')}:8081`;
   const env = {
     TARGET: target,
@@ -82,7 +82,7 @@ async function readPhase(): Promise<string> {
   return await kubectl('get', 'pod', name, `--namespace=${namespace}`, '--output=jsonpath={.status.phase}');
 }
 
-/** Waits until it is over. @throws {Error} with its log where it did not get that far */
+/** Waits until the load ends. @throws {Error} with its log if the load failed */
 export async function endOfLoad(seconds: number): Promise<Report> {
   const phase = await until('the load ends', seconds, async () => {
     const now = await readPhase();

@@ -1,9 +1,9 @@
-// Steady load on invoice-app, for a pod in the cluster: Node runs this file alone, as it is. In the end it prints what
-// was answered, and each request that failed or whose connection broke.
+// Puts steady load on invoice-app from a pod in the cluster, where Node runs this file without any other. At the end it
+// prints the number of good answers, and each request that failed or lost its connection.
 import { Agent, request } from 'node:http';
 import { setTimeout } from 'node:timers/promises';
 
-/** What the pod prints, in one line. */
+/** The report that the pod prints, as one line of JSON. */
 export interface Report {
   seconds: number;
   answered: Record<string, number>;
@@ -35,7 +35,7 @@ function ask(agent: Agent, method: string, path: string): Promise<Answer> {
   });
 }
 
-/** Asks again and again until the time is over. */
+/** Repeats a request until the time is over. */
 async function work(
   name: string,
   wait: number,
@@ -66,7 +66,7 @@ const readWith = (name: string, agent: Agent) =>
   );
 const kept = () => readWith('kept', keeping);
 const fresh = () => readWith('fresh', closing);
-// Both services, the second over a connection of its own.
+// /version queries both services. invoice-app opens a new connection to the provider for it.
 const version = () =>
   work(
     'version',

@@ -6,36 +6,36 @@ import { promisify } from 'node:util';
 const run = promisify(execFile);
 const startMs = 20_000;
 
-/** A request to the registry, as https://github.com/opencontainers/distribution-spec names its parts. */
+/** A request to the registry, with parts named as in https://github.com/opencontainers/distribution-spec. */
 export interface Asked {
   method: string;
   repository: string;
-  /** Such as `manifests` or `blobs`. */
+  /** The kind of resource, such as `manifests` or `blobs`; `token` for a token request. */
   kind: string;
   /** A tag, a digest or the rest of the path. */
   reference: string;
   /** Whether a tag of this repository has been pushed. */
   isKnown: boolean;
-  /** What the client's token is for, such as `repository:a/b:pull,push`; empty without a token. */
+  /** The scope of the client's token, such as `repository:a/b:pull,push`; empty if it has none. */
   scope: string;
 }
 
-/** The answer in place of the registry's, or undefined where the registry itself answers. */
+/** Returns the status to answer instead of the registry, or undefined to let the registry answer. */
 export type Oddity = (asked: Asked) => number | undefined;
 
 export interface OddRegistry {
-  /** Such as `127.0.0.1:40123`. */
+  /** The address of the proxy, such as `127.0.0.1:40123`. */
   host: string;
-  /** The registry behind it, which answers everybody truly. */
+  /** The address of the real registry behind the proxy. */
   plainHost: string;
-  /** How the registry answers from now on. @param wantsTokens whether it asks for tokens first */
+  /** Sets how the proxy answers from now on. @param wantsTokens whether it requires a token */
   behave(oddity: Oddity, wantsTokens?: boolean): void;
   close(): Promise<void>;
 }
 
 const codes: Record<number, string> = { 401: 'UNAUTHORIZED', 403: 'DENIED', 404: 'MANIFEST_UNKNOWN' };
 
-/** Starts a real registry in a container, and before it a proxy on loopback that answers as odd registries do. */
+/** Starts a real registry in a container, and a loopback proxy in front of it that imitates odd registries. */
 export async function startOddRegistry(): Promise<OddRegistry> {
   const { stdout } = await run('docker', ['run', '--detach', '--publish=127.0.0.1::5000', 'registry:2']);
   const container = stdout.trim();
@@ -82,7 +82,7 @@ export async function startOddRegistry(): Promise<OddRegistry> {
       const refusal = oddity(asked);
       if (refusal !== undefined) return refuse(response, refusal);
     }
-    // The client's own Host comes back in the registry's Location headers, so uploads go through here too.
+    // The registry copies the client's Host header into its Location headers, so uploads use the proxy too.
     const { authorization: _, ...headers } = incoming.headers;
     const passed = request(`http://${plainHost}${incoming.url}`, { method, headers }, (answered) => {
       response.writeHead(answered.statusCode ?? 502, answered.headers);

@@ -5,7 +5,7 @@ import { describeFlow, type Flow } from '../../flows.ts';
 import { closed, flows, nodes, notShown } from '../../policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from '../../probes.ts';
 
-/** Each policy taken out in turn: what it let through is stopped, what it stopped gets through, nothing else changes. */
+/** Removes each policy in turn. Only the flows that it allowed are blocked, and only those it blocked get through. */
 
 interface Policy {
   metadata: { name: string; namespace: string; resourceVersion?: string };
@@ -18,59 +18,59 @@ const policies = list.filter(
   ({ metadata }) => closed.includes(metadata.namespace) && metadata.name !== 'probe-open',
 );
 
-/** The API server's way to metrics-server has a test of its own: no pod can take the API server's place. */
+/** No pod can take the place of the API server, so its way to metrics-server has a separate test below. */
 const notTried = new Set(['metrics-server/from-api-server', ...notShown]);
 
 let targets: Map<string, string>;
 beforeAll(async () => {
   await startProbes();
   targets = await findTargets();
-  await until('every flow is as it should be', 60, async () => (await wrongFlows(targets)).length === 0);
+  await until('every flow matches the matrix', 60, async () => (await wrongFlows(targets)).length === 0);
 }, 240_000);
 afterAll(() => stopProbes(), 120_000);
 
-/** @returns the flows that are wrong for as long as these policies are gone */
-async function without(gone: Policy[], expected: Flow[]): Promise<string[]> {
-  for (const { metadata } of gone) {
+/** @returns the flows that differ from the matrix while these policies are removed */
+async function without(removed: Policy[], expected: Flow[]): Promise<string[]> {
+  for (const { metadata } of removed) {
     await kubectl('delete', 'networkpolicy', metadata.name, `--namespace=${metadata.namespace}`);
   }
   try {
-    await until('the matrix notices', 20, async () => {
+    await until('the expected flows change', 20, async () => {
       const wrong = await wrongFlows(targets, expected);
       return wrong.length === expected.length;
     }).catch(() => {});
     return (await wrongFlows(targets)).map(describeFlow).toSorted();
   } finally {
-    for (const { metadata } of gone) delete metadata.resourceVersion;
-    await kubectlWith(gone, 'create', '--filename=-');
-    await until('all is as before', 20, async () => (await wrongFlows(targets, expected)).length === 0);
+    for (const { metadata } of removed) delete metadata.resourceVersion;
+    await kubectlWith(removed, 'create', '--filename=-');
+    await until('the flows are restored', 20, async () => (await wrongFlows(targets, expected)).length === 0);
   }
 }
 
-describe('without', () => {
+describe('when policies are removed', () => {
   test.each(
     policies
       .map((policy) => [`${policy.metadata.namespace}/${policy.metadata.name}`, policy] as const)
       .filter(([name]) => !notTried.has(name)),
-  )('%s', { timeout: 120_000 }, async (name, policy) => {
+  )('exactly the flows of %s change', { timeout: 120_000 }, async (name, policy) => {
     const expected = flows.filter(({ by }) => by.includes(name));
     expect(expected).not.toEqual([]);
     expect(await without([policy], expected)).toEqual(expected.map(describeFlow).toSorted());
   });
 
   test.each(closed)(
-    'any policy in %s, what they stop gets through',
+    'exactly the flows blocked in %s get through',
     { timeout: 120_000 },
     async (namespace) => {
-      const gone = policies.filter(({ metadata }) => metadata.namespace === namespace);
+      const removed = policies.filter(({ metadata }) => metadata.namespace === namespace);
       const expected = flows.filter(({ reaches, by }) => !reaches && by[0]?.split('/')[0] === namespace);
-      expect(await without(gone, expected)).toEqual(expected.map(describeFlow).toSorted());
+      expect(await without(removed, expected)).toEqual(expected.map(describeFlow).toSorted());
     },
   );
 });
 
 test.runIf(nodes > 1)(
-  'without the way from the API server to metrics-server there are no metrics',
+  'metrics are missing without the policy that lets the API server reach metrics-server',
   { timeout: 240_000 },
   async () => {
     const hasMetrics = () =>
@@ -88,16 +88,16 @@ test.runIf(nodes > 1)(
     ).split('\n');
     const policy = policies.find(({ metadata }) => metadata.name === 'from-api-server')!;
     const patience = { timeout: 60_000, interval: 1_000 };
-    // A node always reaches its own pods: it has to be on the other one.
+    // A node always reaches its own pods, so metrics-server has to run on another node than the API server.
     await kubectl('cordon', controlPlane);
     try {
       await restart();
       await expect.poll(hasMetrics, patience).toBe(true);
       await kubectl('delete', 'networkpolicy', policy.metadata.name, `--namespace=${name}`);
-      // A connection outlives the policy that let it through.
+      // A connection outlives the policy that allowed it, so the restart closes it.
       await restart();
       await expect.poll(hasMetrics, patience).toBe(false);
-      // And not for the moment of a restart.
+      // The metrics must stay missing after the restart.
       await setTimeout(10_000);
       expect(await hasMetrics()).toBe(false);
     } finally {

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { readServices, type Service } from '../../../../scripts/services.ts';
 import { startOddRegistry, type Oddity, type OddRegistry } from './odd-registry.ts';
 
-/** How a release is made where the registry does not say plainly whether it has the release. Needs Docker, no cluster. */
+/** Releases to registries that do not report clearly whether they have a release. Needs Docker, but no cluster. */
 
 const run = promisify(execFile);
 const root = resolve(import.meta.dirname, '../../../..');
@@ -25,7 +25,7 @@ beforeAll(async () => {
 }, 2 * minutes);
 afterAll(async () => {
   await registry.close();
-  // By name: an image can have other names that are not ours.
+  // Removes names instead of images, because an image can have other names that are not ours.
   const filters = [registry.host, registry.plainHost].map((host) => `--filter=reference=${host}/*/*`);
   const { stdout } = await run('docker', ['images', '--format={{.Repository}}:{{.Tag}}', ...filters]);
   const images = stdout.split('\n').filter(Boolean);
@@ -33,21 +33,21 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 }, minutes);
 
-/** Makes a release of the last commit in a folder of the registry. @returns what it wrote, and its exit code */
+/** Releases the last commit to a folder of the registry. @returns the output and the exit code */
 async function release(name: string, variables: NodeJS.ProcessEnv = {}) {
   const env = { ...process.env, ...variables, REGISTRY: `${registry.host}/${name}` };
   const script = join(folder, 'scripts/release.sh');
   const options = { env, maxBuffer: 64 * 1024 ** 2 };
   try {
     const { stdout, stderr } = await run(script, [], options);
-    return { code: 0, manifests: stdout, said: stderr };
+    return { code: 0, manifests: stdout, log: stderr };
   } catch (error) {
     const { code, stdout, stderr } = error as { code: number; stdout: string; stderr: string };
-    return { code, manifests: stdout, said: stderr };
+    return { code, manifests: stdout, log: stderr };
   }
 }
 
-/** The digest that the registry really has for a release, or undefined where it has none. */
+/** Returns the digest that the registry has for a release; undefined if it has none. */
 async function digestOf(name: string, service: Service): Promise<string | undefined> {
   const repository = `http://${registry.plainHost}/v2/${name}/${service.name}`;
   const response = await fetch(`${repository}/manifests/${service.release}`, {
@@ -61,7 +61,7 @@ async function digestOf(name: string, service: Service): Promise<string | undefi
 
 const digestsOf = (name: string) => Promise.all(services.map((service) => digestOf(name, service)));
 
-/** Puts another image in the place of each release, as somebody else would have pushed it long ago. */
+/** Pushes another image as each release, as if somebody else had pushed it long ago. */
 async function pushEarlier(name: string): Promise<(string | undefined)[]> {
   const dockerfile = join(folder, 'docker');
   await writeFile(dockerfile, 'FROM scratch\nCOPY runbook.md /\n');
@@ -80,14 +80,14 @@ const isRead = ({ method, kind }: Parameters<Oddity>[0]) =>
 const isRelease = ({ reference }: Parameters<Oddity>[0]) =>
   services.some((service) => service.release === reference);
 
-describe('a first release is made where reading a repository that does not exist is', () => {
+describe('a first release succeeds if a read of a missing repository results in', () => {
   const answers: [string, Oddity, boolean][] = [
     ['404', () => undefined, false],
     ['404 after a token', () => undefined, true],
     ['403', (asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined), false],
     ['401', (asked) => (isRead(asked) && !asked.isKnown ? 401 : undefined), true],
     [
-      '403 for the token that would read',
+      '403 for a read-only token',
       ({ kind, scope, isKnown }) =>
         kind === 'token' && !isKnown && !scope.includes('push') ? 403 : undefined,
       true,
@@ -106,22 +106,30 @@ describe('a first release is made where reading a repository that does not exist
 
     const again = await release(name);
     expect(again).toMatchObject({ code: 0, manifests: made.manifests });
-    expect(again.said).not.toContain('building');
+    expect(again.log).not.toContain('building');
   });
 });
 
-describe('a release that exists stays as it is where', () => {
+describe('an existing release stays unchanged if', () => {
   test.each<[string, Oddity, RegExp]>([
-    ['reading is denied, writing is not', (asked) => (isRead(asked) ? 403 : undefined), /cannot read it, so/],
-    ['reading says 401, writing is let', (asked) => (isRead(asked) ? 401 : undefined), /cannot read it, so/],
-    ['reading says "not found"', (asked) => (isRead(asked) ? 404 : undefined), /cannot read it, so/],
     [
-      'only the release is denied',
+      'reading is denied but writing is allowed',
+      (asked) => (isRead(asked) ? 403 : undefined),
+      /cannot read it, so/,
+    ],
+    [
+      'reading returns 401 but writing is allowed',
+      (asked) => (isRead(asked) ? 401 : undefined),
+      /cannot read it, so/,
+    ],
+    ['reading returns "not found"', (asked) => (isRead(asked) ? 404 : undefined), /cannot read it, so/],
+    [
+      'only reading the release is denied',
       (asked) => (isRead(asked) && isRelease(asked) ? 403 : undefined),
       /does not tell whether it has .*\/[a-z0-9-]+:[0-9.]+$/m,
     ],
     [
-      'nothing may be read or written',
+      'reading and writing are denied',
       ({ kind, method }) => (kind === 'manifests' || method === 'POST' ? 403 : undefined),
       /could not be pushed, see above: log in/,
     ],
@@ -131,11 +139,11 @@ describe('a release that exists stays as it is where', () => {
     registry.behave(oddity);
     const made = await release(name);
     expect(made).toMatchObject({ code: 1, manifests: '' });
-    expect(made.said).toMatch(why);
+    expect(made.log).toMatch(why);
     expect(await digestsOf(name)).toEqual(digests);
   });
 
-  test('it may be read only once something is pushed', { timeout: 4 * minutes }, async () => {
+  test('reading is allowed only after a push', { timeout: 4 * minutes }, async () => {
     const name = 'kept-and-taken';
     const digests = await pushEarlier(name);
     const pushed = new Set<string>();
@@ -145,40 +153,36 @@ describe('a release that exists stays as it is where', () => {
     });
     const made = await release(name);
     expect(made).toMatchObject({ code: 0 });
-    expect(made.said.match(/is in the registry already/g)).toHaveLength(services.length);
+    expect(made.log.match(/is in the registry already/g)).toHaveLength(services.length);
     for (const [n, { release: tag }] of services.entries())
       expect(made.manifests).toContain(`:${tag}@${digests[n]}\n`);
     expect(await digestsOf(name)).toEqual(digests);
   });
 });
 
-describe('nothing is built where the registry does not answer the question:', () => {
+describe('nothing is built if the registry answers a read with', () => {
   test.each([500, 503, 429, 400])('%d', { timeout: minutes }, async (status) => {
     registry.behave((asked) => (isRead(asked) ? status : undefined));
     const made = await release(`unknown-${status}`);
     expect(made).toMatchObject({ code: 1, manifests: '' });
-    expect(made.said).toContain('the registry does not tell whether it has');
-    expect(made.said).not.toContain('building');
+    expect(made.log).toContain('the registry does not tell whether it has');
+    expect(made.log).not.toContain('building');
   });
 });
 
-test(
-  'changes that are not committed are not pushed, not even as a candidate',
-  { timeout: minutes },
-  async () => {
-    const name = 'changed';
-    registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
-    const file = join(folder, 'libraries/chassis/src/new.ts');
-    await writeFile(file, '');
-    const made = await release(name);
-    await rm(file);
-    expect(made).toMatchObject({ code: 1, manifests: '' });
-    expect(made.said).toMatch(
-      /[a-z0-9-]+:[0-9.]+ cannot be read with this login, and there are changes that are/,
-    );
-    for (const service of services) {
-      const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/${service.name}/tags/list`);
-      expect(status).toBe(404);
-    }
-  },
-);
+test('uncommitted changes are not pushed, not even as a candidate', { timeout: minutes }, async () => {
+  const name = 'changed';
+  registry.behave((asked) => (isRead(asked) && !asked.isKnown ? 403 : undefined));
+  const file = join(folder, 'libraries/chassis/src/new.ts');
+  await writeFile(file, '');
+  const made = await release(name);
+  await rm(file);
+  expect(made).toMatchObject({ code: 1, manifests: '' });
+  expect(made.log).toMatch(
+    /[a-z0-9-]+:[0-9.]+ cannot be read with this login, and there are changes that are/,
+  );
+  for (const service of services) {
+    const { status } = await fetch(`http://${registry.plainHost}/v2/${name}/${service.name}/tags/list`);
+    expect(status).toBe(404);
+  }
+});

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { readServices } from '../../../../scripts/services.ts';
 import { isReady, kubectl, kubectlWith, pods, readRegistry, services, until } from '../../cluster.ts';
 
-/** What the pipeline does with main: push releases, apply them by digest as the group `ci`. */
+/** Does the pipeline's work on main: pushes releases and applies them by digest as the group `ci`. */
 
 const run = promisify(execFile);
 const root = resolve(import.meta.dirname, '../../../..');
@@ -15,13 +15,13 @@ const objects = 'deployments,ingresses,networkpolicies,serviceaccounts,services'
 
 let folder: string;
 let registry: string;
-/** What the tests before and after this one run with. */
+/** The objects that this test replaces, to restore them for the other tests. */
 let before: object[];
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'payloop-release-'));
   await run('git', ['clone', '--quiet', root, folder]);
   await symlink(join(root, 'node_modules'), join(folder, 'node_modules'));
-  // A link is not the folder that .gitignore means.
+  // .gitignore matches only a folder with this name, not a link.
   await appendFile(join(folder, '.git/info/exclude'), 'node_modules\n');
   registry = `${/^host: "?([^"\s]+)/m.exec(await readRegistry())![1]}/release-${Date.now()}`;
   before = await Promise.all(
@@ -40,13 +40,13 @@ afterAll(async () => {
   await rm(folder, { recursive: true });
 }, 300_000);
 
-/** Makes a release of what is committed in the clone. */
-async function release(): Promise<{ manifests: string; said: string }> {
+/** Releases the last commit of the clone. */
+async function release(): Promise<{ manifests: string; log: string }> {
   const { stdout, stderr } = await run(join(folder, 'scripts/release.sh'), [], {
     env: { ...process.env, REGISTRY: registry },
     maxBuffer: 64 * 1024 ** 2,
   });
-  return { manifests: stdout, said: stderr };
+  return { manifests: stdout, log: stderr };
 }
 
 const rolledOut = (service: string) =>
@@ -56,8 +56,8 @@ test(
   'releases are pushed once, and applied by digest with the rights of ci',
   { timeout: 600_000 },
   async () => {
-    const { manifests, said } = await release();
-    expect(said.match(/building/g)).toHaveLength(services.length);
+    const { manifests, log } = await release();
+    expect(log.match(/building/g)).toHaveLength(services.length);
     const images = readServices(folder).map(({ name, release: tag }) => {
       const wanted = `${registry}/${name}:${tag}`.replaceAll('.', '\\.');
       const image = new RegExp(`image: (${wanted}@sha256:[0-9a-f]{64})\n`).exec(manifests)?.[1];
@@ -80,14 +80,14 @@ test(
       );
     }
 
-    // A release never changes, whatever is in the sources by now.
+    // A release never changes, even if the sources have changed.
     const source = join(folder, 'services/invoice-app/src/main.ts');
     await writeFile(source, `${await readFile(source, 'utf8')}// Changed.\n`);
     const again = await release();
-    expect(again.said).not.toContain('building');
+    expect(again.log).not.toContain('building');
     expect(again.manifests).toBe(manifests);
 
-    // One that is new is of a commit.
+    // A new release requires that all changes are committed.
     const described = join(folder, 'services/invoice-app/deploy/service.yaml');
     const text = await readFile(described, 'utf8');
     await writeFile(described, text.replace(/release: .*/, 'release: 9.0.0'));
@@ -97,7 +97,7 @@ test(
   },
 );
 
-test('a registry that does not answer is said, and nothing is built', { timeout: 60_000 }, async () => {
+test('a registry that does not answer is reported, and nothing is built', { timeout: 60_000 }, async () => {
   registry = '127.0.0.1:1';
   await expect(release()).rejects.toThrow(
     /release: the registry does not tell whether it has 127\.0\.0\.1:1/,

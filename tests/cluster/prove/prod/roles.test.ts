@@ -1,8 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from '../../cluster.ts';
-import { allowed, grants, groups, readRoles, refused, wrong, type Case } from '../../roles.ts';
+import { allowed, findWrongCases, grants, groups, readRoles, refused, type Case } from '../../roles.ts';
 
-/** Each rule and each binding taken out in turn: the matrix notices, and nothing else changes. */
+/** Removes each rule and each binding in turn. The matrix detects it, and no other right changes. */
 
 interface Binding {
   metadata: { name: string; namespace: string };
@@ -16,7 +16,7 @@ const bindings = JSON.parse(
   await kubectl('get', 'rolebindings', '--all-namespaces', selector, '--output=json'),
 ).items as Binding[];
 
-/** Takes a part out of an object for as long as the matrix is asked. @returns what is wrong with it then */
+/** Removes a part of an object while the matrix is checked. @returns the cases that then differ from the matrix */
 async function without(
   { kind, metadata }: { kind: string; metadata: { name: string; namespace?: string } },
   path: string,
@@ -26,12 +26,12 @@ async function without(
   delete object.metadata.resourceVersion;
   await kubectl('patch', ...target, '--type=json', `--patch=[{"op":"remove","path":"${path}"}]`);
   try {
-    // The API server takes a moment to hear of it.
-    await until('the matrix notices', 5, async () => (await wrong(allowed)).length > 0);
-    return await wrong(allowed);
+    // The API server takes a moment to apply the change.
+    await until('the matrix differs', 5, async () => (await findWrongCases(allowed)).length > 0);
+    return await findWrongCases(allowed);
   } finally {
     await kubectlWith([object], 'replace', '--filename=-');
-    await until('all is as before', 5, async () => (await wrong(allowed)).length === 0);
+    await until('the rights are restored', 5, async () => (await findWrongCases(allowed)).length === 0);
   }
 }
 
@@ -45,7 +45,7 @@ describe.each(roles)('$metadata.name', (role) => {
 
   test.each(
     role.rules.map((rule, n) => [`${rule.resources?.join()}: ${rule.verbs.join()}`, rule, n] as const),
-  )('%s', async (_title, rule, n) => {
+  )('without the rule %s, only its rights are missing', async (_title, rule, n) => {
     const expected = allowed.filter((each) => isBound(each) && grants(rule, each));
     expect(await without({ ...role, kind: 'clusterrole' }, `/rules/${n}`)).toEqual(expected);
   });
@@ -54,7 +54,7 @@ describe.each(roles)('$metadata.name', (role) => {
     uses.flatMap((binding) =>
       binding.subjects.map(({ name }, n) => [name, binding.metadata.namespace, binding, n] as const),
     ),
-  )('of %s in %s', async (group, namespace, binding, n) => {
+  )('without the binding of %s in %s, only its rights are missing', async (group, namespace, binding, n) => {
     const expected = allowed.filter(
       (each) =>
         each.group === group && each.namespace === namespace && role.rules.some((rule) => grants(rule, each)),
@@ -63,15 +63,15 @@ describe.each(roles)('$metadata.name', (role) => {
   });
 });
 
-test.each(groups)('%s, with every right there is: each refusal is noticed', async (group) => {
+test.each(groups)('the matrix detects each forbidden right when %s has all rights', async (group) => {
   const own = refused.filter((each) => each.group === group);
   const name = `matrix-${group}`;
   await kubectl('create', 'clusterrolebinding', name, '--clusterrole=cluster-admin', `--group=${group}`);
   try {
-    await until('the matrix notices', 5, async () => (await wrong(own)).length > 0);
-    expect(await wrong(own)).toEqual(own);
+    await until('the matrix differs', 5, async () => (await findWrongCases(own)).length > 0);
+    expect(await findWrongCases(own)).toEqual(own);
   } finally {
     await kubectl('delete', 'clusterrolebinding', name);
-    await until('all is as before', 5, async () => (await wrong(own)).length === 0);
+    await until('the rights are restored', 5, async () => (await findWrongCases(own)).length === 0);
   }
 });

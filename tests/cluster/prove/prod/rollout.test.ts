@@ -5,7 +5,7 @@ import { endOfLoad, isLoadRunning, startLoad, stopLoad } from './load-pod.ts';
 
 type Service = (typeof paying)[number];
 
-/** How long the load takes that all of a test's restarts have to fit in, in seconds. */
+/** The duration of the load, in seconds. All actions of a test must fit into it. */
 const load = { rollout: 200, eviction: 80, drain: 120 };
 
 async function restart(restarted: readonly Service[]): Promise<void> {
@@ -15,7 +15,7 @@ async function restart(restarted: readonly Service[]): Promise<void> {
       const target = [`deployment/${service}`, `--namespace=${service}`];
       await kubectl('rollout', 'restart', ...target);
       await kubectl('rollout', 'status', ...target, '--timeout=120s');
-      // Those that end serve on for a while, which is part of it.
+      // Terminating pods serve for a while longer, and the test covers that too.
       await until('the old pods are gone', 60, async () => {
         const text = await kubectl('get', 'pods', `--namespace=${service}`, '--output=name');
         return before.every(({ metadata }) => !text.includes(metadata.name));
@@ -24,7 +24,7 @@ async function restart(restarted: readonly Service[]): Promise<void> {
   );
 }
 
-/** New invoices all the time, so that each run has something to pay. */
+/** Adds invoices continuously, so that each payment run has some to pay. */
 function startInvoices(): { stop(): Promise<void> } {
   const stopping = new AbortController();
   const loop = async () => {
@@ -43,14 +43,14 @@ function startInvoices(): { stop(): Promise<void> } {
   };
 }
 
-/** Does something while the load runs. @returns what failed of all requests */
+/** Runs an action under load. @returns the failed requests */
 async function underLoad(seconds: number, act: () => Promise<void>, node?: string): Promise<string[]> {
   const invoices = startInvoices();
   try {
     await startLoad({ seconds, ...(node && { node }) });
     await setTimeout(3_000);
     await act();
-    if (!(await isLoadRunning())) throw new Error('the load ended before all was done');
+    if (!(await isLoadRunning())) throw new Error('the load ended before the action did');
     const { answered, failures } = await endOfLoad(seconds + 60);
     console.log(`${seconds} s of load, answered:`, answered);
     for (const kind of ['kept', 'fresh', 'version', 'pay']) {
@@ -69,8 +69,8 @@ async function evict(service: Service, pod: Pod): Promise<string> {
   return await kubectlWith(eviction, 'create', `--raw=${path}`, '--filename=-');
 }
 
-function threeOf(service: Service): Promise<boolean> {
-  return until(`there are three of ${service}`, 90, async () => {
+function waitForThree(service: Service): Promise<boolean> {
+  return until(`${service} has three ready pods`, 90, async () => {
     return (await pods(service)).filter(isReady).length >= 3;
   });
 }
@@ -84,7 +84,7 @@ const nodes = (await kubectl('get', 'nodes', '--output=jsonpath={.items[*].metad
 describe('under steady load through the Service no request fails', () => {
   afterEach(stopLoad, 60_000);
 
-  test('while each deployment is restarted, and then both', { timeout: 400_000 }, async () => {
+  test('while each Deployment is restarted, and then both', { timeout: 400_000 }, async () => {
     const failures = await underLoad(load.rollout, async () => {
       await restart(['invoice-app']);
       await restart(['payment-provider']);
@@ -93,20 +93,20 @@ describe('under steady load through the Service no request fails', () => {
     expect(failures).toEqual([]);
   });
 
-  test('while a pod of each is evicted; a second one is not', { timeout: 300_000 }, async () => {
+  test('while a pod of each service is evicted, but not a second one', { timeout: 300_000 }, async () => {
     const failures = await underLoad(load.eviction, async () => {
       for (const service of paying) {
-        await threeOf(service);
+        await waitForThree(service);
         const [first, second] = await pods(service);
         await evict(service, first!);
         await expect(evict(service, second!)).rejects.toThrow(/disruption budget/);
-        await threeOf(service);
+        await waitForThree(service);
       }
     });
     expect(failures).toEqual([]);
   });
 
-  // Where the cluster was there before, it has one node only: scripts/ci.sh makes one with two.
+  // scripts/ci.sh creates a cluster with two nodes, but a cluster that existed before may have only one.
   test.runIf(nodes.length > 1)('while a node is drained', { timeout: 400_000 }, async () => {
     const staying = await nodeOf('postgres', 'postgres-0');
     const drained = nodes.find((node) => node !== staying)!;
@@ -136,7 +136,7 @@ describe('under steady load through the Service no request fails', () => {
   });
 });
 
-/** Kubernetes' own name servers have no disruption budget in kind: where both are on this node, one goes before. */
+/** Moves a name server to the other node if this node has them all, because kind gives them no disruption budget. */
 async function spreadNames(drained: string): Promise<void> {
   const selector = ['--namespace=kube-system', '--selector=k8s-app=kube-dns'];
   const read = async () =>
