@@ -30,7 +30,7 @@ const named: Record<string, string> = {
   'scripts/check.sh': 'checks the types of a page',
 };
 
-/** Yields the project's own files: not installed, not built, not hidden. A copy of the tree may lack git to list them. */
+/** Yields the project's own files, not those installed, built or hidden. Works without git, in a copy of the tree. */
 function* filesIn(folder: string): Generator<string> {
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
     if (['node_modules', 'dist', 'release.yaml', '.git', '.payloop'].includes(entry.name)) continue;

@@ -103,12 +103,7 @@ test.each<[string, RecordedRequest, RecordedResponse, RegExp]>([
     item,
     /^accepted although invalid: .*size|parameters\/1/,
   ],
-  [
-    'an invalid path that is accepted',
-    get('/items/x'),
-    item,
-    /^accepted although invalid: .*parameters\/0/,
-  ],
+  ['an invalid path that is accepted', get('/items/x'), item, /^accepted although invalid: .*parameters\/0/],
   [
     'an invalid header that is accepted',
     get('/items/1', { Key: 'abcd' }),
@@ -131,7 +126,12 @@ test.each<[string, RecordedRequest, RecordedResponse, RegExp]>([
     answer(404, 'x', { 'Content-Type': 'text/plain' }),
     /const/,
   ],
-  ['a wrong Allow header', get('/items'), answer(405, '', { Allow: 'GET, HEAD' }), /allows GET,HEAD, not POST/],
+  [
+    'a wrong Allow header',
+    get('/items'),
+    answer(405, '', { Allow: 'GET, HEAD' }),
+    /allows GET,HEAD, not POST/,
+  ],
 ])('reports %s', (_name, request, response, line) => {
   expect(document.findViolations(request, response)).toContainEqual(expect.stringMatching(line));
 });

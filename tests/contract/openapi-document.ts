@@ -39,7 +39,14 @@ async function readFirstChunk(response: Response): Promise<string> {
 }
 
 /** Response headers of HTTP itself, which the document need not describe. */
-const standardHeaders = ['connection', 'content-length', 'content-type', 'date', 'keep-alive', 'transfer-encoding'];
+const standardHeaders = [
+  'connection',
+  'content-length',
+  'content-type',
+  'date',
+  'keep-alive',
+  'transfer-encoding',
+];
 
 /** The OpenAPI document that a service serves at `/openapi.json`. Checks requests and responses against it. */
 export class OpenApiDocument {
