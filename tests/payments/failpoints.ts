@@ -72,7 +72,7 @@ export function findFailpoints(sources = readPaymentPath()): Failpoint[] {
  */
 export function findGaps(
   sources = readPaymentPath(),
-  works = statementFiles.map((file) => ({ file, text: read(file) })),
+  statements = statementFiles.map((file) => ({ file, text: read(file) })),
 ) {
   const gaps: string[] = [];
   const onPath = new Set(sources.flatMap(({ text }) => [...declaredIn(text)]));
@@ -94,7 +94,7 @@ export function findGaps(
   for (const name of names.filter((each, index) => names.indexOf(each) !== index)) {
     gaps.push(`two failpoints are named '${name}'`);
   }
-  for (const { file, text } of works) {
+  for (const { file, text } of statements) {
     for (const [name, body] of functionsOf(text)) {
       const awaits = awaitsIn(body);
       const isStatement = awaits.every(([awaited]) => /^(database\.)?query\b/.test(awaited));

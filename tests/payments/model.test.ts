@@ -20,7 +20,7 @@ test('the same seed releases the same steps in the same order', { timeout: 60_00
   expect(await traces(2)).not.toEqual(first);
 });
 
-// Together these orders need each guard that mutants.ts tests with the model. `make prove` runs 1,000 others.
+// Together these orders exercise each guard that mutants.ts tests with the model. `make prove` runs 1,000 others.
 test.for([
   { seed: 4, runs: 20 },
   { seed: 21, runs: 20 },

@@ -17,7 +17,7 @@ const ranges = fc.record({
 });
 
 const plans: fc.Arbitrary<Plan> = fc.record({
-  // Not shrunk, and fresh in each run, because a provider's n-th decision on an id is always the same.
+  // Random, so that no two runs share ids: a provider's n-th decision on an id is always the same.
   firstId: fc.noShrink(fc.integer({ min: 1, max: 2 ** 46 })),
   form: fc.constantFrom(...forms),
   commands: fc

@@ -160,7 +160,7 @@ test.each<[string, object, number, RegExp]>([
   expect(ms).toBeLessThan(10_000);
 });
 
-test('keeps waiting if the code that failed to start is other code', { timeout: 60_000 }, async () => {
+test('keeps waiting if only other code failed to start', { timeout: 60_000 }, async () => {
   let calls = 0;
   const version = (): [number, string] => {
     calls += 1;

@@ -55,7 +55,7 @@ export interface Plan {
   firstId: number;
   form: Form;
   commands: Command[];
-  /** The faults of the n-th released steps. */
+  /** The fault of the n-th step that the scheduler releases. */
   faults: { at: number; fault: Fault }[];
   /** The steps during which the provider answers no request. They can outlast all retries. */
   silence: { from: number; steps: number };
@@ -118,7 +118,7 @@ interface Held {
 
 /** A request to the provider, from sending to its answer. */
 interface Request {
-  /** At the provider, one of the provider's steps handles it; otherwise it is moving. */
+  /** `at the provider` while a step of the provider handles it; in the other states it is moving. */
   at: 'on its way' | 'at the provider' | 'on its way back' | 'done';
   provider?: ProviderReplica;
 }
@@ -254,7 +254,7 @@ export class Simulation {
     this.#starts.clear();
     this.#heartbeats = [];
     for (const provider of this.#providers) {
-      // The providers outlive a run, so this hides their starts and steps in earlier runs.
+      // The providers outlive a run. A fresh name and step count hide the earlier runs.
       Object.assign(provider, this.#createReplica('provider', provider.slot));
     }
     await this.#createData(plan.firstId);
@@ -613,9 +613,9 @@ export class Simulation {
 
   async #untilRest(): Promise<void> {
     for (let still = 0; still < 3; still += 1) {
-      const came = this.#holds;
+      const before = this.#holds;
       await turn();
-      if (this.#moving > 0 || came !== this.#holds) still = -1;
+      if (this.#moving > 0 || before !== this.#holds) still = -1;
     }
   }
 
