@@ -1,4 +1,4 @@
-// Clients that were written for the originals: shell scripts, each against three replicas behind one address.
+// Runs clients written for the original services: shell scripts, each against three replicas behind one address.
 // @module-tag slow
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
@@ -9,7 +9,7 @@ import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { startService, type RunningService } from '../support/start-service.ts';
 
-/** One address for several services: each connection goes to the next. */
+/** Listens on one address and forwards each connection to the next service in turn. */
 async function balance(services: RunningService[]): Promise<AsyncDisposable & { url: string }> {
   let next = 0;
   const server = createServer((client) => {
@@ -34,7 +34,7 @@ async function balance(services: RunningService[]): Promise<AsyncDisposable & { 
   };
 }
 
-/** Runs a script of a client in the shell, with `url` as its first argument. @returns what it wrote */
+/** Runs a client's script in bash, with `url` as its first argument. @returns its standard output, trimmed */
 async function run(script: string, url: string): Promise<string> {
   const strict = `set -o errexit -o nounset -o pipefail\nreadonly url=$1\n${script}`;
   const { stdout } = await promisify(execFile)('bash', ['-c', strict, 'client', url], { timeout: 100_000 });
@@ -45,7 +45,7 @@ const count = `count() { curl -sf "$url/invoices" | jq "map(select(.IsPaid == $1
 
 test.each([
   [
-    'counts what is unpaid, pays, and expects all to be paid',
+    'counts the unpaid invoices, pays, and expects all to be paid',
     '0',
     `${count}
     [[ $(count false) == 1000 ]]
@@ -55,30 +55,30 @@ test.each([
     '1000 0\n1000 0\n1000 0',
   ],
   [
-    'reads the answer of pay as JSON',
+    'parses the response to pay as JSON',
     '0.5',
     `curl -sf -X POST -d '{}' "$url/invoices/pay" | jq --exit-status --compact-output .`,
     '{}',
   ],
   [
-    'asks until pay is exactly true',
+    'calls pay until the response is exactly true',
     '0.5',
     `${count}
     tries=1
     until [[ $(curl -s -X POST "$url/rest/v1/invoices/pay") == true ]]; do tries=$((tries + 1)); done
-    # Half of what is left is declined each time: the first time cannot do for a thousand.
+    # The provider declines half of the rest each time, so one call cannot pay all 1,000.
     echo "$((tries > 1)) $(count true) $(count false)"`,
     '1 1000 0',
   ],
   [
-    'asks until no invoice of Antaeus is pending',
+    'calls pay until no Antaeus invoice is pending',
     '0.5',
     `pending() { curl -sf "$url/rest/v1/invoices" | jq '[.[] | select(.status == "PENDING")] | length'; }
     until [[ $(pending) == 0 ]]; do curl -sf -X POST "$url/rest/v1/invoices/pay" >/dev/null; done
     pending`,
     '0',
   ],
-])('a client that %s', { timeout: 120_000 }, async (_name, failureRate, script, written) => {
+])('serves a client that %s', { timeout: 120_000 }, async (_name, failureRate, script, output) => {
   await using provider = await startService(paymentProvider, { FAILURE_RATE: failureRate });
   const env = { SEED_INVOICES: '1000', PAYMENT_PROVIDER_URL: `${provider.url}/payments/pay` };
   await using first = await startService(invoiceApp, env, { instance: 'one' });
@@ -86,5 +86,5 @@ test.each([
   await using second = await startService(invoiceApp, shared, { instance: 'two' });
   await using third = await startService(invoiceApp, shared, { instance: 'three' });
   await using address = await balance([first, second, third]);
-  expect(await run(script, address.url)).toBe(written);
+  expect(await run(script, address.url)).toBe(output);
 });

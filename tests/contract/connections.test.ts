@@ -4,17 +4,17 @@ import { expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
 import { readServices } from '../../scripts/services.ts';
 
-/** That the local Postgres has connections, and memory for them, for every pod that an overlay may start. */
+/** Checks that the local Postgres has the connections and the memory for every pod that an overlay may start. */
 
 const root = path.resolve(import.meta.dirname, '../..');
 const hasKustomize = spawnSync('kustomize', ['version']).status === 0;
 
-/** Of a pod: nine in its pools and one for readiness, as `database_connections_max` says. */
-const ofPod = 10;
-/** Postgres keeps three for its superuser; the others are for whoever looks into the database. */
+/** Nine in the pools of a pod and one for readiness: the value of its metric `database_connections_max`. */
+const connectionsPerPod = 10;
+/** Postgres reserves three for superusers. The others are for people who inspect the database. */
 const reserve = 10;
-/** Measured: 1.7 MiB each after a few statements. Postgres itself takes 128 MiB of buffers and some 32 more. */
-const memory = { ofConnection: 2, ofPostgres: 160 };
+/** In MiB. A connection measured 1.7 after a few statements. Postgres takes 128 of buffers and about 32 more. */
+const memory = { perConnection: 2, server: 160 };
 
 interface Manifest {
   kind: string;
@@ -32,8 +32,8 @@ function render(folder: string): Manifest[] {
   return parseAllDocuments(text).map((document) => document.toJS() as Manifest);
 }
 
-/** How many pods of a service there may be at once: autoscaled to its most, and one that replaces another. */
-function mostPods(manifests: Manifest[], service: string): number {
+/** Returns the most pods of a service at one time: its highest replica count plus the surge of a rollout. */
+function maxPods(manifests: Manifest[], service: string): number {
   const find = (kind: string) =>
     manifests.find((each) => each.kind === kind && each.metadata.name === service)?.spec;
   const deployment = find('Deployment');
@@ -52,11 +52,11 @@ function readPostgres() {
 }
 
 test.skipIf(!hasKustomize).each(['dev', 'prod'])(
-  'max_connections is enough for all pods of %s',
+  'max_connections is enough for all pods of the %s overlay',
   (overlay) => {
     const manifests = render(`kustomize/overlays/${overlay}`);
-    const pods = readServices().map(({ name }) => mostPods(manifests, name));
-    const needed = pods.reduce((sum, count) => sum + count * ofPod, reserve);
+    const pods = readServices().map(({ name }) => maxPods(manifests, name));
+    const needed = pods.reduce((sum, count) => sum + count * connectionsPerPod, reserve);
     expect(
       readPostgres().connections,
       `max_connections of k8s/local/postgres/postgres.yaml is too small for ${pods.length} services`,
@@ -64,7 +64,7 @@ test.skipIf(!hasKustomize).each(['dev', 'prod'])(
   },
 );
 
-test.skipIf(!hasKustomize)('its memory limit is enough for max_connections', () => {
+test.skipIf(!hasKustomize)('the memory limit of Postgres is enough for max_connections', () => {
   const { connections, mebibytes } = readPostgres();
-  expect(mebibytes).toBeGreaterThanOrEqual(connections * memory.ofConnection + memory.ofPostgres);
+  expect(mebibytes).toBeGreaterThanOrEqual(connections * memory.perConnection + memory.server);
 });

@@ -1,5 +1,5 @@
-// Every request of the contract, recorded, sent to the services; each and its answer held against what the service
-// says of itself at /openapi.json.
+// Sends every request of the contract to the services, and compares each request and its response with the expected
+// response and with the service's own /openapi.json.
 import { isDeepStrictEqual } from 'node:util';
 import express from 'express';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
@@ -7,56 +7,56 @@ import { mostWatchers } from '../../services/invoice-app/src/progress.ts';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { createDatabase } from '../support/database.ts';
-import { Description, send, type Asked } from './described.ts';
+import { OpenApiDocument, send, type RecordedRequest } from './openapi-document.ts';
 import { Issuer } from '../support/issuer.ts';
 import { startService, type RunningService } from '../support/start-service.ts';
 import { startApp, startProvider } from '../support/app-and-provider.ts';
 
-/** What is asked, and what is to come back: the body as JSON where it is, else as text. */
-type Row = [Asked, status: number, body?: unknown, headers?: Record<string, string>];
+/** A request and its expected response. The body is parsed if it is JSON, otherwise text. */
+type Row = [RecordedRequest, status: number, body?: unknown, headers?: Record<string, string>];
 
 interface Subject {
   service: RunningService;
-  description: Description;
+  document: OpenApiDocument;
 }
 
 async function describeService(service: RunningService): Promise<Subject> {
-  return { service, description: await Description.of(service.url) };
+  return { service, document: await OpenApiDocument.fetch(service.url) };
 }
 
-/** Which answers of which operations were seen, such as `invoice-app GET /invoices 200`. */
+/** The responses received, such as `invoice-app GET /invoices 200`. */
 const seen = new Set<string>();
-/** The same of those that are described anywhere. */
+/** The responses that the documents describe, in the same form. */
 const described = new Set<string>();
 
 /**
- * Sends requests, one after the other, and holds each and its answer against the row and the document.
+ * Sends the requests one after the other, and compares each response with its row and with the document.
  * @returns a line for each difference
  */
-async function differences({ service, description }: Subject, rows: Row[]): Promise<string[]> {
-  for (const answer of description.answers()) described.add(answer);
+async function findDifferences({ service, document }: Subject, rows: Row[]): Promise<string[]> {
+  for (const response of document.responses()) described.add(response);
   const lines: string[] = [];
   for (const row of rows) {
-    const [asked, status, body, headers = {}] = row;
-    const answered = await send(service.url, asked);
-    seen.add(description.nameOf(asked, answered));
-    const found = description.complaints(asked, answered);
-    if (answered.status !== status) found.push(`answered ${answered.status}`);
+    const [request, status, body, headers = {}] = row;
+    const response = await send(service.url, request);
+    seen.add(document.nameOf(request, response));
+    const found = document.findViolations(request, response);
+    if (response.status !== status) found.push(`answered ${response.status}`);
     const isJson =
-      answered.headers.get('Content-Type')?.startsWith('application/json') && answered.body !== '';
-    const given: unknown = isJson ? JSON.parse(answered.body) : answered.body;
-    if (body !== undefined && !isDeepStrictEqual(given, body)) found.push(`answered ${answered.body}`);
+      response.headers.get('Content-Type')?.startsWith('application/json') && response.body !== '';
+    const given: unknown = isJson ? JSON.parse(response.body) : response.body;
+    if (body !== undefined && !isDeepStrictEqual(given, body)) found.push(`answered ${response.body}`);
     for (const [name, value] of Object.entries(headers)) {
-      const has = answered.headers.get(name);
-      if (has !== value) found.push(`answered with the ${name} ${has}`);
+      const has = response.headers.get(name);
+      if (has !== value) found.push(`answered with ${name}: ${has}`);
     }
     lines.push(...found.map((line) => `${nameOf(row)}: ${line}`));
   }
   return lines;
 }
 
-const get = (path: string): Asked => ({ method: 'GET', path });
-const post = (path: string, body?: unknown, headers: Record<string, string> = {}): Asked => ({
+const get = (path: string): RecordedRequest => ({ method: 'GET', path });
+const post = (path: string, body?: unknown, headers: Record<string, string> = {}): RecordedRequest => ({
   method: 'POST',
   path,
   headers,
@@ -64,15 +64,15 @@ const post = (path: string, body?: unknown, headers: Record<string, string> = {}
 });
 
 function checkAll(subject: () => Subject, rows: Row[]): void {
-  // In their order: a repeat comes after what it repeats.
+  // The order matters: a repeated request follows its original.
   test.each(rows.map((row) => ({ name: nameOf(row), row })))('$name', async ({ row }) => {
-    expect(await differences(subject(), [row])).toEqual([]);
+    expect(await findDifferences(subject(), [row])).toEqual([]);
   });
 }
 
 function nameOf([{ method, path, headers = {}, body = '' }, status]: Row): string {
   const shown = Object.keys(headers).length > 0 ? `${JSON.stringify(headers)} ${body}` : body;
-  return [method, path, shown.slice(0, 120), `is ${status}`].filter(Boolean).join(' ');
+  return [method, path, shown.slice(0, 120), `answers ${status}`].filter(Boolean).join(' ');
 }
 
 const error = (text: string) => ({ error: text });
@@ -104,8 +104,8 @@ describe('invoice-app', () => {
       status,
     }));
 
-  /** Fetch would ask past every cache. */
-  const hasIt = { 'If-None-Match': '*', 'Cache-Control': 'max-age=0' };
+  /** Sets Cache-Control because fetch would add `no-cache` itself, which rules out a 304. */
+  const conditional = { 'If-None-Match': '*', 'Cache-Control': 'max-age=0' };
 
   checkAll(
     () => app,
@@ -146,7 +146,7 @@ describe('invoice-app', () => {
       [post('/rest/v1/invoices/pay', '{"id":', { 'Content-Type': 'application/json' }), 200, true],
       [get('/'), 200, undefined, { 'Content-Type': 'text/html; charset=utf-8', 'Cache-Control': 'no-cache' }],
       ...['page.js', 'page.css', 'icon.svg'].map((file): Row => [get(`/page/${file}`), 200]),
-      ...['/', '/page/page.js'].map((path): Row => [{ ...get(path), headers: hasIt }, 304, '']),
+      ...['/', '/page/page.js'].map((path): Row => [{ ...get(path), headers: conditional }, 304, '']),
       [get('/page/none.js'), 404, error('not found')],
       [get('/page/%ff'), 400, error("Failed to decode param '%ff'")],
       [get('/progress'), 200, undefined, { 'Content-Type': 'text/event-stream; charset=utf-8' }],
@@ -188,7 +188,7 @@ describe('invoice-app', () => {
     ],
   );
 
-  test('declines alone are 200 {}, and false', async () => {
+  test('answers 200 {} and false when every payment is declined', async () => {
     await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
     await using unlucky = await startApp(declining);
     const rows: Row[] = [
@@ -196,23 +196,23 @@ describe('invoice-app', () => {
       [post('/rest/v1/invoices/pay'), 200, false],
       [get('/invoices'), 200, invoices],
     ];
-    expect(await differences(await describeService(unlucky), rows)).toEqual([]);
+    expect(await findDifferences(await describeService(unlucky), rows)).toEqual([]);
   });
 
-  test('a provider that is down is 502, false, and null', async () => {
+  test('answers 502, false and null while the provider is down', async () => {
     await using unlucky = await startApp({ url: 'http://127.0.0.1:1' });
-    const said = 'the payment provider gave no definite answer';
+    const message = 'the payment provider gave no definite answer';
     const self = { service: 'invoice-app', source: 'the code under test', instance: 'test', provider: null };
     const rows: Row[] = [
-      [post('/invoices/pay'), 502, { error: said, paid: 0, declined: 0, refused: 0, unknown: 3 }],
+      [post('/invoices/pay'), 502, { error: message, paid: 0, declined: 0, refused: 0, unknown: 3 }],
       [post('/rest/v1/invoices/pay'), 200, false],
       [post('/reset'), 502],
       [get('/version'), 200, self],
     ];
-    expect(await differences(await describeService(unlucky), rows)).toEqual([]);
+    expect(await findDifferences(await describeService(unlucky), rows)).toEqual([]);
   });
 
-  test('without its database it is 503, but for what needs none', { timeout: 60_000 }, async () => {
+  test('answers 503 without its database, except on routes that need none', { timeout: 60_000 }, async () => {
     const database = await createDatabase();
     await using lonely = await startApp(provider, { DATABASE_URL: database.url });
     const subject = await describeService(lonely);
@@ -224,24 +224,24 @@ describe('invoice-app', () => {
       ...['/invoices/pay', '/rest/v1/invoices/pay', '/reset'].map((path): Row => [post(path), 503]),
       ...['/livez', '/rest/health'].map((path): Row => [get(path), 200, 'ok']),
     ];
-    expect(await differences(subject, rows)).toEqual([]);
+    expect(await findDifferences(subject, rows)).toEqual([]);
   });
 
-  test('more watchers than a process has connections for are 503', async () => {
+  test('answers 503 to more watchers than one process accepts', async () => {
     const gone = new AbortController();
     const watch = () => fetch(`${app.service.url}/progress`, { signal: gone.signal });
     await Promise.all(Array.from({ length: mostWatchers }, watch));
     const rows: Row[] = [
       [get('/progress'), 503, error('too many watchers, try again later'), { 'Retry-After': '5' }],
     ];
-    expect(await differences(app, rows)).toEqual([]);
+    expect(await findDifferences(app, rows)).toEqual([]);
     gone.abort();
   });
 
-  test('POST /reset is there only where it is allowed', async () => {
+  test('serves POST /reset only if ALLOW_RESET is true', async () => {
     await using strict = await startApp(provider, { ALLOW_RESET: 'false' });
     const rows: Row[] = [[post('/reset'), 404, error('not found')]];
-    expect(await differences(await describeService(strict), rows)).toEqual([]);
+    expect(await findDifferences(await describeService(strict), rows)).toEqual([]);
   });
 });
 
@@ -398,7 +398,7 @@ describe('payment-provider', () => {
   ];
   checkAll(() => provider, [...charged, ...refused, ...repeated, ...rest]);
 
-  test('a decline is 402, false, and an outcome of its own', async () => {
+  test('answers a decline with 402, with false, and with a 402 outcome in an array', async () => {
     await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
     const declined = error('payment declined');
     const rows: Row[] = [
@@ -409,10 +409,10 @@ describe('payment-provider', () => {
       [pay([element('I1')]), 200, [{ status: 402, id: 'I1', ...declined, repeated: true }]],
       [post('/reset'), 404, error('not found')],
     ];
-    expect(await differences(await describeService(declining), rows)).toEqual([]);
+    expect(await findDifferences(await describeService(declining), rows)).toEqual([]);
   });
 
-  test('a key whose first request is at work is 409', async () => {
+  test('answers 409 while the first request with the key is in flight', async () => {
     const allowed = Promise.withResolvers<void>();
     const step = async <T>(name: string, work: () => Promise<T>) => {
       if (name === 'store') await allowed.promise;
@@ -422,22 +422,22 @@ describe('payment-provider', () => {
     const subject = await describeService(slow);
     const body = error('the first request with this idempotency key is still at work');
     for (const ask of [pay(payment, keyed('a')), payAntaeus(antaeus, keyed('b'))]) {
-      // Which of the two comes first is not known; the later one has to be answered at once.
+      // Either request may arrive first. The later one must be answered immediately.
       const both = [send(slow.url, ask), send(slow.url, ask)];
       const { status } = await Promise.race(both);
       expect(status).toBe(409);
-      expect(await differences(subject, [[ask, 409, body, { 'Retry-After': '1' }]])).toEqual([]);
+      expect(await findDifferences(subject, [[ask, 409, body, { 'Retry-After': '1' }]])).toEqual([]);
     }
     allowed.resolve();
   });
 
-  test('a fault on purpose is 500', async () => {
+  test('answers an injected fault with 500', async () => {
     await using failing = await startService(paymentProvider, { FAULTS: 'fail=1' });
     const rows: Row[] = [[pay(payment), 500, error('failed on purpose')]];
-    expect(await differences(await describeService(failing), rows)).toEqual([]);
+    expect(await findDifferences(await describeService(failing), rows)).toEqual([]);
   });
 
-  test('without its database it is 503', { timeout: 60_000 }, async () => {
+  test('answers 503 without its database', { timeout: 60_000 }, async () => {
     const database = await createDatabase();
     await using lonely = await startService(paymentProvider, {
       DATABASE_URL: database.url,
@@ -447,10 +447,10 @@ describe('payment-provider', () => {
     await database.drop();
     const asks = [get('/readyz'), pay(payment), payAntaeus(antaeus), post('/reset')];
     const rows = asks.map((ask): Row => [ask, 503]);
-    expect(await differences(subject, rows)).toEqual([]);
+    expect(await findDifferences(subject, rows)).toEqual([]);
   });
 
-  test('where tokens are asked for, it is 401, 403 and 503 without a good one', async () => {
+  test('requires a token: 401 if it is missing, 403 for another subject, 503 without the keys', async () => {
     await using issuer = await Issuer.start();
     await using strict = await startService(paymentProvider, { ...issuer.env, ALLOW_RESET: 'true' });
     const subject = await describeService(strict);
@@ -466,7 +466,7 @@ describe('payment-provider', () => {
       ]);
     const noKeys = rows(bearer(good), 503, error('no token can be checked'), { 'Retry-After': '1' });
     issuer.fault = { status: 500, body: '' };
-    expect(await differences(subject, noKeys)).toEqual([]);
+    expect(await findDifferences(subject, noKeys)).toEqual([]);
     issuer.fault = undefined;
     const others = [
       ...rows({}, 401, error('unauthorized'), { 'WWW-Authenticate': 'Bearer' }),
@@ -474,18 +474,18 @@ describe('payment-provider', () => {
       ...rows(bearer(good), 200),
       ...['/version', '/openapi.json', '/startupz', '/livez', '/readyz'].map((path): Row => [get(path), 200]),
     ];
-    expect(await differences(subject, others)).toEqual([]);
+    expect(await findDifferences(subject, others)).toEqual([]);
   });
 });
 
-test('every answer that is described was seen', () => {
-  // 500 is a fault of the service, which only one kind of request can be made to have.
-  const left = [...described].filter((answer) => !seen.has(answer) && !answer.endsWith(' 500'));
-  expect(left).toEqual([]);
+test('the requests above received every response that is described', () => {
+  // A 500 is a fault of the service. Only one kind of request can be made to fail with it.
+  const unseen = [...described].filter((answer) => !seen.has(answer) && !answer.endsWith(' 500'));
+  expect(unseen).toEqual([]);
   expect([...seen].filter((answer) => answer.endsWith(' 500'))).toHaveLength(1);
 });
 
-describe('what is served is described, and nothing else is', () => {
+describe('the document describes exactly the routes that are served', () => {
   const methods = ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE', 'OPTIONS'];
 
   test.each([
@@ -494,16 +494,16 @@ describe('what is served is described, and nothing else is', () => {
     { name: 'payment-provider', module: paymentProvider, allowReset: 'true' },
     { name: 'payment-provider', module: paymentProvider, allowReset: 'false' },
   ])('$name, ALLOW_RESET=$allowReset', async ({ module, allowReset }) => {
-    // Each way to a path of Express ends in one of these.
+    // Every Express method that adds a path calls one of these.
     const routes = vi.spyOn(express.application, 'route');
     const uses = vi.spyOn(express.application, 'use');
     try {
       await using service = await startService(module, { ALLOW_RESET: allowReset });
-      const { document } = await Description.of(service.url);
-      const paths: Record<string, object> = document.paths;
+      const { json } = await OpenApiDocument.fetch(service.url);
+      const paths: Record<string, object> = json.paths;
       const served = routes.mock.calls.map(([path]) => String(path).replaceAll(/:(\w+)/g, '{$1}'));
       expect(Object.keys(paths).toSorted()).toEqual(served.toSorted());
-      // Nobody would see the paths of a router, or of a folder.
+      // The spies do not see the paths inside a router or a static folder, so there must be none.
       const used = (uses.mock.calls as unknown[][]).flat();
       const names = used.map((each) => (typeof each === 'function' ? each.name : String(each)));
       expect(names.filter((name) => /^(router|serveStatic|\/)/.test(name))).toEqual([]);

@@ -5,7 +5,7 @@ import type { RunningService } from '../support/start-service.ts';
 import { startApp, startProvider } from '../support/app-and-provider.ts';
 
 const page = readFileSync(join(import.meta.dirname, '../../docs/differences.md'), 'utf8');
-/** The rows below a heading: method, path, and the status that the page says it has here. */
+/** Returns the table rows below a heading: method, path, and the status that the page claims for payloop. */
 const rowsOf = (heading: string) => {
   const [, section = ''] = page.split(`## ${heading}\n`);
   const rows = section.split('\n## ')[0]!.matchAll(/^\| `([A-Z]+) (\S+)` \| [^|]+ \| (\d{3}) \|/gm);
@@ -27,8 +27,8 @@ const body = '{"id":"<I&1>","value":1,"currency":"EUR"}';
 const send = ({ url }: RunningService, method: string, path: string) =>
   fetch(url + path, { method, redirect: 'manual', ...(method === 'POST' && { body }) });
 
-describe('what docs/differences.md says of', () => {
-  test('invoice-app', async () => {
+describe('docs/differences.md is right about', () => {
+  test('the routes of invoice-app', async () => {
     const rows = rowsOf('Routes of invoice-app');
     expect(rows).toHaveLength(9);
     for (const { method, path, status } of rows) {
@@ -36,7 +36,7 @@ describe('what docs/differences.md says of', () => {
     }
   });
 
-  test('payment-provider', async () => {
+  test('the routes of payment-provider', async () => {
     const rows = rowsOf('Routes of payment-provider');
     expect(rows).toHaveLength(2);
     for (const { method, path, status } of rows) {
@@ -44,7 +44,7 @@ describe('what docs/differences.md says of', () => {
     }
   });
 
-  test('answers: a list without a length, and JSON that escapes no more than it must', async () => {
+  test('responses: lists have no Content-Length, and JSON escapes only the necessary characters', async () => {
     const list = await send(app, 'GET', '/invoices');
     expect(list.headers.get('Content-Length')).toBeNull();
     expect(list.headers.get('Transfer-Encoding')).toBe('chunked');

@@ -1,4 +1,4 @@
-// What keeps the sites that a developer visits from paying, resetting or reading, in both services.
+// Checks that the websites a developer visits cannot pay, reset or read through either service.
 import { once } from 'node:events';
 import { request, type OutgoingHttpHeaders } from 'node:http';
 import { connect } from 'node:net';
@@ -21,7 +21,7 @@ afterAll(async () => {
   await provider[Symbol.asyncDispose]();
 });
 
-/** fetch allows no Host of one's own. */
+/** Sends a request with any Host header, which fetch does not allow. */
 async function send(url: string, method: string, headers: OutgoingHttpHeaders, body = '') {
   const sent = request(url, { method, headers, agent: false });
   sent.end(body);
@@ -29,7 +29,7 @@ async function send(url: string, method: string, headers: OutgoingHttpHeaders, b
   return { status: answer.statusCode as number, body: await text(answer) };
 }
 
-test('what only matters where a browser shows an answer is with GET and HEAD alone', async () => {
+test('sends the headers for displayed documents with GET and HEAD only', async () => {
   const shown = [
     'Content-Security-Policy',
     'Cross-Origin-Opener-Policy',
@@ -68,11 +68,11 @@ describe('a POST without Sec-Fetch-Site', () => {
     ['another name of loopback', 'http://127.0.0.1:8081', 'localhost:8081'],
     ['a longer name', 'http://localhost:8081.evil.example', 'localhost:8081'],
     ['the default port instead', 'http://localhost', 'localhost:8081'],
-    ['a frame without an origin', 'null', 'localhost:8081'],
+    ['a frame with an opaque origin', 'null', 'localhost:8081'],
     ['a file', 'file://', 'localhost'],
-    ['no origin at all', '', 'localhost:8081'],
-    ['what is no URL', 'localhost:8081', 'localhost:8081'],
-  ])('from %s is 403: Origin %j, Host %j', async (_name, origin, host) => {
+    ['an empty origin', '', 'localhost:8081'],
+    ['an origin that is not a URL', 'localhost:8081', 'localhost:8081'],
+  ])('gets 403 from %s: Origin %j, Host %j', async (_name, origin, host) => {
     for (const { url } of posts()) {
       expect(await send(url, 'POST', { Origin: origin, Host: host }, payment)).toEqual({
         status: 403,
@@ -88,16 +88,16 @@ describe('a POST without Sec-Fetch-Site', () => {
     ['https://localhost', 'localhost:443'],
     ['http://[::1]:8081', '[::1]:8081'],
     ['http://LOCALHOST:8081', 'localhost:8081'],
-  ])('of the same origin is served: Origin %j, Host %j', async (origin, host) => {
+  ])('is served from the same origin: Origin %j, Host %j', async (origin, host) => {
     const { status } = await send(`${app.url}/invoices/pay`, 'POST', { Origin: origin, Host: host });
     expect(status).toBe(200);
   });
 
-  test('of no browser is served', async () => {
+  test('is served without an Origin, as from a client that is not a browser', async () => {
     expect((await send(`${app.url}/invoices/pay`, 'POST', {})).status).toBe(200);
   });
 
-  test('of an origin, and of no Host to compare it with, is 403', async () => {
+  test('gets 403 with an Origin but no Host to compare it with', async () => {
     const { hostname, port } = new URL(app.url);
     const socket = connect(Number(port), hostname);
     socket.write('POST /reset HTTP/1.0\r\nOrigin: http://evil.example\r\n\r\n');
@@ -105,7 +105,7 @@ describe('a POST without Sec-Fetch-Site', () => {
   });
 });
 
-test('what the browser says counts more than Origin', async () => {
+test('Sec-Fetch-Site takes precedence over Origin', async () => {
   const same = { Origin: 'http://localhost:8081', Host: 'localhost:8081' };
   for (const { url } of posts()) {
     const refused = await send(url, 'POST', { ...same, 'Sec-Fetch-Site': 'cross-site' }, payment);
@@ -115,7 +115,7 @@ test('what the browser says counts more than Origin', async () => {
   expect((await send(`${app.url}/invoices/pay`, 'POST', other)).status).toBe(200);
 });
 
-test.each(['PUT', 'DELETE', 'PATCH', 'OPTIONS'])('%s from another site is 403 too', async (method) => {
+test.each(['PUT', 'DELETE', 'PATCH', 'OPTIONS'])('%s from another site gets 403 too', async (method) => {
   const { status } = await send(`${app.url}/invoices`, method, { Origin: 'http://evil.example' });
   expect(status).toBe(403);
 });
@@ -137,9 +137,9 @@ const wrongNames = [
   'a b',
 ];
 
-describe('in development, as Host', () => {
+describe('the Host header in development', () => {
   test.each(['invoice-app', 'payment-provider'])(
-    '%s takes loopback, addresses and its own names',
+    '%s accepts loopback, IP addresses and its own names',
     async (name) => {
       const { url, metricsUrl } = name === 'invoice-app' ? app : provider;
       for (const host of everyName(name).flatMap((each) => [each, `${each}:8081`, each.toUpperCase()])) {
@@ -149,7 +149,7 @@ describe('in development, as Host', () => {
     },
   );
 
-  test.each(wrongNames)('%s is 421, whatever is asked for', async (host) => {
+  test.each(wrongNames)('%s gets 421 on every route', async (host) => {
     for (const { url } of [...posts(), { url: `${app.url}/invoices` }, { url: `${app.url}/` }]) {
       for (const method of ['GET', 'POST']) {
         expect(await send(url, method, { Host: host }, method === 'POST' ? payment : '')).toEqual({
@@ -162,11 +162,11 @@ describe('in development, as Host', () => {
     expect((await send(provider.metricsUrl, 'GET', { Host: host })).status).toBe(421);
   });
 
-  test('a service does not take the other one’s name', async () => {
+  test('a service does not accept the name of the other one', async () => {
     expect((await send(`${app.url}/version`, 'GET', { Host: 'payment-provider' })).status).toBe(421);
   });
 
-  test('the gateway of development passes on which name was asked for', async () => {
+  test('the development gateway forwards Host and Origin', async () => {
     const port = Number(new URL(app.url).port);
     const gateway = createGateway(async () => ({ port, hold: () => () => {} })).listen(0, '127.0.0.1');
     await once(gateway, 'listening');
@@ -178,7 +178,7 @@ describe('in development, as Host', () => {
   });
 });
 
-test('in production every name is served, and other sites are kept out all the same', async () => {
+test('production serves every host name and still rejects other sites', async () => {
   await using production = await startApp(provider, { ENVIRONMENT: 'prod', ALLOW_RESET: 'false' });
   const host = { Host: 'invoices.example' };
   expect((await send(`${production.url}/version`, 'GET', host)).status).toBe(200);
@@ -189,7 +189,7 @@ test('in production every name is served, and other sites are kept out all the s
   expect(status).toBe(403);
 });
 
-test('probes are answered under any name, as they tell nothing', async () => {
+test('probes are answered under any host name, because they reveal nothing', async () => {
   const unready = await startUnready(invoiceApp);
   expect((await send(`${unready.url}/livez`, 'GET', { Host: 'any.example' })).status).toBe(200);
   await unready.stop();

@@ -5,32 +5,32 @@ import { readServices } from '../../scripts/services.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 
-/** Where services may be named, and why. A service that nobody pays with needs none of these. */
+/** The files that may name a service, and why. A service that takes no part in payments needs none of them. */
 const named: Record<string, string> = {
-  'kustomize/base/kustomization.yaml': 'which services are deployed',
-  'k8s/kustomization.yaml': 'which services have a namespace',
-  'package-lock.json': 'npm writes it',
-  'services/*/**': 'a service names those that it talks to',
+  'kustomize/base/kustomization.yaml': 'lists the services to deploy',
+  'k8s/kustomization.yaml': 'lists the services that have a namespace',
+  'package-lock.json': 'written by npm',
+  'services/*/**': 'a service names the services that it calls',
   'test.sh': 'the payment test',
   'tests/**': 'tests of payments, and examples of services',
-  '**/*.test.{ts,yaml}': 'the same',
-  'bench/**': 'what is measured: payments, and a save of each of these two',
+  '**/*.test.{ts,yaml}': 'tests of payments, and examples of services',
+  'bench/**': 'measures payments, and a save in each of the two services',
   'docs/**': 'documentation',
   '*.md': 'documentation',
-  'kustomize/components/flaky-provider/*': 'faults of payments',
-  'kustomize/components/node-port/*': 'the way in: to what people and the payment test talk to',
-  'kustomize/overlays/prod-local/*': 'the same: its name on this machine',
-  'k8s/local/edge/**': 'the same: its Ingress and certificate',
-  'ctlptl.yaml': 'the same: its port',
-  Tiltfile: 'the same: its links and buttons',
-  'local/up.ts': 'the same: its address, for the payment test',
-  'k8s/monitoring/{alerts.yaml,dashboard.json}': 'alerts about payments',
+  'kustomize/components/flaky-provider/*': 'injects faults into payments',
+  'kustomize/components/node-port/*': 'entry point for people and the payment test',
+  'kustomize/overlays/prod-local/*': 'entry point: the host name on this machine',
+  'k8s/local/edge/**': 'entry point: Ingress and certificate',
+  'ctlptl.yaml': 'entry point: the port',
+  Tiltfile: 'entry point: links and buttons',
+  'local/up.ts': 'entry point: the address for the payment test',
+  'k8s/monitoring/{alerts.yaml,dashboard.json}': 'alerts and graphs about payments',
   Dockerfile: 'an example',
-  'package.json': 'the test of a page',
-  'scripts/check.sh': 'the types of a page',
+  'package.json': 'the page test',
+  'scripts/check.sh': 'checks the types of a page',
 };
 
-/** What is the project's own: neither installed, built nor hidden, as a copy without git has it too. */
+/** Yields the project's own files, not those installed, built or hidden. Works without git, in a copy of the tree. */
 function* filesIn(folder: string): Generator<string> {
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
     if (['node_modules', 'dist', 'release.yaml', '.git', '.payloop'].includes(entry.name)) continue;
@@ -40,7 +40,7 @@ function* filesIn(folder: string): Generator<string> {
   }
 }
 
-test('no file names a service but for payments: the list is read, never repeated', () => {
+test('no other file names a service: the list of services is read, never repeated', () => {
   const names = readServices().map(({ name }) => name);
   const isAllowed = (file: string, name: string) =>
     file.startsWith(`services/${name}/`) || Object.keys(named).some((glob) => matchesGlob(file, glob));
@@ -51,7 +51,7 @@ test('no file names a service but for payments: the list is read, never repeated
   expect(found).toEqual([]);
 });
 
-test.each(Object.keys(named))('%s is there, and names one', (glob) => {
+test.each(Object.keys(named))('%s matches a file that names a service', (glob) => {
   const names = readServices().map(({ name }) => name);
   const files = [...filesIn(root)].filter((file) => matchesGlob(file, glob));
   expect(

@@ -6,7 +6,7 @@ import { parseAllDocuments } from 'yaml';
 import { readServices } from '../../scripts/services.ts';
 import { describeFlow, readFlows } from '../cluster/flows.ts';
 
-/** What the cluster's tests would find out late: a policy that no flow tries, or a flow of a policy that is not there. */
+/** Finds, before the cluster tests do: a policy that no flow tries, and a flow that names a missing policy. */
 
 const root = path.resolve(import.meta.dirname, '../..');
 const hasKustomize = spawnSync('kustomize', ['version']).status === 0;
@@ -29,24 +29,24 @@ function policiesOf(folders: string[]): string[] {
     .map(({ metadata: { namespace, name } }) => `${namespace}/${name}`);
 }
 
-/** The cluster's tests try it without a flow: no pod can take the API server's place. */
-const apart = 'metrics-server/from-api-server';
+/** The cluster tests try this policy without a flow, because no pod can stand in for the API server. */
+const withoutFlow = 'metrics-server/from-api-server';
 
 describe.skipIf(!hasKustomize).each([
   ['dev', ['k8s', 'k8s/local', 'kustomize/overlays/dev']],
   ['prod', ['k8s', 'k8s/local', 'k8s/local/edge', 'kustomize/overlays/prod']],
 ])('%s', (overlay, folders) => {
   const flows = readFlows(overlay, 'url');
-  // A refusal can be a whole namespace's.
+  // A denied flow may name a whole namespace, without a slash, instead of one policy.
   const named = new Set(flows.flatMap(({ by }) => by).filter((policy) => policy.includes('/')));
 
-  test('every policy has a flow (deploy/flows.yaml of its service), and every flow its policies', () => {
-    const policies = policiesOf(folders).filter((policy) => policy !== apart);
+  test('every policy has a flow in deploy/flows.yaml of its service, and every flow names policies that exist', () => {
+    const policies = policiesOf(folders).filter((policy) => policy !== withoutFlow);
     expect([...named].toSorted()).toEqual(policies.toSorted());
   });
 
-  // One without a selector would be about every pod of its namespace.
-  test('every policy is about the pods of its own service, but the default of each namespace', () => {
+  // A policy without a selector would apply to every pod of its namespace.
+  test('every policy selects the pods of its own service, except default-deny', () => {
     const others = folders.flatMap(render).filter(({ kind, metadata: { name, namespace }, spec }) => {
       if (kind !== 'NetworkPolicy') return false;
       const matchLabels = { 'app.kubernetes.io/name': namespace === 'ingress' ? 'traefik' : namespace };
@@ -56,12 +56,12 @@ describe.skipIf(!hasKustomize).each([
     expect(others.map(({ metadata: { namespace, name } }) => `${namespace}/${name}`)).toEqual([]);
   });
 
-  test('no flow is there twice, or both ways', () => {
+  test('no flow is listed twice, or as both allowed and denied', () => {
     const ways = flows.map((flow) => describeFlow({ ...flow, reaches: true }));
     expect(ways.filter((way, n) => ways.indexOf(way) !== n)).toEqual([]);
   });
 
-  test('from one service to another each has a policy', () => {
+  test('a flow between two services has a policy in each namespace', () => {
     const services = readServices().map(({ name }) => name);
     const between = flows.filter(
       ({ from, to, reaches }) => reaches && from.service && services.some((name) => to === `${name}:http`),
@@ -78,7 +78,7 @@ describe.skipIf(!hasKustomize).each([
   });
 });
 
-test.skipIf(!hasKustomize)('with tracing every service reaches the collector, and nothing else more', () => {
+test.skipIf(!hasKustomize)('tracing lets every service reach the collector, and nothing else', () => {
   const folder = mkdtempSync(path.join(root, 'kustomize/combination.'));
   try {
     const kustomization = 'resources: [../overlays/prod]\ncomponents: [../components/tracing]\n';

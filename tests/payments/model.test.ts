@@ -9,7 +9,7 @@ beforeAll(async () => {
 }, 20_000);
 afterAll(() => simulation.close());
 
-test('the same seed lets the same steps through in the same order', { timeout: 60_000 }, async () => {
+test('the same seed releases the same steps in the same order', { timeout: 60_000 }, async () => {
   const traces = async (seed: number) => {
     const all: string[] = [];
     await simulation.restartProviders();
@@ -21,13 +21,13 @@ test('the same seed lets the same steps through in the same order', { timeout: 6
   expect(await traces(2)).not.toEqual(first);
 });
 
-// Between them these orders meet what each guard of mutants.ts is there for; `make prove` runs a thousand others.
+// Together these orders exercise each guard that mutants.ts tests with the model. `make prove` runs 1,000 others.
 test.for([
   { seed: 4, runs: 20 },
   { seed: 21, runs: 20 },
   { seed: 105, runs: 22 },
 ])(
-  'no rule is broken, whatever dies or is lost in whichever order: seed $seed',
+  'keeps every rule when processes crash and answers are lost in random order: seed $seed',
   { timeout: 120_000 },
   async ({ seed, runs }) => {
     expect(await checkModel(simulation, { runs, seed })).toBeUndefined();

@@ -17,8 +17,8 @@ interface Invoice {
 }
 
 /**
- * Runs test.sh against a deployment that has no /version, and whose `pay` is this.
- * @param resets its answers to POST /reset, undefined for a connection that is closed without one; none: there is no reset
+ * Runs test.sh against a deployment without /version that answers POST /invoices/pay with `pay`.
+ * @param resets its answers to POST /reset in order, the last one repeated; undefined closes the connection
  */
 async function runTest(
   pay: (invoices: Invoice[]) => [status: number, body: unknown],
@@ -47,7 +47,7 @@ const payAll = (invoices: Invoice[]) => {
   for (const invoice of invoices) invoice.IsPaid = true;
 };
 
-test('passes where all is paid, and says what it left out', async () => {
+test('passes if everything is paid, and lists the checks that it skipped', async () => {
   const { passed, stdout } = await runTest((invoices) => {
     payAll(invoices);
     return [200, {}];
@@ -69,7 +69,7 @@ test('passes where all is paid, and says what it left out', async () => {
   ]);
 });
 
-test('resets again where a connection was closed without an answer, or the database was away', async () => {
+test('retries the reset after a closed connection and after a 503', async () => {
   const pay = (invoices: Invoice[]): [number, unknown] => {
     payAll(invoices);
     return [200, {}];
@@ -79,7 +79,7 @@ test('resets again where a connection was closed without an answer, or the datab
   expect(stdout).toMatch(/\n# the invoices were reset, and are paid now: .+\n$/);
 });
 
-test('asks again for what was declined', async () => {
+test('pays again after a decline', async () => {
   let declined = false;
   const { passed } = await runTest((invoices) => {
     if (declined) payAll(invoices);
@@ -91,7 +91,7 @@ test('asks again for what was declined', async () => {
 
 test.each<[string, (invoices: Invoice[]) => [number, unknown], RegExp]>([
   [
-    'a pay that answers 502, although all is paid',
+    'a pay that answers 502 although everything is paid',
     (invoices) => {
       payAll(invoices);
       return [502, { paid: 1 }];
@@ -119,7 +119,7 @@ test.each<[string, (invoices: Invoice[]) => [number, unknown], RegExp]>([
 const source = { app: hashSource(root, 'invoice-app'), provider: hashSource(root, 'payment-provider') };
 const other = 'f'.repeat(64);
 
-/** Runs test.sh against a deployment whose `/version` is this. @param suffix what the URL ends in */
+/** Runs test.sh against a deployment that answers with `version`. @param suffix the end of the URL */
 async function runAgainst(version: (url: string) => [status: number, body: string], suffix = '', env = {}) {
   await using server = await listen((request, response) => {
     const [status, body] = version(request.url ?? '');
@@ -150,29 +150,29 @@ test.each<[string, object, number, RegExp]>([
     /: payment-provider does not start with the code in this folder, see its log$/,
   ],
   [
-    'an invoice-app that never did',
+    'invoice-app, which never started at all',
     { error: `invoice-app does not start, see its log (source ${source.app})` },
     503,
     /: invoice-app does not start with the code in this folder, see its log$/,
   ],
-])('that %s does not start with this code is said at once', async (_name, version, status, message) => {
+])('fails at once if this code does not start: %s', async (_name, version, status, message) => {
   const { stderr, ms } = await runAgainst(() => [status, JSON.stringify(version)]);
   expect(stderr.trim()).toMatch(message);
   expect(ms).toBeLessThan(10_000);
 });
 
-test('that other code did not start is no answer: the test waits', { timeout: 60_000 }, async () => {
-  let asked = 0;
+test('keeps waiting if only other code failed to start', { timeout: 60_000 }, async () => {
+  let calls = 0;
   const version = (): [number, string] => {
-    asked += 1;
-    const failed = asked < 5 ? other : source.app;
+    calls += 1;
+    const failed = calls < 5 ? other : source.app;
     return [200, JSON.stringify({ source: other, failed, provider: { source: source.provider } })];
   };
   expect((await runAgainst(version)).stderr).toContain('invoice-app does not start');
-  expect(asked).toBe(5);
+  expect(calls).toBe(5);
 });
 
-test.each(['', '/', '//'])('a URL may end in %j', async (suffix) => {
+test.each(['', '/', '//'])('accepts a URL that ends in %j', async (suffix) => {
   const paths = new Set<string>();
   const answer = (url: string): [number, string] => {
     paths.add(url);
@@ -184,12 +184,12 @@ test.each(['', '/', '//'])('a URL may end in %j', async (suffix) => {
 });
 
 test.each([
-  ['of a terminal', '\u001B[2J\u001B]0;title\u0007gone'],
-  ['of one byte', '\u009B31mred'],
-  ['that move the cursor', 'a\rb\bc\u007F'],
-  ['on several lines', 'a\nb\n'],
-  ['and a NUL', 'a\0b'],
-])('control characters %s are not printed', async (_which, text) => {
+  ['a terminal sequence', '\u001B[2J\u001B]0;title\u0007gone'],
+  ['a one-byte sequence', '\u009B31mred'],
+  ['cursor movements', 'a\rb\bc\u007F'],
+  ['line feeds', 'a\nb\n'],
+  ['a NUL', 'a\0b'],
+])('prints no control characters: %s', async (_which, text) => {
   for (const status of [200, 400]) {
     const { stdout, stderr } = await runAgainst((url) => {
       const statuses: Record<string, number> = { '/version': 404, '/reset': status };
@@ -200,14 +200,14 @@ test.each([
   }
 });
 
-test('nor are they where they are in a hash or a name', { timeout: 60_000 }, async () => {
+test('prints no control characters of a hash or an instance name', { timeout: 60_000 }, async () => {
   const version = { source: '\u001B[2J', instance: '\u001B]0;title\u0007' };
   const { stderr } = await runAgainst(() => [200, JSON.stringify(version)]);
   expect(stderr).toMatch(/runs other code:.*\n$/);
   expect(stderr).not.toMatch(/[^\P{Cc}\n]/u);
 });
 
-test('a folder in CDPATH does not take the place of this one', async () => {
+test('ignores CDPATH', async () => {
   const elsewhere = mkdtempSync(join(tmpdir(), 'payloop-cdpath-'));
   mkdirSync(join(elsewhere, basename(root)));
   const env = { ...process.env, CDPATH: elsewhere };
@@ -221,11 +221,11 @@ test('a folder in CDPATH does not take the place of this one', async () => {
     ),
   );
   rmSync(elsewhere, { recursive: true });
-  // It knows the hash of this folder, so it found it.
+  // It compared the hash of this folder, so it did not enter the other one.
   expect(stderr).toContain('invoice-app does not start with the code in this folder');
 });
 
-test('neither a .curlrc nor a proxy comes between', async () => {
+test('ignores .curlrc and proxies', async () => {
   const home = mkdtempSync(join(tmpdir(), 'payloop-home-'));
   writeFileSync(join(home, '.curlrc'), 'include\nproxy = http://127.0.0.1:9\n');
   const dead = 'http://127.0.0.1:9';
@@ -246,15 +246,15 @@ describe('with a third service', () => {
   const ready = 'every replica runs the code in this folder';
 
   interface Answers {
-    /** Its answers to /version, by the hash of its code and how often it was asked before; undefined: none. */
-    refunds?: (own: string, asked: number) => object;
+    /** Its answers to /version, from the hash of its code and the number of earlier calls; undefined closes each. */
+    refunds?: (own: string, calls: number) => object;
     args?: (url: string) => string[];
     env?: (port: string) => NodeJS.ProcessEnv;
-    /** What its folder says, of the port that it has. */
+    /** The data of its service.yaml, given its port. */
     data?: (port: string) => string;
   }
 
-  /** Runs the test.sh of a copy that has a service refunds too, against an invoice-app that runs this code. */
+  /** Runs test.sh in a copy with a further service, refunds, against an invoice-app that runs this code. */
   async function runWithRefunds({ refunds, args = (url) => [url, '1'], env, data }: Answers) {
     const folder = mkdtempSync(join(tmpdir(), 'payloop-third-'));
     onTestFinished(() => rmSync(folder, { recursive: true }));
@@ -267,10 +267,10 @@ describe('with a third service', () => {
     const [app, provider, own] = ['invoice-app', 'payment-provider', 'refunds'].map((name) =>
       hashSource(folder, name),
     );
-    let asked = 0;
+    let calls = 0;
     await using third = await listen((request, response) => {
       if (refunds === undefined) request.destroy();
-      else response.end(JSON.stringify(refunds(own!, asked++)));
+      else response.end(JSON.stringify(refunds(own!, calls++)));
     });
     const { port } = new URL(third.url);
     const described = data?.(port) ?? `name: refunds\n  port: '${port}'`;
@@ -285,38 +285,41 @@ describe('with a third service', () => {
       );
     });
     const start = performance.now();
-    return await new Promise<{ stdout: string; stderr: string; ms: number; own: string; asked: number }>(
+    return await new Promise<{ stdout: string; stderr: string; ms: number; own: string; calls: number }>(
       (done) =>
         execFile(
           join(folder, 'test.sh'),
           args(server.url),
           { env: { ...process.env, ...env?.(port), http_proxy: server.url } },
           (_error, stdout, stderr) =>
-            done({ stdout, stderr, ms: performance.now() - start, own: own!, asked }),
+            done({ stdout, stderr, ms: performance.now() - start, own: own!, calls }),
         ),
     );
   }
 
-  test('its code is waited for, and said', async () => {
-    const { stdout, own, asked } = await runWithRefunds({
+  test('waits for its code, and prints the hash', async () => {
+    const { stdout, own, calls } = await runWithRefunds({
       refunds: (code, count) => ({ source: count < 3 ? other : code }),
     });
     expect(stdout).toMatch(
       new RegExp(`ok 1 - ${ready}\n# invoice-app \\w{64}\n# payment-provider \\w{64}\n# refunds ${own}\n`),
     );
-    expect(asked).toBe(4);
+    expect(calls).toBe(4);
   });
 
   test.each<[string, Pick<Answers, 'data' | 'env'>]>([
     ['an unquoted port', { data: (port) => `port: ${port} # free` }],
     ['a port in double quotes', { data: (port) => `port: "${port}"` }],
-    ['REFUNDS_PORT before that', { data: () => 'port: 1', env: (port) => ({ REFUNDS_PORT: port }) }],
-  ])('it is asked at %s', async (_which, settings) => {
+    [
+      'REFUNDS_PORT, which takes precedence',
+      { data: () => 'port: 1', env: (port) => ({ REFUNDS_PORT: port }) },
+    ],
+  ])('calls it at %s', async (_which, settings) => {
     const { stdout } = await runWithRefunds({ refunds: (own) => ({ source: own }), ...settings });
     expect(stdout).toContain(`\nok 1 - ${ready}\n`);
   });
 
-  test('that it does not start with this code is said at once', async () => {
+  test('fails at once if it does not start with this code', async () => {
     const { stderr, ms } = await runWithRefunds({ refunds: (own) => ({ source: other, failed: own }) });
     expect(stderr.trim()).toBe(
       `payment test failed: ${ready}: refunds does not start with the code in this folder, see its log`,
@@ -325,7 +328,7 @@ describe('with a third service', () => {
   });
 
   test(
-    'no answer, an answer that says nothing and too few processes are failures',
+    'fails without an answer, without a version, and with too few processes',
     { timeout: 60_000 },
     async () => {
       const [silent, empty, few] = await Promise.all([
@@ -343,7 +346,7 @@ describe('with a third service', () => {
     },
   );
 
-  test('a folder without a port is named', async () => {
+  test('names the service.yaml that has no port', async () => {
     const { stderr, stdout } = await runWithRefunds({ data: () => 'name: refunds' });
     expect(stderr.trim()).toBe(
       `payment test failed: ${ready}: services/refunds/deploy/service.yaml has no port`,
@@ -351,7 +354,7 @@ describe('with a third service', () => {
     expect(stdout).toContain('not ok 1 - ');
   });
 
-  test('it is not asked where the address is not of this machine, which is said', async () => {
+  test('skips it if the URL is not on this machine, and says so', async () => {
     const { stdout } = await runWithRefunds({
       args: () => ['http://far.example', '1'],
     });

@@ -9,10 +9,12 @@ let services: RunningService[];
 let app: Client;
 let provider: Client;
 beforeAll(async () => {
-  const paying = await startService(paymentProvider);
-  const keeping = await startService(invoiceApp, { PAYMENT_PROVIDER_URL: `${paying.url}/payments/pay` });
-  services = [keeping, paying];
-  await post(`${keeping.url}/invoices/pay`);
+  const providerService = await startService(paymentProvider);
+  const appService = await startService(invoiceApp, {
+    PAYMENT_PROVIDER_URL: `${providerService.url}/payments/pay`,
+  });
+  services = [appService, providerService];
+  await post(`${appService.url}/invoices/pay`);
   [app, provider] = services.map(({ databaseUrl }) => new Client({ connectionString: databaseUrl })) as [
     Client,
     Client,
@@ -23,23 +25,23 @@ afterAll(async () => {
   await Promise.all([app.end(), provider.end()]);
   for (const service of services) await service[Symbol.asyncDispose]();
 });
-// What a test does to the data is taken back by the next one.
+// Rolls back the changes of the previous test.
 beforeEach(async () => {
   for (const client of [app, provider]) await client.query('ROLLBACK; BEGIN');
 });
 
-test('data as they are after a payment break no rule', async () => {
+test('data after a payment run break no rule', async () => {
   expect(await brokenRules({ app, provider }, await takeSnapshot(app))).toEqual([]);
 });
 
-const again = (id: string) => `
+const chargeAgain = (id: string) => `
   INSERT INTO payments (payment_id, amount, currency, outcome, idempotency_key)
   SELECT payment_id, amount, currency, outcome, uuidv7() FROM payments WHERE payment_id = '${id}'`;
 
 test.each<[string, { app?: string; provider?: string }, (string | RegExp)[]]>([
   [
-    'an invoice that is charged twice',
-    { provider: again('I1') },
+    'an invoice charged twice',
+    { provider: chargeAgain('I1') },
     [
       'rule 1: I1 was charged 2 times',
       'rule 5: EUR: invoices paid 1215, history 1215, ledger 2430',
@@ -47,46 +49,46 @@ test.each<[string, { app?: string; provider?: string }, (string | RegExp)[]]>([
     ],
   ],
   [
-    'an invoice that is paid and was never charged',
+    'a paid invoice that was never charged',
     { provider: `DELETE FROM payments WHERE payment_id = 'I1'` },
     [
-      'rule 2: I1 is paid with 1215 EUR, and charged with nothing ',
+      'rule 2: I1 is paid with 1215 EUR, but charged with nothing ',
       'rule 5: EUR: invoices paid 1215, history 1215, ledger 0',
       /^rule 6: attempt .*: history charged I1, ledger nothing$/,
     ],
   ],
   [
-    'another amount',
+    'a charge of another amount',
     { provider: `UPDATE payments SET amount = 1 WHERE payment_id = 'I1'` },
     [
-      'rule 2: I1 is paid with 1215 EUR, and charged with 1 EUR',
+      'rule 2: I1 is paid with 1215 EUR, but charged with 1 EUR',
       'rule 5: EUR: invoices paid 1215, history 1215, ledger 1',
       /^rule 6: /,
     ],
   ],
   [
-    'a charge whose invoice is unpaid',
+    'a charge for an unpaid invoice',
     {
       app: `ALTER TABLE invoices DISABLE TRIGGER USER;
         UPDATE invoices SET paid_at = NULL WHERE id = 2`,
     },
     [
-      'rule 3: I2 was charged and is not paid',
-      'rule 4: I2 is unpaid, and its history tells of 1 charges',
-      'rule 4: I2 was paid, and no longer is, or at another time',
+      'rule 3: I2 was charged but is not paid',
+      'rule 4: I2 is unpaid, but its history has 1 charges',
+      'rule 4: I2 was paid, and is now unpaid or has another payment time',
       'rule 5: GBP: invoices paid 0, history 1025, ledger 1025',
     ],
   ],
   [
-    'an invoice that is paid a second time',
+    'an invoice paid a second time',
     {
       app: `ALTER TABLE invoices DISABLE TRIGGER USER;
         UPDATE invoices SET paid_at = now() + interval '1s' WHERE id = 3`,
     },
-    ['rule 4: I3 was paid, and no longer is, or at another time'],
+    ['rule 4: I3 was paid, and is now unpaid or has another payment time'],
   ],
   [
-    'a history that was changed',
+    'a changed history',
     {
       app: `ALTER TABLE payment_events DISABLE TRIGGER ALL;
         UPDATE payment_events SET happened_at = happened_at - interval '1s' WHERE invoice_id = 1`,
@@ -105,11 +107,11 @@ test.each<[string, { app?: string; provider?: string }, (string | RegExp)[]]>([
     ],
   ],
   [
-    'a lease that nobody took over',
+    'a lease that was never reclaimed',
     { app: `UPDATE batches SET holder = 'gone', leased_until = now()` },
     [/^rule 7: batch 1 is still leased, holder gone, until /],
   ],
-])('%s', async (_name, change, lines) => {
+])('reports %s', async (_name, change, lines) => {
   const before = await takeSnapshot(app);
   if (change.app) await app.query(change.app);
   if (change.provider) await provider.query(change.provider);

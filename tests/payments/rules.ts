@@ -6,23 +6,23 @@ export interface Sessions {
   provider: ClientBase;
 }
 
-/** What must never change again: which invoices are paid, and the history so far. */
+/** The state that must never change again: the paid invoices and the history so far. */
 export interface Snapshot {
-  /** Names the data: after a reset nothing is compared. */
+  /** Identifies the data. After a reset, nothing is compared. */
   epoch: unknown;
   paid: unknown;
   events: unknown;
 }
 
-/** The ledger as one JSON value, which the other database can join with its own tables. */
+/** Reads the ledger as one JSON value, which a query on the other database can join. */
 const ledger = `
   SELECT coalesce(json_agg(json_build_object('invoice', payment_id, 'key', idempotency_key, 'outcome', outcome,
     'amount', amount, 'currency', currency)), '[]') AS ledger
   FROM payments`;
 
 /**
- * Each row is a broken rule. $1 is the ledger; $2 and $3 are the snapshot, or null; $4 is whether keys are honoured. The numbers are those of
- * the rules in README.md, under Payments.
+ * Returns a row for each broken rule, numbered as in README.md under Payments. $1 is the ledger. $2 and $3 are the
+ * snapshot's invoices and events, empty without a snapshot. $4 is whether the provider honours keys.
  */
 const rules = `
   WITH ledger AS (
@@ -33,7 +33,7 @@ const rules = `
   ), invoices AS (
     SELECT 'I' || id AS invoice, amount, currency, paid_at, asked_at, unknown_at, attempt_key AS key FROM invoices
   ), events AS (
-    -- A refusal charged nothing and left its attempt open: the ledger knows nothing of it.
+    -- The ledger has no refusals: a refusal charges nothing and leaves its attempt open.
     SELECT 'I' || invoice_id AS invoice, idempotency_key AS key, kind, amount, currency FROM payment_events
     WHERE kind IN ('charged', 'declined')
   ), sums AS (
@@ -48,29 +48,29 @@ const rules = `
   FROM charges GROUP BY invoice HAVING count(*) > 1
 
   UNION ALL
-  SELECT 2, format('%s is paid with %s %s, and charged with %s %s', i.invoice, i.amount, i.currency,
+  SELECT 2, format('%s is paid with %s %s, but charged with %s %s', i.invoice, i.amount, i.currency,
     coalesce(c.amount::text, 'nothing'), c.currency)
   FROM invoices AS i LEFT JOIN charges AS c USING (invoice)
   WHERE paid_at IS NOT NULL AND (c.amount, c.currency) IS DISTINCT FROM (i.amount::numeric, i.currency)
 
   UNION ALL
-  SELECT 3, format('%s was charged and is not paid', c.invoice)
+  SELECT 3, format('%s was charged but is not paid', c.invoice)
   FROM charges AS c LEFT JOIN invoices AS i USING (invoice) WHERE paid_at IS NULL AND unknown_at IS NULL
   UNION ALL
-  SELECT 3, format('%s was asked for without a key, and its unknown outcome is not listed', invoice)
+  SELECT 3, format('%s was sent without a key, but its unknown outcome is not reported', invoice)
   FROM invoices WHERE asked_at IS NOT NULL AND unknown_at IS NULL
   UNION ALL
-  SELECT 3, format('%s has an unknown outcome although keys are honoured', invoice)
+  SELECT 3, format('%s has an unknown outcome although the provider honours keys', invoice)
   FROM invoices WHERE asked_at IS NOT NULL AND $4::boolean
 
   UNION ALL
-  SELECT 4, format('%s is %s, and its history tells of %s charges', i.invoice,
+  SELECT 4, format('%s is %s, but its history has %s charges', i.invoice,
     CASE WHEN paid_at IS NULL THEN 'unpaid' ELSE 'paid' END, count(e.key))
   FROM invoices AS i LEFT JOIN events AS e
     ON (e.invoice, e.kind, e.amount, e.currency) = (i.invoice, 'charged', i.amount, i.currency) AND e.key = i.key
   GROUP BY i.invoice, paid_at HAVING count(e.key) <> CASE WHEN paid_at IS NULL THEN 0 ELSE 1 END
   UNION ALL
-  SELECT 4, format('I%s was paid, and no longer is, or at another time', was.id)
+  SELECT 4, format('I%s was paid, and is now unpaid or has another payment time', was.id)
   FROM json_to_recordset($2::json) AS was (id bigint, paid_at timestamptz)
   WHERE NOT EXISTS (SELECT FROM invoices WHERE invoice = 'I' || was.id AND invoices.paid_at = was.paid_at)
   UNION ALL
@@ -101,9 +101,9 @@ const rules = `
   ORDER BY rule, line`;
 
 /**
- * Checks the seven rules, once nothing is under way and recovery has found nothing left.
- * @param before a snapshot: what was paid and told then must be so still
- * @param keys whether the provider honours them: without, an unknown outcome is listed and nobody asks again
+ * Checks the seven rules, once nothing is in flight and recovery finds nothing left.
+ * @param before a snapshot: its paid invoices and its history must be unchanged
+ * @param keys whether the provider honours keys; if not, an unknown outcome is reported and never retried
  * @returns one line for each broken rule, such as `rule 1: I5 was charged 2 times`
  */
 export async function brokenRules(
@@ -127,7 +127,7 @@ export async function brokenRules(
   return rows.map(({ rule, line }) => `rule ${rule}: ${line}`);
 }
 
-/** What `brokenRules` compares with later. */
+/** Takes the snapshot that `brokenRules` compares with later. */
 export async function takeSnapshot(app: ClientBase): Promise<Snapshot> {
   const { rows } = await app.query<Snapshot>(`
     SELECT

@@ -1,5 +1,5 @@
-// `make load`: many who read slowly and many who pay, against one process of each service, on loopback. Payments must
-// not take twice their time alone, no probe may be late, and the memory stays under the limit of the manifest.
+// `make load`: runs many slow readers and many pay requests against one process of each service, on loopback. Payments
+// may take at most twice their time alone, no probe may be late, and memory must stay below the limit of the pod.
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
@@ -15,21 +15,21 @@ import { post, untilReady } from '../support/start-service.ts';
 
 const invoices = 100_000;
 const load = { readers: 200, streams: 200, pays: 50 };
-/** How often payments are timed, alone and under load: the middle one counts. */
+/** How often to time the payments, alone and under load. The median counts. */
 const rounds = 3;
-/** How long a reader pauses after each piece, in milliseconds: so one list takes it minutes. */
+/** How long a reader pauses after each chunk, in milliseconds, so that one list takes minutes. */
 const readerPause = 100;
-/** How long the kubelet waits for `/readyz`, and how often the load asks, in milliseconds. */
-const probe = { timeout: 2_000, every: 100 };
-/** What payments may take under load, in times of what they take alone. */
-const mostTimes = 2;
+/** How long the kubelet waits for `/readyz`, and how often the load probes it, in milliseconds. */
+const probe = { timeout: 2_000, interval: 100 };
+/** The longest time that payments may take under load, as a multiple of their time alone. */
+const maxSlowdown = 2;
 
-const askForAll = 'GET /invoices HTTP/1.1\r\nHost: localhost\r\n\r\n';
+const listRequest = 'GET /invoices HTTP/1.1\r\nHost: localhost\r\n\r\n';
 
 const root = resolve(import.meta.dirname, '../..');
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** The memory limit in bytes, and NODE_OPTIONS, of a service's pod. */
+/** Returns the memory limit, in bytes, and the NODE_OPTIONS of a service's pod. */
 async function readManifest(service: string): Promise<{ memory: number; nodeOptions: string }> {
   const text = await readFile(resolve(root, `kustomize/base/${service}/${service}.yaml`), 'utf8');
   const deployment = parseAllDocuments(text)
@@ -41,7 +41,7 @@ async function readManifest(service: string): Promise<{ memory: number; nodeOpti
   return { memory, nodeOptions };
 }
 
-/** A service as a process with the heap of its pod. */
+/** Starts a service as a process with the heap size of its pod. */
 async function startService(service: string, databaseUrl: string, env: Record<string, string> = {}) {
   const { memory: limit, nodeOptions } = await readManifest(service);
   const port = await freePort();
@@ -74,7 +74,7 @@ async function startService(service: string, databaseUrl: string, env: Record<st
     url,
     port,
     limit,
-    /** The most that it took so far, in bytes. */
+    /** The peak so far, in bytes. */
     memory: () => memory,
     async stop() {
       clearInterval(sample);
@@ -84,15 +84,16 @@ async function startService(service: string, databaseUrl: string, env: Record<st
   };
 }
 
-/** Asks for every invoice again and again, and reads slowly; where it is refused it waits as long as it is told to. */
+/** Requests every invoice in a loop and reads slowly. After a 503, it waits for the time in `Retry-After`. */
 class SlowReader {
   readonly #port: number;
   #socket: Socket | undefined;
   #stopped = false;
-  /** Whether a list is on its way to it. */
+  /** Whether it is receiving a list. */
   reads = false;
-  /** How many lists were refused, and how many ended too early. */
+  /** The lists refused with 503. */
   refused = 0;
+  /** The lists cut off before their end. */
   broken = 0;
 
   constructor(port: number) {
@@ -111,7 +112,7 @@ class SlowReader {
       this.#socket = socket;
       let end = '';
       try {
-        socket.write(askForAll);
+        socket.write(listRequest);
         for await (const chunk of socket) {
           end = (chunk as Buffer).toString();
           if (this.reads || !end.includes(' 503 ')) {
@@ -121,10 +122,10 @@ class SlowReader {
           }
           this.refused += 1;
           await sleep(Number(/^Retry-After: (\d+)/m.exec(end)?.[1]) * 1_000);
-          socket.write(askForAll);
+          socket.write(listRequest);
         }
       } catch {
-        // It was cut off, or told to stop.
+        // The connection was cut off, or `stop` closed it.
       }
       if (this.reads && !this.#stopped && !end.endsWith('\r\n0\r\n\r\n')) this.broken += 1;
       this.reads = false;
@@ -133,28 +134,31 @@ class SlowReader {
   }
 }
 
-/** Opens `/progress` and reads all that comes. */
+/** Opens `/progress` and reads all events. */
 function openStream(port: number): Socket {
   const socket = connect(port, '127.0.0.1').on('error', () => {});
   socket.write('GET /progress HTTP/1.1\r\nHost: localhost\r\n\r\n');
   return socket.resume();
 }
 
-/** Asks as the kubelet does, over a connection of its own. */
+/** Sends a probe as the kubelet does, over a new connection. */
 async function isOk(url: string): Promise<boolean> {
   try {
-    const [answer] = await once(get(url, { agent: false }), 'response');
-    answer.resume();
-    return answer.statusCode === 200;
+    const [response] = await once(get(url, { agent: false }), 'response');
+    response.resume();
+    return response.statusCode === 200;
   } catch {
     return false;
   }
 }
 
-/** Probes until told to stop; gives how long the slowest answer took, in milliseconds, and how many were no 200. */
+/**
+ * Probes at regular intervals.
+ * @returns stops it, and resolves to the slowest time, in milliseconds, and the number of answers other than 200
+ */
 function startProbing(url: string): () => Promise<{ slowest: number; failed: number }> {
   const seen = { slowest: 0, failed: 0 };
-  const asking = new Set<Promise<void>>();
+  const probes = new Set<Promise<void>>();
   const timer = setInterval(() => {
     const start = performance.now();
     const isReady = isOk(`${url}/readyz`);
@@ -162,29 +166,30 @@ function startProbing(url: string): () => Promise<{ slowest: number; failed: num
       if (!(await isReady)) seen.failed += 1;
       seen.slowest = Math.max(seen.slowest, performance.now() - start);
     };
-    asking.add(note());
-  }, probe.every);
+    probes.add(note());
+  }, probe.interval);
   return async () => {
     clearInterval(timer);
-    await Promise.all(asking);
+    await Promise.all(probes);
     return seen;
   };
 }
 
 /**
- * How long it takes to answer all pays, of which the first pays every invoice, in milliseconds: the middle of some.
- * @param beside starts what goes on meanwhile, once the invoices are as they were, and gives what ends it
+ * Times simultaneous pay requests. The first one pays every invoice.
+ * @param startLoad starts the other load once the invoices are reset, and returns the function that ends it
+ * @returns the median time until all are answered, in milliseconds
  */
-async function timePays(url: string, beside: () => Promise<() => Promise<void>>): Promise<number> {
+async function timePays(url: string, startLoad: () => Promise<() => Promise<void>>): Promise<number> {
   const times: number[] = [];
   for (let round = 0; round < rounds; round += 1) {
     const reset = await post(`${url}/reset`);
     if (reset.status !== 200) throw new Error(`reset: ${reset.status} ${JSON.stringify(reset.body)}`);
-    const end = await beside();
+    const endLoad = await startLoad();
     const start = performance.now();
     const answers = await Promise.all(Array.from({ length: load.pays }, () => post(`${url}/invoices/pay`)));
     times.push(performance.now() - start);
-    await end();
+    await endLoad();
     const wrong = answers.find(({ status }) => status !== 200);
     if (wrong) throw new Error(`pay: ${wrong.status} ${JSON.stringify(wrong.body)}`);
   }
@@ -205,13 +210,11 @@ async function main(): Promise<void> {
     if (!isRight) wrong.push(text);
   };
   try {
-    say(`${load.pays} pays of ${invoices} invoices, alone`);
+    say(`${load.pays} pay requests for ${invoices} invoices, alone`);
     const alone = await timePays(app.url, async () => async () => {});
-    say(
-      `the same beside ${load.readers} slow readers of all invoices and ${load.streams} streams of the page`,
-    );
+    say(`the same with ${load.readers} slow readers of all invoices and ${load.streams} event streams`);
     const seen = { reading: 0, refused: 0, broken: 0, open: load.streams, slowest: 0, failed: 0 };
-    const beside = await timePays(app.url, async () => {
+    const loaded = await timePays(app.url, async () => {
       const streams = Array.from({ length: load.streams }, () => openStream(app.port));
       const readers = Array.from({ length: load.readers }, () => new SlowReader(app.port));
       await sleep(3_000);
@@ -229,19 +232,22 @@ async function main(): Promise<void> {
       };
     });
     const { reading, refused, broken, open, slowest, failed } = seen;
-    const times = (beside / alone).toFixed(2);
-    check(beside <= mostTimes * alone, `pays took ${times} times what they take alone, at most ${mostTimes}`);
-    const late = `the slowest of /readyz took ${Math.round(slowest)} ms, at most ${probe.timeout}`;
-    check(failed === 0 && slowest < probe.timeout, `${late}; ${failed} were not 200`);
-    check(reading > 0 && refused > 0, `${reading} lists were being sent, ${refused} times one was refused`);
-    check(broken === 0, `${broken} lists broke off`);
-    check(open === load.streams, `${open} streams of the page were open`);
+    const slowdown = (loaded / alone).toFixed(2);
+    check(
+      loaded <= maxSlowdown * alone,
+      `paying took ${slowdown} times as long as alone (limit ${maxSlowdown})`,
+    );
+    const late = `the slowest /readyz took ${Math.round(slowest)} ms (limit ${probe.timeout})`;
+    check(failed === 0 && slowest < probe.timeout, `${late}, ${failed} were not 200`);
+    check(reading > 0 && refused > 0, `${reading} lists were being sent, ${refused} were refused with 503`);
+    check(broken === 0, `${broken} lists were cut off`);
+    check(open === load.streams, `${open} event streams were open`);
     for (const { name, memory, limit } of [app, provider]) {
       const [most, allowed] = [memory(), limit].map((bytes) => Math.round(bytes / 2 ** 20)) as [
         number,
         number,
       ];
-      check(most < allowed, `${name} took ${most} MiB, its pod may take ${allowed}`);
+      check(most < allowed, `${name} used ${most} MiB (limit of its pod: ${allowed})`);
     }
   } finally {
     await app.stop();

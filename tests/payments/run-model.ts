@@ -3,10 +3,10 @@ import { startPostgres } from '../../local/postgres.ts';
 import { checkModel } from './model.ts';
 import { Simulation } from './simulation.ts';
 
-/** How often to say how far it is, in milliseconds. */
-const sayEvery = 10_000;
+/** How often to print progress, in milliseconds. */
+const progressInterval = 10_000;
 
-/** `make model`: RUNS runs of the model from SEED on; AT replays a failure. */
+/** `make model`: runs the model RUNS times from SEED. AT replays a failure. */
 async function main(): Promise<void> {
   const runs = Number(process.env.RUNS || 1_000);
   const seed = Number(process.env.SEED || randomInt(2 ** 31));
@@ -16,12 +16,12 @@ async function main(): Promise<void> {
   const seconds = () => ((performance.now() - start) / 1000).toFixed(1);
   let done = 0;
   let steps = 0;
-  let said = start;
+  let printedAt = start;
   const onRun = () => {
     done += 1;
     steps += simulation.trace.length;
-    if (performance.now() - said < sayEvery) return;
-    said = performance.now();
+    if (performance.now() - printedAt < progressInterval) return;
+    printedAt = performance.now();
     console.log(`${done} runs, ${seconds()} s`);
   };
   console.log(`model: ${runs} runs, seed ${seed}`);

@@ -1,4 +1,4 @@
-// Takes the guards out of a copy of the code, one after the other: each test that is named has to notice.
+// Removes the guards from a copy of the code, one after the other. Each test file that a mutant names must fail.
 import { execFile } from 'node:child_process';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
@@ -7,12 +7,12 @@ import { mutants, type Mutant } from './mutants.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 
-/** Why the change cannot be made; undefined when it was. */
+/** Applies the changes of a mutant. @returns why they do not apply, undefined if they do */
 function mutate(folder: string, { changes }: Mutant): string | undefined {
   for (const [file, from, to] of changes) {
     const path = join(folder, file);
     const parts = readFileSync(path, 'utf8').split(from);
-    if (parts.length !== 2) return `'${from}' is ${parts.length - 1} times in ${file}`;
+    if (parts.length !== 2) return `'${from}' occurs ${parts.length - 1} times in ${file}`;
     writeFileSync(path, parts.join(to));
   }
   return undefined;
@@ -25,7 +25,7 @@ interface Report {
   }[];
 }
 
-/** The first failed test of each file; undefined for a file that has none. */
+/** Returns the first failed test of each file; undefined for a file without one. */
 async function runTests(
   folder: string,
   files: string[],
@@ -42,14 +42,14 @@ async function runTests(
   const failures = new Map<string, string | undefined>();
   for (const file of files) {
     const result = testResults.find(({ name }) => name.endsWith(file));
-    // A file that could not be loaded proves nothing.
+    // A file that fails to load proves nothing.
     if (!result || result.assertionResults.length === 0) throw new Error(`${file} did not run`);
     failures.set(file, result.assertionResults.find(({ status }) => status === 'failed')?.fullName);
   }
   return failures;
 }
 
-/** As `runTests`, each file by itself and no further than to its first failure. */
+/** Runs each file alone, up to its first failure. */
 async function runToFirstFailure(folder: string, files: string[]): Promise<Map<string, string | undefined>> {
   const failures = new Map<string, string | undefined>();
   for (const file of files) {
@@ -58,16 +58,16 @@ async function runToFirstFailure(folder: string, files: string[]): Promise<Map<s
   return failures;
 }
 
-/** One line on this mutant, and whether each of its tests noticed. */
+/** Returns whether each test file of the mutant failed, and a line that says so. */
 async function tryMutant(mutant: Mutant): Promise<[boolean, string]> {
   const folder = await copyTree();
   try {
-    const stale = mutate(folder, mutant);
-    if (stale !== undefined) return [false, `DOES NOT APPLY  ${mutant.name}: ${stale}`];
+    const problem = mutate(folder, mutant);
+    if (problem !== undefined) return [false, `DOES NOT APPLY  ${mutant.name}: ${problem}`];
     const run = mutant.changes.length === 0 ? runTests : runToFirstFailure;
     const failures = await run(folder, mutant.tests);
-    const blind = [...failures].filter(([, failure]) => failure === undefined).map(([file]) => file);
-    if (blind.length > 0) return [false, `SURVIVED  ${mutant.name}: ${blind.join(', ')}`];
+    const passed = [...failures].filter(([, failure]) => failure === undefined).map(([file]) => file);
+    if (passed.length > 0) return [false, `SURVIVED  ${mutant.name}: ${passed.join(', ')}`];
     return [true, `caught  ${mutant.name}: ${[...failures.values()].join('; ')}`];
   } finally {
     await removeTree(folder);
@@ -78,25 +78,25 @@ async function main(): Promise<void> {
   const start = performance.now();
   const only = process.env.ONLY ?? '';
   const chosen = mutants.filter(({ name }) => name.includes(only));
-  // Else a test that fails anyway would catch everything.
+  // A test that fails on unchanged code would catch every mutant.
   const unchanged: Mutant = {
     name: 'nothing changed',
     changes: [],
     tests: [...new Set(chosen.flatMap(({ tests }) => tests))],
   };
-  const [noticed, line] = await tryMutant(unchanged);
-  const sound = !noticed && unchanged.tests.every((file) => line.includes(file));
-  if (!sound) console.log(`the tests do not pass without a mutant either: ${line}`);
+  const [caught, line] = await tryMutant(unchanged);
+  const sound = !caught && unchanged.tests.every((file) => line.includes(file));
+  if (!sound) console.log(`the tests must pass without a mutant: ${line}`);
   let bad = sound ? 0 : 1;
   const queue = sound ? chosen.values() : [].values();
   const worker = async () => {
     for (const mutant of queue) {
-      const [caught, said] = await tryMutant(mutant);
-      if (!caught) bad += 1;
-      console.log(said);
+      const [isCaught, result] = await tryMutant(mutant);
+      if (!isCaught) bad += 1;
+      console.log(result);
     }
   };
-  // Each starts a Postgres and waits for much of its time.
+  // Two at a time: each one starts a Postgres and spends much of its time waiting.
   await Promise.all([worker(), worker()]);
   const seconds = Math.round((performance.now() - start) / 1000);
   console.log(`mutants: ${chosen.length}, ${bad} not caught, ${seconds} s`);

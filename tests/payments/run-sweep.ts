@@ -1,25 +1,25 @@
 import { startPostgres } from '../../local/postgres.ts';
 import { everyKill, forms, Sweep, type Form } from './sweep.ts';
 
-/** All kills of one form; ONLY chooses those whose line has it. */
+/** Runs every kill of one form, or only those with the text of ONLY in their line. */
 async function sweep(postgresUrl: string, form: Form): Promise<{ kills: number; broken: number }> {
   const processes = await Sweep.start(postgresUrl, form);
   const count = { kills: 0, broken: 0 };
   for (const kill of everyKill(form)) {
     const line = `${form}, ${kill.service}, ${kill.when} '${kill.name}' ${kill.nth}`;
     if (!line.includes(process.env.ONLY ?? '')) continue;
-    const wrong = await processes.kill(kill);
+    const problems = await processes.kill(kill);
     count.kills += 1;
-    if (wrong.length > 0) count.broken += 1;
+    if (problems.length > 0) count.broken += 1;
     console.log(
-      `${wrong.length > 0 ? 'BROKEN' : 'ok'}  ${line}${wrong.map((each) => `\n  ${each}`).join('')}`,
+      `${problems.length > 0 ? 'BROKEN' : 'ok'}  ${line}${problems.map((each) => `\n  ${each}`).join('')}`,
     );
   }
   await processes.close();
   return count;
 }
 
-/** `make sweep`: `kill -9` at every step of a payment, and the seven rules after each. */
+/** `make sweep`: runs `kill -9` at every failpoint of a payment, and checks the seven rules after each kill. */
 async function main(): Promise<void> {
   const postgres = await startPostgres({ databases: [] });
   const start = performance.now();

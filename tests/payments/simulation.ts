@@ -19,20 +19,20 @@ import { createDatabase } from '../support/database.ts';
 import { brokenRules, takeSnapshot } from './rules.ts';
 import { untilReady } from '../support/start-service.ts';
 
-/** What can happen to one step. */
-export const mishaps = [
-  /** The process dies before the call. */
+/** The faults that a step can suffer. */
+export const faults = [
+  /** The process crashes before the call. */
   'crash before',
-  /** The process dies when the call has taken effect; of a request: when it has arrived. */
+  /** The process crashes once the call has taken effect, or once the request has arrived. */
   'crash after',
-  /** The call fails, and nothing came of it. */
+  /** The call fails without effect. */
   'lost',
-  /** The call takes effect, or will yet, and its caller is told that it failed. */
+  /** The call takes effect, now or later, but its caller sees it fail. */
   'answer lost',
 ] as const;
-export type Mishap = (typeof mishaps)[number];
+export type Fault = (typeof faults)[number];
 
-/** What is asked for from outside, at moments of the scheduler's choice. */
+/** The commands from outside, at moments that the scheduler chooses. */
 export const commands = [
   'pay 0',
   'pay 1',
@@ -46,27 +46,27 @@ export const commands = [
 ] as const;
 export type Command = (typeof commands)[number];
 
-/** How the provider is asked: for arrays, for one payment at a time, or so by one that ignores keys. */
+/** The forms of the provider: it takes arrays, or single payments only, or single payments while it ignores keys. */
 export const forms = ['array', 'single', 'keyless'] as const;
 export type Form = (typeof forms)[number];
 
 export interface Plan {
-  /** The ids of the invoices follow on this one: which of them are declined, and when, comes from their ids. */
+  /** The id of the first invoice; the others follow. The ids decide which invoices are declined, and when. */
   firstId: number;
   form: Form;
   commands: Command[];
-  /** What happens to the n-th step that the scheduler lets through. */
-  mishaps: { at: number; what: Mishap }[];
-  /** From which step on, and for how many, no request to the provider is answered: more than all that ask again. */
+  /** The fault of the n-th step that the scheduler releases. */
+  faults: { at: number; fault: Fault }[];
+  /** The steps during which the provider answers no request. They can outlast all retries. */
   silence: { from: number; steps: number };
-  /** From which step on, and for how many, Postgres takes only reads from invoice-app, as a standby does. */
+  /** The steps during which Postgres is read-only for invoice-app, as a standby is. */
   readOnly: { from: number; steps: number };
 }
 
 const invoices = 6;
 const perBatch = 2;
-/** A database that takes only reads while `isReadOnly` says so, as after a failover to a standby. */
-class FailingOver extends Database {
+/** A database that is read-only while `isReadOnly` returns true, as after a failover to a standby. */
+class FailoverDatabase extends Database {
   constructor(options: DatabaseOptions, isReadOnly: () => boolean) {
     super(options);
     const { query } = this;
@@ -81,19 +81,19 @@ class FailingOver extends Database {
   }
 }
 
-/** The place of the invoice that the provider refuses: it has the amount 0. */
+/** The index of the invoice that the provider refuses, because its amount is 0. */
 const refused = 3;
-/** The provider declines this share of the charges. */
+/** The share of charges that the provider declines. */
 const failureRate = '0.15';
-/** More steps than any run takes; one that takes more goes round in circles. */
-const mostSteps = 5_000;
-/** Runs of pay until nothing is unpaid: each leaves only what was declined. */
-const mostPays = 40;
+/** More steps than any run needs: a run that takes more never ends. */
+const maxSteps = 5_000;
+/** The most payment runs until nothing is unpaid. Each leaves only the declined invoices. */
+const maxPays = 40;
 
-/** A process, as far as the simulation needs one: what it does goes on until it is dead. */
+/** A simulated process, which runs until it is dead. */
 interface Replica {
   name: string;
-  /** Its place among those of its kind. */
+  /** Its index among the replicas of its service. */
   slot: number;
   dead: boolean;
   steps: number;
@@ -107,23 +107,23 @@ interface ProviderReplica extends Replica {
   sockets: Set<Socket>;
 }
 
-/** A step that waits to be let through. */
+/** A step that waits for its release. */
 interface Held {
   label: string;
   owner: Replica | undefined;
   name: string;
-  go: (mishap: Mishap | undefined) => void;
-  stop: (error: Error) => void;
+  go: (fault: Fault | undefined) => void;
+  fail: (error: Error) => void;
 }
 
-/** A request to the provider, from when it is sent to its answer. */
+/** A request to the provider, from sending to its answer. */
 interface Request {
-  /** Where it is: `there` is at the provider, in the hands of some step; otherwise it moves. */
-  at: 'on its way' | 'there' | 'on its way back' | 'done';
+  /** `at the provider` while a step of the provider handles it; in the other states it is moving. */
+  at: 'on its way' | 'at the provider' | 'on its way back' | 'done';
   provider?: ProviderReplica;
 }
 
-/** Statements that make the data of a run, whether or not triggers are at work. */
+/** Returns statements that create the data of a run, with or without triggers. */
 const dataOf = (firstId: number) => [
   `INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING`,
   `INSERT INTO invoices (id, customer_id, amount, currency)
@@ -139,12 +139,12 @@ const byNumber = new Intl.Collator('en', { numeric: true });
 const crashed = () => new Error('this process is dead');
 
 /**
- * Two replicas of each service in this process, on a real Postgres, with real HTTP between them; each step of a
- * payment waits until the scheduler lets it through, and everything has come to rest before the next one is.
- * What can be seen of a run so follows from its plan and its schedule alone.
+ * Runs two replicas of each service in this process, on a real Postgres, with real HTTP between them. Each step of a
+ * payment waits until the scheduler releases it. The next release waits until everything is at rest, so the plan and
+ * the schedule alone determine a run.
  *
- * At rest means that each request, statement and timer that was begun has led to a step that waits or to an end:
- * `#moving` counts those that have not. The rest happens within a turn or two of the event loop.
+ * At rest means that every request, statement and timer has reached a waiting step or has ended. `#moving` counts those
+ * that have not. Everything else settles within a turn or two of the event loop.
  */
 export class Simulation {
   readonly #close: (() => Promise<unknown>)[];
@@ -158,21 +158,21 @@ export class Simulation {
   #apps: App[] = [];
   readonly #starts = new Map<string, number>();
 
-  // Of the run at hand.
+  // State of the current run.
   #scheduler!: Scheduler;
   #plan!: Plan;
   #commands: Command[] = [];
   #waiting: Held[] = [];
   #scheduled = new Set<Held>();
-  #patient: Held[] = [];
+  #leaseWaiters: Held[] = [];
   #heartbeats: Held[] = [];
   #moving = 0;
-  #came = 0;
-  #let = 0;
+  #holds = 0;
+  #released = 0;
   #posts = 0;
-  #underWay = new Set<Request>();
+  #inFlight = new Set<Request>();
   #trace: string[] = [];
-  #wrong: string[] = [];
+  #problems: string[] = [];
 
   private constructor(
     databases: Database[],
@@ -184,21 +184,21 @@ export class Simulation {
     this.#providerUrl = providerUrl;
     this.#sessions = sessions;
     this.#close = close;
-    // The one way to the connections of a server that somebody else has made.
+    // The only way to the connections of a server that another module creates.
     subscribe('http.server.request.start', (message) => {
       const { server, socket } = message as { server: Server; socket: Socket };
       this.#sockets.get((server.address() as AddressInfo | null)?.port ?? -1)?.add(socket);
     });
   }
 
-  /** @param postgresUrl the superuser's */
+  /** @param postgresUrl the URL of the superuser */
   static async start(postgresUrl: string): Promise<Simulation> {
     const [own, other] = [await createDatabase(postgresUrl), await createDatabase(postgresUrl)];
     const open = async (url: string) => {
       const { pathname } = new URL(url);
       const client = new Client({ connectionString: new URL(pathname, postgresUrl).href });
       await client.connect();
-      // Nothing here outlives Postgres, and runs are made anew past the trigger that keeps the history.
+      // The data need not survive a crash of Postgres. Without triggers, each run can delete the history.
       await client.query(`ALTER DATABASE ${pathname.slice(1)} SET synchronous_commit = off`);
       await client.query(
         `SET session_replication_role = replica; SET synchronous_commit = off; SET jit = off`,
@@ -209,8 +209,8 @@ export class Simulation {
     const log = createLog('model', 'silent');
     const databases = [0, 1].map(
       () =>
-        new FailingOver({ url: own.url, migrations, log, service: 'invoice-app' }, () =>
-          simulation.#is('readOnly'),
+        new FailoverDatabase({ url: own.url, migrations, log, service: 'invoice-app' }, () =>
+          simulation.#isIn('readOnly'),
         ),
     );
     for (const database of databases) await database.opened;
@@ -230,38 +230,38 @@ export class Simulation {
     for (const close of this.#close) await close();
   }
 
-  /** Makes providers that have decided nothing yet, so that the same plan can be run again. */
+  /** Starts providers without earlier decisions, so that the same plan can run again. */
   async restartProviders(): Promise<void> {
     this.#starts.clear();
     for (const provider of this.#providers) this.#kill(provider);
     this.#providers = [await this.#startProvider(0), await this.#startProvider(1)];
   }
 
-  /** The steps of the last run in the order in which they were let through. */
+  /** The steps of the last run, in the order of their release. */
   get trace(): readonly string[] {
     return this.#trace;
   }
 
-  /** Runs a plan to its end, and then lets recovery and pay finish. @returns what was wrong, empty if nothing */
+  /** Runs a plan to its end, then lets recovery and pay finish. @returns the problems found, empty if none */
   async run(scheduler: Scheduler, plan: Plan): Promise<string[]> {
     this.#scheduler = scheduler;
     this.#plan = plan;
     this.#commands = plan.commands;
     this.#trace = [];
-    this.#wrong = [];
-    this.#let = 0;
+    this.#problems = [];
+    this.#released = 0;
     this.#posts = 0;
     this.#starts.clear();
     this.#heartbeats = [];
     for (const provider of this.#providers) {
-      // These have outlived earlier runs, of which nothing may show.
+      // The providers outlive a run. A fresh name and step count hide the earlier runs.
       Object.assign(provider, this.#createReplica('provider', provider.slot));
     }
-    await this.#makeData(plan.firstId);
+    await this.#createData(plan.firstId);
     this.#apps = [this.#startApp(0), this.#startApp(1)];
     for (const [index, command] of plan.commands.entries()) {
       this.#hold(undefined, `command ${index}: ${command}`, command).then(
-        () => this.#obey(command),
+        () => this.#execute(command),
         () => {},
       );
     }
@@ -269,26 +269,26 @@ export class Simulation {
 
     const before = await takeSnapshot(this.#sessions.app);
     const never = { from: 0, steps: 0 };
-    this.#plan = { ...plan, mishaps: [], silence: never, readOnly: never };
+    this.#plan = { ...plan, faults: [], silence: never, readOnly: never };
     await this.#expireLeases();
     this.#recover(this.#apps[0]!);
     await this.#untilQuiet();
     const broken = () => brokenRules(this.#sessions, before, plan.form !== 'keyless');
-    this.#wrong.push(...(await broken()).map((line) => `after recovery, ${line}`));
-    for (let pays = 0; (await this.#countUnpaid()) > 0 && pays < mostPays; pays += 1) {
+    this.#problems.push(...(await broken()).map((line) => `after recovery, ${line}`));
+    for (let pays = 0; (await this.#countUnpaid()) > 0 && pays < maxPays; pays += 1) {
       this.#pay(this.#apps[pays % 2]!);
       await this.#untilQuiet();
     }
-    this.#wrong.push(...(await broken()));
+    this.#problems.push(...(await broken()));
     const unpaid = await this.#countUnpaid();
-    if (unpaid > 0) this.#wrong.push(`${unpaid} invoices are still unpaid`);
+    if (unpaid > 0) this.#problems.push(`${unpaid} invoices are still unpaid`);
     for (const app of this.#apps) app.dead = true;
-    return this.#wrong;
+    return this.#problems;
   }
 
-  // ---- the world
+  // ---- data and processes
 
-  async #makeData(firstId: number): Promise<void> {
+  async #createData(firstId: number): Promise<void> {
     const { app, provider } = this.#sessions;
     await provider.query('DELETE FROM payments');
     await app.query('DELETE FROM payment_events; DELETE FROM invoices; UPDATE epoch SET resetting_at = NULL');
@@ -296,36 +296,36 @@ export class Simulation {
   }
 
   async #countUnpaid(): Promise<number> {
-    // Neither refused nor unsettled, which wait for a person.
-    const { rows } = await this.#ask(
+    // Refused invoices and unknown outcomes wait for manual review.
+    const { rows } = await this.#query(
       'SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL',
     );
     return rows.length;
   }
 
-  /** One statement after the other, as a session takes them. */
-  #ask(text: string) {
-    const answer = this.#asked.then(() => this.#sessions.app.query(text));
-    this.#asked = answer;
-    return answer;
+  /** Queues a statement, because a session runs one at a time. */
+  #query(text: string) {
+    const result = this.#lastQuery.then(() => this.#sessions.app.query(text));
+    this.#lastQuery = result;
+    return result;
   }
 
-  #asked: Promise<unknown> = Promise.resolve();
+  #lastQuery: Promise<unknown> = Promise.resolve();
 
-  /** Time passes: not by waiting for it. */
+  /** Backdates leases and resets instead of waiting for their time. */
   async #expireLeases(): Promise<void> {
-    await this.#ask(
+    await this.#query(
       `UPDATE batches SET leased_until = now() - interval '1 ms' WHERE leased_until < now() + interval '1 min'`,
     );
-    await this.#ask(
+    await this.#query(
       `UPDATE epoch SET resetting_at = now() - interval '1 min' WHERE resetting_at IS NOT NULL`,
     );
     this.#wake();
   }
 
-  /** For Postgres, what it has written lies further in the future than it did. */
+  /** Moves the stored times forward, which to Postgres is the same as a clock that went back. */
   async #setClockBack(): Promise<void> {
-    await this.#ask(`UPDATE batches SET leased_until = leased_until + interval '1 h'`);
+    await this.#query(`UPDATE batches SET leased_until = leased_until + interval '1 h'`);
     this.#wake();
   }
 
@@ -347,7 +347,7 @@ export class Simulation {
       step,
       adapter: this.#send,
     });
-    // Each retry is a movement that ends at the step that it begins with.
+    // Each retry counts as moving until it reaches its first step, `renew`.
     const backoff = { duration: 0, next: () => ((this.#moving += 1), backoff) };
     const resets = new Resets({
       database: this.#databases[slot]!,
@@ -393,20 +393,20 @@ export class Simulation {
     return Object.assign(replica, { running, sockets });
   }
 
-  // ---- what happens to it
+  // ---- commands and crashes
 
-  #obey(command: Command): void | Promise<void> {
+  #execute(command: Command): void | Promise<void> {
     if (command === 'leases run out') return this.#move(this.#expireLeases());
     if (command === 'clock goes back') return this.#move(this.#setClockBack());
     if (command === 'heartbeats') {
       this.#waiting.push(...this.#heartbeats.splice(0));
       return;
     }
-    const [what, slot] = command.split(' ');
+    const [action, slot] = command.split(' ');
     const app = this.#apps[Number(slot)]!;
     if (app.dead) return;
-    if (what === 'pay') this.#pay(app);
-    else if (what === 'reset') app.resets.reset().catch(() => {});
+    if (action === 'pay') this.#pay(app);
+    else if (action === 'reset') app.resets.reset().catch(() => {});
     else this.#recover(app);
   }
 
@@ -421,18 +421,18 @@ export class Simulation {
     app.payments.recoverOnce().catch(() => {});
   }
 
-  /** A caller who is told that nothing is unknown or left finds each invoice paid, declined or refused. */
+  /** Checks that each invoice is paid, declined or refused if pay reported none as unknown or left. */
   async #checkAnswer(app: App, tally: Tally): Promise<void> {
     if (app.dead || tally.unknown > 0 || tally.left !== undefined) return;
-    // After a reset it says nothing of the invoices that are there.
+    // After a reset, the tally does not describe the current invoices.
     if (this.#commands.some((command) => command.startsWith('reset'))) return;
-    const { rows } = await this.#ask(
+    const { rows } = await this.#query(
       `SELECT FROM invoices WHERE paid_at IS NULL
        AND NOT EXISTS (
          SELECT FROM payment_events WHERE invoice_id = invoices.id AND kind IN ('declined', 'refused')
        )`,
     );
-    if (rows.length > 0) this.#wrong.push(`pay was answered as done, with ${rows.length} invoices left`);
+    if (rows.length > 0) this.#problems.push(`pay reported completion, but ${rows.length} invoices are left`);
   }
 
   #crash(replica: Replica): void {
@@ -443,23 +443,25 @@ export class Simulation {
       if (isApp) this.#apps[replica.slot] = this.#startApp(replica.slot);
       else this.#providers[replica.slot] = await this.#move(this.#startProvider(replica.slot));
     };
-    start().catch((error: unknown) => this.#wrong.push(`no other ${replica.name}: ${String(error)}`));
+    start().catch((error: unknown) =>
+      this.#problems.push(`${replica.name} was not replaced: ${String(error)}`),
+    );
   }
 
   #kill(replica: Replica): void {
     if (replica.dead) return;
     replica.dead = true;
-    for (const held of [...this.#waiting, ...this.#scheduled, ...this.#patient, ...this.#heartbeats]) {
-      if (held.owner === replica) held.stop(crashed());
+    for (const held of [...this.#waiting, ...this.#scheduled, ...this.#leaseWaiters, ...this.#heartbeats]) {
+      if (held.owner === replica) held.fail(crashed());
     }
     const remains = (held: Held) => held.owner !== replica;
     this.#waiting = this.#waiting.filter(remains);
-    this.#patient = this.#patient.filter(remains);
+    this.#leaseWaiters = this.#leaseWaiters.filter(remains);
     this.#heartbeats = this.#heartbeats.filter(remains);
     const provider = this.#providers.find((each) => each === replica);
     if (provider === undefined) return;
-    for (const request of this.#underWay) {
-      if (request.provider !== provider || request.at !== 'there') continue;
+    for (const request of this.#inFlight) {
+      if (request.provider !== provider || request.at !== 'at the provider') continue;
       request.at = 'on its way back';
       this.#moving += 1;
     }
@@ -471,54 +473,54 @@ export class Simulation {
 
   // ---- steps
 
-  /** The steps of one process. */
+  /** Returns the `step` function of one process. It waits for the scheduler and injects the fault. */
   #stepOf(replica: Replica): Step {
     return async (name, work) => {
       if (replica.dead) throw crashed();
       if (name === 'renew') this.#moving -= 1;
       replica.steps += 1;
       const label = `${replica.name}, step ${replica.steps}: ${name}`;
-      const arrived = name === 'charge' ? this.#arrive() : undefined;
-      const mishap = await this.#hold(replica, label, name);
-      if (mishap === 'crash before') {
+      const request = name === 'charge' ? this.#arrive() : undefined;
+      const fault = await this.#hold(replica, label, name);
+      if (fault === 'crash before') {
         this.#crash(replica);
         throw crashed();
       }
       if (['wait', 'wait to reset', 'heartbeat'].includes(name))
         return undefined as Awaited<ReturnType<typeof work>>;
       try {
-        if (mishap === 'lost') throw new DatabaseUnavailable(new Error('lost'));
-        if (name === 'post') return await this.#post(replica, label, mishap, work);
-        // The work of this step is made of other steps, so it may take any time.
+        if (fault === 'lost') throw new DatabaseUnavailable(new Error('lost'));
+        if (name === 'post') return await this.#post(replica, label, fault, work);
+        // The work of `charge` consists of other steps, so it may wait for the scheduler.
         const result = await (name === 'charge' ? work() : this.#move(work()));
         if (name === 'release' || name === 'finish reset') this.#wake();
-        if (mishap === 'crash after') this.#crash(replica);
+        if (fault === 'crash after') this.#crash(replica);
         if (replica.dead) throw crashed();
-        if (mishap === 'answer lost') throw new DatabaseUnavailable(new Error('answer lost'));
+        if (fault === 'answer lost') throw new DatabaseUnavailable(new Error('answer lost'));
         return result;
       } finally {
-        if (arrived !== undefined && !replica.dead && arrived.at === 'there') {
-          arrived.at = 'on its way back';
+        if (request !== undefined && !replica.dead && request.at === 'at the provider') {
+          request.at = 'on its way back';
           this.#moving += 1;
         }
       }
     };
   }
 
-  /** A request, which is under way for as long as other steps take. */
+  /** Sends a request, which stays in flight while other steps run. */
   async #post<T>(
     replica: Replica,
     label: string,
-    mishap: Mishap | undefined,
+    fault: Fault | undefined,
     work: () => Promise<T>,
   ): Promise<T> {
     const request: Request = { at: 'on its way' };
-    this.#underWay.add(request);
+    this.#inFlight.add(request);
     this.#sending = request;
     this.#moving += 1;
     const settled = (result: () => T) => {
-      this.#underWay.delete(request);
-      if (request.at !== 'there') this.#moving -= 1;
+      this.#inFlight.delete(request);
+      if (request.at !== 'at the provider') this.#moving -= 1;
       request.at = 'done';
       return result;
     };
@@ -529,15 +531,15 @@ export class Simulation {
           throw error;
         }),
     );
-    if (mishap === 'crash after' || mishap === 'answer lost') {
-      // It arrives, or fails to; what becomes of it there nobody waits for.
+    if (fault === 'crash after' || fault === 'answer lost') {
+      // Waits until the request arrives or fails, but not for its answer.
       await Promise.race([answer, this.#arrival(request)]);
-      if (mishap === 'crash after') this.#crash(replica);
+      if (fault === 'crash after') this.#crash(replica);
       throw new Error('no answer in time');
     }
     const result = await answer;
     if (replica.dead) throw crashed();
-    // Answers to several requests may come in any order: each is taken when the scheduler says so.
+    // The scheduler decides the order in which the answers to several requests arrive.
     const late = await this.#hold(replica, `${label}, the answer`, 'answer');
     if (late === 'crash before' || late === 'crash after') this.#crash(replica);
     if (replica.dead) throw crashed();
@@ -553,37 +555,37 @@ export class Simulation {
     return new Promise((resolve) => this.#arrivals.set(request, resolve));
   }
 
-  /** A request has arrived: as one step is let through at a time, it is the one that was sent last. */
+  /** Notes that a request has arrived. Steps are released one at a time, so it is the request sent last. */
   #arrive(): Request | undefined {
     const request = this.#sending;
     if (request?.at !== 'on its way') return undefined;
-    request.at = 'there';
+    request.at = 'at the provider';
     this.#moving -= 1;
     this.#arrivals.get(request)?.();
     this.#arrivals.delete(request);
     return request;
   }
 
-  /** Sends to one provider after the other; to one that is down only where both are. */
+  /** Sends to the providers in turn, and to a dead one only if both are dead. */
   readonly #send: AxiosAdapter = (config) => {
     const isReset = config.url!.endsWith('/reset');
-    const turns = [this.#posts % 2, (this.#posts + 1) % 2].map((slot) => this.#providers[slot]!);
+    const inTurn = [this.#posts % 2, (this.#posts + 1) % 2].map((slot) => this.#providers[slot]!);
     this.#posts += 1;
-    const provider = turns.find(({ dead }) => !dead) ?? turns[0]!;
+    const provider = inTurn.find(({ dead }) => !dead) ?? inTurn[0]!;
     const url = `http://127.0.0.1:${provider.running.port}${new URL(config.url!).pathname}`;
     if (isReset) return this.#http({ ...config, url, timeout: 0 });
     this.#sending!.provider = provider;
     const isKeyless = this.#plan.form === 'keyless';
     if (isKeyless) config.headers.delete('Idempotency-Key');
-    return this.#http({ ...config, url, timeout: 0 }).then((answer) => {
-      if (isKeyless) delete answer.headers['accept-idempotency-key'];
-      return answer;
+    return this.#http({ ...config, url, timeout: 0 }).then((response) => {
+      if (isKeyless) delete response.headers['accept-idempotency-key'];
+      return response;
     });
   };
 
-  // ---- order
+  // ---- scheduling
 
-  /** Counts as a movement for as long as it takes. */
+  /** Counts the work as moving until it ends. */
   async #move<T>(work: Promise<T>): Promise<T> {
     this.#moving += 1;
     try {
@@ -593,69 +595,69 @@ export class Simulation {
     }
   }
 
-  /** Waits to be let through; the answer is what is to happen then. */
-  #hold(owner: Replica | undefined, label: string, name: string): Promise<Mishap | undefined> {
-    this.#came += 1;
-    return new Promise((go, stop) => {
-      const held = { owner, label, name, go, stop };
-      // Nothing has changed for those that wait for a lease until one is given back, or runs out.
-      if (name === 'wait' || name === 'wait to reset') this.#patient.push(held);
+  /** Waits until the scheduler releases the step. @returns the fault to inject */
+  #hold(owner: Replica | undefined, label: string, name: string): Promise<Fault | undefined> {
+    this.#holds += 1;
+    return new Promise((go, fail) => {
+      const held = { owner, label, name, go, fail };
+      // A wait for a lease can only succeed once one is released or expires.
+      if (name === 'wait' || name === 'wait to reset') this.#leaseWaiters.push(held);
       else if (name === 'heartbeat') this.#heartbeats.push(held);
       else this.#waiting.push(held);
     });
   }
 
   #wake(): void {
-    this.#waiting.push(...this.#patient.splice(0));
+    this.#waiting.push(...this.#leaseWaiters.splice(0));
   }
 
   async #untilRest(): Promise<void> {
     for (let still = 0; still < 3; still += 1) {
-      const came = this.#came;
+      const before = this.#holds;
       await turn();
-      if (this.#moving > 0 || came !== this.#came) still = -1;
+      if (this.#moving > 0 || before !== this.#holds) still = -1;
     }
   }
 
-  /** Lets one step after the other through until there is none. */
+  /** Releases one step after the other until none is left. */
   async #untilQuiet(): Promise<void> {
     for (;;) {
       await this.#untilRest();
-      if (this.#scheduler.count() === 0 && this.#waiting.length === 0 && this.#patient.length > 0) {
+      if (this.#scheduler.count() === 0 && this.#waiting.length === 0 && this.#leaseWaiters.length > 0) {
         await this.#expireLeases();
-        // What waits for a reset waits for recovery, which each process does now and then.
-        const { rows } = await this.#ask('SELECT FROM epoch WHERE resetting_at IS NOT NULL');
+        // A wait for a reset needs recovery, which each process runs periodically.
+        const { rows } = await this.#query('SELECT FROM epoch WHERE resetting_at IS NOT NULL');
         const app = this.#apps.find(({ dead }) => !dead);
         if (rows.length > 0 && app !== undefined) this.#recover(app);
       }
-      // In an order of their own: several may have come at once.
+      // Sorted, because steps that arrive at the same time come in no fixed order.
       for (const held of this.#waiting.splice(0).toSorted((a, b) => byNumber.compare(a.label, b.label))) {
         this.#scheduled.add(held);
-        void this.#scheduler.schedule(Promise.resolve(), held.label).then(() => this.#letThrough(held));
+        void this.#scheduler.schedule(Promise.resolve(), held.label).then(() => this.#release(held));
       }
       if (this.#scheduler.count() === 0) return;
-      if (this.#let > mostSteps) throw new Error('this run does not end');
+      if (this.#released > maxSteps) throw new Error('this run does not end');
       await this.#scheduler.waitOne();
     }
   }
 
-  #letThrough(held: Held): void {
+  #release(held: Held): void {
     this.#scheduled.delete(held);
     if (held.owner?.dead) return;
-    this.#let += 1;
-    const mishap = held.owner && this.#mishapOf(held);
-    this.#trace.push(mishap ? `${held.label} (${mishap})` : held.label);
-    held.go(mishap);
+    this.#released += 1;
+    const fault = held.owner && this.#faultOf(held);
+    this.#trace.push(fault ? `${held.label} (${fault})` : held.label);
+    held.go(fault);
   }
 
-  #mishapOf({ name }: Held): Mishap | undefined {
-    if (this.#is('silence') && name === 'post') return 'answer lost';
-    return this.#plan.mishaps.find(({ at }) => at === this.#let)?.what;
+  #faultOf({ name }: Held): Fault | undefined {
+    if (this.#isIn('silence') && name === 'post') return 'answer lost';
+    return this.#plan.faults.find(({ at }) => at === this.#released)?.fault;
   }
 
-  /** Whether the plan has the step that was let through last within this span. */
-  #is(span: 'silence' | 'readOnly'): boolean {
-    const { from, steps } = this.#plan[span];
-    return this.#let >= from && this.#let < from + steps;
+  /** Returns whether the last released step lies in this range of the plan. */
+  #isIn(range: 'silence' | 'readOnly'): boolean {
+    const { from, steps } = this.#plan[range];
+    return this.#released >= from && this.#released < from + steps;
   }
 }

@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { untilReady } from '../support/start-service.ts';
 
 /**
- * Starts a service as a process that dies where it is told to, see victim.ts, and waits until it is ready.
- * @param env beside what every such process has
+ * Starts a service as a process to kill (see victim.ts), and waits until it is ready.
+ * @param env variables besides those of every such process
  */
 export async function startVictim(
   service: string,

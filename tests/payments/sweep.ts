@@ -10,31 +10,31 @@ import { brokenRules, takeSnapshot, type Snapshot } from './rules.ts';
 import { post } from '../support/start-service.ts';
 import type { Form } from './simulation.ts';
 import { startVictim } from './start-victim.ts';
-import { findSteps, type NamedStep, type ServiceName } from './steps.ts';
-import type { Order } from './victim.ts';
+import { findFailpoints, type Failpoint, type ServiceName } from './failpoints.ts';
+import type { Fault } from './victim.ts';
 
 export { forms, type Form } from './simulation.ts';
 
-/** A place at which a process is killed. */
-export interface Kill extends NamedStep {
-  when: Order['when'];
-  /** Which time the step comes. */
+/** A place at which to kill a process. */
+export interface Kill extends Failpoint {
+  when: Fault['when'];
+  /** The pass through the failpoint, from 1 up. */
   nth: number;
 }
 
-/** More batches than a run has workers, so that some are left when it gives up. */
+/** Makes more batches than a run has workers, so that some are left when the run gives up. */
 const invoices = 16;
 const perBatch = 2;
-/** The invoice that the provider refuses: it has the amount 0. */
+/** The id of the invoice that the provider refuses, because its amount is 0. */
 const refused = 2;
-/** How long anything of a case may take, in milliseconds. */
+/** How long each part of a case may take, in milliseconds. */
 const patience = 20_000;
 
-/** Steps towards a provider that ignores keys, and those towards one that does not: nothing is asked for again. */
+/** Failpoints only at a provider that ignores keys, and only at one that honours them: retries need keys. */
 const keyless: readonly string[] = ['mark', 'unmark', 'list unknown'];
 const keyed: readonly string[] = ['renew', 'look up', 'heartbeat', 'keep'];
 
-/** Steps of a reset, which one form is enough for. */
+/** Failpoints of a reset, which does not depend on the form: one form is enough. */
 const ofReset: readonly string[] = [
   'begin reset',
   'wait to reset',
@@ -43,40 +43,40 @@ const ofReset: readonly string[] = [
   'finish reset',
 ];
 
-/** The form that a step needs, or that does for those that come in array and single form only. */
+/** Returns the form that covers this failpoint alone; undefined if any form can cover it. */
 export function onlyForm(name: string): Form | undefined {
   if (keyless.includes(name)) return 'keyless';
   return keyed.includes(name) || ofReset.includes(name) ? 'array' : undefined;
 }
 
-/** Every place: before and after each step of a form that the sources name, the first time it comes and the second. */
+/** Returns every place to kill at: before and after each failpoint of the form, at its first and second pass. */
 export function everyKill(form: Form): Kill[] {
   const others =
     form === 'keyless' ? [...keyed, ...ofReset] : form === 'single' ? [...keyless, ...ofReset] : keyless;
-  const steps = findSteps().filter(({ name }) => !others.includes(name));
-  // Without keys the first run lists what it asked for, and leaves too little for a second one to leave.
-  const timesOf = (name: string) => (form === 'keyless' && name === 'count left' ? [1] : [1, 2]);
-  return steps.flatMap((step) =>
-    timesOf(step.name).flatMap((nth) =>
-      (['before', 'after'] as const).map((when) => Object.assign({ when, nth }, step)),
+  const failpoints = findFailpoints().filter(({ name }) => !others.includes(name));
+  // At a keyless provider, the first run reports its requests as unknown. Too few invoices remain for a second pass.
+  const passesOf = (name: string) => (form === 'keyless' && name === 'count left' ? [1] : [1, 2]);
+  return failpoints.flatMap((failpoint) =>
+    passesOf(failpoint.name).flatMap((nth) =>
+      (['before', 'after'] as const).map((when) => Object.assign({ when, nth }, failpoint)),
     ),
   );
 }
 
-/** What has to fail at the provider for this step to come. */
-function failuresTowards(name: string): Order[] {
+/** Returns the provider faults that make the service reach this failpoint. */
+function faultsLeadingTo(name: string): Fault[] {
   switch (name) {
     case 'renew':
     case 'keep':
     case 'heartbeat':
     case 'list unknown':
     case 'look up':
-      // Charged, and told that it failed: the same keys come again.
-      return [{ step: 'store', when: 'after', what: 'fail', count: invoices / perBatch }];
+      // The charge is stored but its answer is an error, so the same keys are retried.
+      return [{ failpoint: 'store', when: 'after', action: 'fail', count: invoices / perBatch }];
     case 'unmark':
-      return [{ step: 'charge', when: 'before', what: 'reject', count: 4 }];
+      return [{ failpoint: 'charge', when: 'before', action: 'reject', count: 4 }];
     case 'count left':
-      return [{ step: 'charge', when: 'before', what: 'fail', count: Infinity }];
+      return [{ failpoint: 'charge', when: 'before', action: 'fail', count: Infinity }];
     default:
       return [];
   }
@@ -88,15 +88,15 @@ interface Process {
   port: number;
 }
 
-/** Both services as processes, of which one after the other is killed and replaced. */
+/** Runs both services as processes, and kills and replaces one at a time. */
 export class Sweep {
   readonly #form: Form;
   readonly #databases: Record<ServiceName, TestDatabase>;
   readonly #sessions: { app: Client; provider: Client };
   readonly #proxy: Server;
   readonly #running = {} as Record<ServiceName, Process>;
-  /** Started ahead: it takes longer than the rest of a case. */
-  readonly #standby = {} as Record<ServiceName, Promise<Process>>;
+  /** Started ahead, because a start takes longer than the rest of a case. */
+  readonly #spare = {} as Record<ServiceName, Promise<Process>>;
   #started = 0;
   #refusesResets = false;
 
@@ -111,7 +111,7 @@ export class Sweep {
     this.#proxy = this.#createProxy();
   }
 
-  /** @param postgresUrl the superuser's */
+  /** @param postgresUrl the URL of the superuser */
   static async start(postgresUrl: string, form: Form): Promise<Sweep> {
     const databases = {
       'invoice-app': await createDatabase(postgresUrl),
@@ -120,7 +120,7 @@ export class Sweep {
     const open = async ({ url }: TestDatabase) => {
       const client = new Client({ connectionString: new URL(new URL(url).pathname, postgresUrl).href });
       await client.connect();
-      // Past the trigger that keeps the history.
+      // Disables the triggers, which would keep the history from being deleted.
       await client.query('SET session_replication_role = replica');
       return client;
     };
@@ -133,13 +133,13 @@ export class Sweep {
     await once(sweep.#proxy, 'listening');
     for (const service of ['payment-provider', 'invoice-app'] as const) {
       sweep.#running[service] = await sweep.#startProcess(service);
-      sweep.#standby[service] = sweep.#startProcess(service);
+      sweep.#spare[service] = sweep.#startProcess(service);
     }
     return sweep;
   }
 
   async close(): Promise<void> {
-    const processes = [...Object.values(this.#running), ...(await Promise.all(Object.values(this.#standby)))];
+    const processes = [...Object.values(this.#running), ...(await Promise.all(Object.values(this.#spare)))];
     for (const { child } of processes) {
       child.kill('SIGKILL');
       if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
@@ -151,48 +151,48 @@ export class Sweep {
     for (const database of Object.values(this.#databases)) await database.drop();
   }
 
-  /** Kills a process there, and lets recovery and pay finish. @returns what was wrong, empty if nothing */
+  /** Kills a process at this place, then lets recovery and pay finish. @returns the problems found, empty if none */
   kill(kill: Kill): Promise<string[]> {
-    const late = sleep(3 * patience, ['this case does not end'], { ref: false });
+    const late = sleep(3 * patience, ['the case did not end in time'], { ref: false });
     return Promise.race([this.#kill(kill), late]);
   }
 
   async #kill({ service, name, when, nth }: Kill): Promise<string[]> {
-    await this.#makeData();
+    await this.#createData();
     this.#refusesResets = name === 'take reset back';
-    // A provider that takes one payment at a time has to be found out first.
+    // invoice-app must first learn that the provider takes no arrays.
     if (this.#form !== 'array') {
       await this.#pay();
-      await this.#makeData();
+      await this.#createData();
     }
-    const failures = failuresTowards(name);
-    const order: Order = { step: name, when, what: 'kill', count: nth };
-    if (service === 'invoice-app') await this.#arm('payment-provider', ...failures);
-    await this.#arm(service, order, ...(service === 'payment-provider' ? failures : []));
+    const faults = faultsLeadingTo(name);
+    const kill: Fault = { failpoint: name, when, action: 'kill', count: nth };
+    if (service === 'invoice-app') await this.#arm('payment-provider', ...faults);
+    await this.#arm(service, kill, ...(service === 'payment-provider' ? faults : []));
     const died = once(this.#running[service].child, 'exit');
     const reached = Promise.race([died, sleep(patience, undefined, { ref: false })]);
-    const paying = this.#provoke(name, nth);
+    const paying = this.#drive(name, nth);
     const exit = await reached;
-    if (exit?.[1] !== 'SIGKILL') return ['the process did not come there'];
+    if (exit?.[1] !== 'SIGKILL') return ['the process never reached this place'];
     const before = await takeSnapshot(this.#sessions.app);
-    const dead = this.#running[service].name;
-    this.#running[service] = await this.#standby[service];
-    this.#standby[service] = this.#startProcess(service);
-    // What was made to fail for this case, and has not yet.
+    const killed = this.#running[service].name;
+    this.#running[service] = await this.#spare[service];
+    this.#spare[service] = this.#startProcess(service);
+    // Removes the faults of this case that are still armed.
     for (const each of ['invoice-app', 'payment-provider'] as const) await this.#arm(each);
     await paying;
 
-    const wrong: string[] = [];
-    if (!(await this.#recover(dead))) wrong.push('recovery does not end');
-    wrong.push(...(await this.#brokenRules(before)).map((line) => `after recovery, ${line}`));
+    const problems: string[] = [];
+    if (!(await this.#recover(killed))) problems.push('recovery did not finish in time');
+    problems.push(...(await this.#brokenRules(before)).map((line) => `after recovery, ${line}`));
     for (let runs = 0; (await this.#countUnpaid()) > 0 && runs < 5; runs += 1) await this.#pay();
-    wrong.push(...(await this.#brokenRules(before)));
+    problems.push(...(await this.#brokenRules(before)));
     const unpaid = await this.#countUnpaid();
-    if (unpaid > 0) wrong.push(`${unpaid} invoices are still unpaid`);
-    return wrong;
+    if (unpaid > 0) problems.push(`${unpaid} invoices are still unpaid`);
+    return problems;
   }
 
-  /** A live process may look into a batch that is done, and give it back: then it is asked again. */
+  /** Checks the rules, and again while only rule 7 is broken: a live process may briefly hold a finished batch. */
   async #brokenRules(before: Snapshot): Promise<string[]> {
     let broken: string[];
     const end = performance.now() + 1_000;
@@ -206,14 +206,14 @@ export class Sweep {
     return broken;
   }
 
-  /** Makes the services do what brings them to that step; resolves when what was asked for is answered. */
-  async #provoke(name: string, nth: number): Promise<void> {
+  /** Makes the services reach the failpoint. Resolves when the requests for that are answered. */
+  async #drive(name: string, nth: number): Promise<void> {
     const { app } = this.#sessions;
     const held = `UPDATE batches SET holder = 'nobody', leased_until = now()`;
     switch (name) {
       case 'find expired':
       case 'pause':
-        // Recovery comes to it by itself, here with work to do.
+        // Recovery reaches it by itself; the expired leases give it work.
         await app.query(held);
         return;
       case 'wait to reset':
@@ -224,7 +224,7 @@ export class Sweep {
       case 'post reset':
       case 'take reset back':
       case 'finish reset':
-        // So that there is something to lose.
+        // Pays first, so that the reset has payments to delete.
         await this.#pay();
         await this.#reset();
         if (nth === 2) await this.#reset();
@@ -235,18 +235,18 @@ export class Sweep {
     }
     await this.#pay();
     if (name === 'refuse' && nth === 2) await app.query(`UPDATE invoices SET refused_at = NULL`);
-    // A run has one of these steps.
+    // A run passes these failpoints once, so the second pass needs another run.
     if (['find unpaid', 'count left', 'count stuck', 'refuse'].includes(name) && nth === 2) await this.#pay();
   }
 
-  /** Lets the time of leases pass that no process holds any more, until recovery has left none. */
-  async #recover(dead: string): Promise<boolean> {
+  /** Expires the leases without a living holder, until recovery has left none. */
+  async #recover(killed: string): Promise<boolean> {
     const { app } = this.#sessions;
     for (const end = performance.now() + patience; performance.now() < end; await sleep(5)) {
       await app.query(
         `UPDATE batches SET leased_until = now() - interval '1 ms'
          WHERE leased_until > now() AND (holder IS NULL OR holder = 'nobody' OR starts_with(holder, $1))`,
-        [`${dead}/`],
+        [`${killed}/`],
       );
       await app.query(
         `UPDATE epoch SET resetting_at = now() - interval '1 min' WHERE resetting_at IS NOT NULL`,
@@ -260,7 +260,7 @@ export class Sweep {
   }
 
   async #pay(): Promise<void> {
-    // The process may die, or refuse.
+    // The process may be killed meanwhile.
     await post(`http://127.0.0.1:${this.#running['invoice-app'].port}/invoices/pay`).catch(() => {});
   }
 
@@ -273,7 +273,7 @@ export class Sweep {
     return (await this.#sessions.app.query(unpaid)).rows.length;
   }
 
-  async #makeData(): Promise<void> {
+  async #createData(): Promise<void> {
     await this.#sessions.provider.query('DELETE FROM payments');
     await this.#sessions.app.query(`
       UPDATE epoch SET resetting_at = NULL;
@@ -299,23 +299,23 @@ export class Sweep {
     return { ...started, name };
   }
 
-  /** Gives a process its orders, and takes the earlier ones back. */
-  async #arm(service: ServiceName, ...orders: Order[]): Promise<void> {
+  /** Sets the faults of a process, instead of its earlier ones. */
+  async #arm(service: ServiceName, ...faults: Fault[]): Promise<void> {
     const { child } = this.#running[service];
     const armed = once(child, 'message');
-    child.send(orders);
+    child.send(faults);
     await armed;
   }
 
-  /** Where invoice-app posts to, whichever process is the provider: it sees the connections break as they do. */
+  /** Forwards invoice-app's requests to the current provider process, and passes broken connections on. */
   #createProxy(): Server {
     return createServer((request, response) => {
-      const broken = () => request.socket.resetAndDestroy();
+      const resetConnection = () => request.socket.resetAndDestroy();
       const forward = async () => {
         const body = await buffer(request);
         const keys = { 'accept-idempotency-key': `${this.#form !== 'keyless'}` };
         if (this.#form !== 'array' && body[0] === '['.charCodeAt(0)) {
-          // What the original says to what is not one payment.
+          // The original's answer to anything but a single payment.
           const error = 'failed to process payment request parameters';
           response
             .writeHead(400, { 'Content-Type': 'application/json', ...keys })
@@ -331,11 +331,11 @@ export class Sweep {
         const { port } = this.#running['payment-provider'];
         const sent = send({ host: '127.0.0.1', port, method, path: url, headers, agent: false }, (answer) => {
           response.writeHead(answer.statusCode ?? 500, { ...answer.headers, ...keys });
-          answer.on('error', broken).pipe(response);
+          answer.on('error', resetConnection).pipe(response);
         });
-        sent.on('error', broken).end(body);
+        sent.on('error', resetConnection).end(body);
       };
-      forward().catch(broken);
+      forward().catch(resetConnection);
     });
   }
 }

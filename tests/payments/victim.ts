@@ -3,44 +3,44 @@ import { HttpError } from '@payloop/chassis/http-error.ts';
 import type { Service } from '@payloop/chassis/run.ts';
 import type { Step } from '@payloop/chassis/step.ts';
 
-/** What is to happen at a step, told to a running process. */
-export interface Order {
-  step: string;
+/** A fault to inject at a failpoint, sent to a running process. */
+export interface Fault {
+  failpoint: string;
   when: 'before' | 'after';
-  /** `kill` ends the process there, once; `fail` makes the step fail, as often as `count` says; `reject` with 429. */
-  what: 'kill' | 'fail' | 'reject';
-  /** Which time the step comes it is killed, or how often it fails. */
+  /** `kill` kills the process once, `fail` throws an error `count` times, `reject` throws a 429 `count` times. */
+  action: 'kill' | 'fail' | 'reject';
+  /** For `kill`, the pass through the failpoint at which to kill; otherwise, how often to throw. */
   count: number;
 }
 
-/** How long recovery and heartbeats pause here, in milliseconds: the sweep waits for them often. */
+/** How long recovery and heartbeats pause, in milliseconds. Short, because the sweep waits for them often. */
 const pause = 25;
 const pauses = new Set(['pause', 'heartbeat']);
 
-// A service as a process of its own, that dies where it is told to: `node victim.ts invoice-app`.
-let orders: Order[] = [];
-process.on('message', (given: Order[]) => {
-  orders = given;
+// Runs a service as a process that dies where its parent tells it to: `node victim.ts invoice-app`.
+let faults: Fault[] = [];
+process.on('message', (given: Fault[]) => {
+  faults = given;
   process.send?.('armed');
 });
-// Nobody is left to end it.
+// Exits with its parent, because nothing else would stop it.
 process.on('disconnect', () => process.exit());
 
-function carryOut(name: string, when: Order['when']): Promise<void> | undefined {
-  const order = orders.find((each) => each.step === name && each.when === when && each.count > 0);
-  if (order === undefined) return undefined;
-  order.count -= 1;
-  if (order.what === 'fail') return Promise.reject(new Error(`failed on purpose ${when} '${name}'`));
-  if (order.what === 'reject') return Promise.reject(new HttpError(429, 'too many, on purpose'));
-  if (order.count > 0) return undefined;
+function inject(name: string, when: Fault['when']): Promise<void> | undefined {
+  const fault = faults.find((each) => each.failpoint === name && each.when === when && each.count > 0);
+  if (fault === undefined) return undefined;
+  fault.count -= 1;
+  if (fault.action === 'fail') return Promise.reject(new Error(`injected fault ${when} '${name}'`));
+  if (fault.action === 'reject') return Promise.reject(new HttpError(429, 'injected: too many requests'));
+  if (fault.count > 0) return undefined;
   process.kill(process.pid, 'SIGKILL');
   return new Promise(() => {});
 }
 
 const step: Step = async (name, work) => {
-  await carryOut(name, 'before');
+  await inject(name, 'before');
   const result = await (pauses.has(name) ? sleep<never>(pause) : work());
-  await carryOut(name, 'after');
+  await inject(name, 'after');
   return result;
 };
 

@@ -3,19 +3,19 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { json } from 'node:stream/consumers';
 
-/** A span as it was sent, without what no test asks for. */
+/** A span as sent, reduced to the fields that tests read. */
 export interface SentSpan {
   service: string;
   name: string;
   traceId: string;
   spanId: string;
   parentSpanId: string | undefined;
-  /** As OTLP numbers them: 2 is a server's, 3 a client's. */
+  /** The OTLP number of the kind: 2 is server, 3 is client. */
   kind: number;
-  /** 2 is an error. */
+  /** The OTLP status code: 2 is an error. */
   status: number | undefined;
   attributes: Record<string, unknown>;
-  /** The traces that it has links to. */
+  /** The ids of the linked traces. */
   links: string[];
 }
 
@@ -25,16 +25,16 @@ export interface Collector {
   close(): void;
 }
 
-/** Takes spans over OTLP/HTTP as JSON; one that is `silent` takes connections and never answers. */
+/** Receives spans over OTLP/HTTP as JSON. A `silent` collector accepts connections and never answers. */
 export async function startCollector({ silent = false } = {}): Promise<Collector> {
   const spans: SentSpan[] = [];
   const server = createServer((request, response) => {
     if (silent) return;
-    const take = async () => {
+    const receive = async () => {
       spans.push(...((await json(request)) as Body).resourceSpans.flatMap(readSpans));
       response.setHeader('Content-Type', 'application/json').end('{}');
     };
-    take().catch(() => response.writeHead(400).end());
+    receive().catch(() => response.writeHead(400).end());
   }).listen(0, '127.0.0.1');
   await once(server, 'listening');
   return {

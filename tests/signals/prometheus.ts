@@ -7,8 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { freePort } from '../../local/ports.ts';
 
 export interface Prometheus {
-  /** Asks its HTTP API: `query`, with the parameters. @throws {Error} with what it says is wrong */
-  ask(path: string, parameters?: Record<string, string>): Promise<unknown>;
+  /** Calls its HTTP API at a path such as `query`. @throws {Error} with the error that Prometheus reports */
+  get(path: string, parameters?: Record<string, string>): Promise<unknown>;
   stop(): Promise<void>;
 }
 
@@ -21,15 +21,15 @@ export function hasPrometheus(): boolean {
   }
 }
 
-/** A pod's port, as Prometheus finds it in a cluster. */
+/** A port of a pod, as Prometheus discovers it in a cluster. */
 export interface Target {
   /** Host and port. */
   address: string;
-  /** `__meta_kubernetes_…` */
+  /** Discovery labels such as `__meta_kubernetes_pod_container_port_name`. */
   labels: Record<string, string>;
 }
 
-/** Starts a real Prometheus that scrapes once a second, and labels as it would in a cluster. */
+/** Starts a real Prometheus that scrapes once a second and relabels as in a cluster. */
 export async function startPrometheus(
   targets: Target[],
   relabeling: object[],
@@ -41,7 +41,7 @@ export async function startPrometheus(
     static_configs: targets.map(({ address, labels }) => ({ targets: [address], labels })),
     relabel_configs: relabeling,
   };
-  // JSON is YAML.
+  // Written as JSON, which is valid YAML.
   const config = {
     global: { scrape_interval: '1s', evaluation_interval: '1s' },
     rule_files: [ruleFile],
@@ -68,7 +68,7 @@ export async function startPrometheus(
     );
   while (!(await isReady())) await sleep(50);
   return {
-    async ask(path, parameters = {}) {
+    async get(path, parameters = {}) {
       const query = new URLSearchParams(parameters).toString();
       const response = await fetch(`http://${address}/api/v1/${path}?${query}`);
       const { data, error } = (await response.json()) as { data: unknown; error?: string };

@@ -19,8 +19,8 @@ import {
 } from './signals.ts';
 
 const jobs = ['invoice-app', 'payment-provider'];
-/** Made by Prometheus itself, in no scrape, with its labels. */
-const ofPrometheus: [name: string, labels: Record<string, string>][] = [
+/** Series that Prometheus creates itself, so no scrape has them, with their labels. */
+const builtInSeries: [name: string, labels: Record<string, string>][] = [
   ...jobs.map((job): [string, Record<string, string>] => ['up', { part_of: 'payloop', job, instance: job }]),
   ['ALERTS', { alertname: 'any', alertstate: 'firing' }],
 ];
@@ -31,7 +31,7 @@ let app: RunningService;
 const samples: Samples = new Map();
 let traceId: string;
 
-// Both services after a payment, and after the provider was away.
+// Collects the samples of both services after payments, and of an invoice-app without its provider.
 beforeAll(async () => {
   collector = await startCollector();
   await startTracing('both', { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url });
@@ -49,7 +49,7 @@ beforeAll(async () => {
   for (const [job, { metricsUrl }] of Object.entries({
     'invoice-app': app,
     'payment-provider': provider,
-    // Another pod of it.
+    // The space makes the key unique: this is another pod of invoice-app.
     'invoice-app ': lonely,
   })) {
     readScrape(samples, await (await fetch(metricsUrl)).text(), {
@@ -58,7 +58,7 @@ beforeAll(async () => {
       instance: new URL(metricsUrl).host,
     });
   }
-  for (const [name, labels] of ofPrometheus) samples.set(name, [...(samples.get(name) ?? []), labels]);
+  for (const [name, labels] of builtInSeries) samples.set(name, [...(samples.get(name) ?? []), labels]);
 });
 afterAll(async () => {
   await app[Symbol.asyncDispose]();
@@ -67,7 +67,7 @@ afterAll(async () => {
   collector.close();
 });
 
-describe('what the expressions ask for is there', () => {
+describe('every metric and label in the expressions exists', () => {
   test.each(readExpressions(jobs))('%s', (_where, expr) => {
     expect(findMissing(expr, samples)).toEqual([]);
   });
@@ -79,13 +79,13 @@ describe('what the expressions ask for is there', () => {
     ['payments_total{outcome=~"unknown|lost"}', 'payments_total{outcome=~"unknown|lost"}'],
     ['payments_total{outcome!="lost"}', 'payments_total{outcome!="lost"}'],
     ['sum by (route) (payments_total)', 'the label route'],
-    ['sum(rate(payments_total[5m])', 'no PromQL at 28'],
-  ])('%s is noticed', (expr, missing) => {
+    ['sum(rate(payments_total[5m])', 'invalid PromQL at 28'],
+  ])('reports the missing part of %s', (expr, missing) => {
     expect(findMissing(expr, samples)).toEqual([missing]);
   });
 });
 
-/** The prefix of what Prometheus knows of a pod. */
+/** The prefix of the labels that Prometheus discovers on a pod. */
 const pod = '__meta_kubernetes_pod';
 const installed = hasPrometheus();
 if (!installed) process.stdout.write('prometheus: skipped, not installed\n');
@@ -109,7 +109,7 @@ describe.skipIf(!installed)('with a real Prometheus', () => {
     const targets = [
       target('invoice-app', app),
       target('payment-provider', provider),
-      // None of ours.
+      // Not service metrics, so not scraped.
       target('invoice-app', app, 'http'),
       target('postgres', provider, 'metrics', 'database'),
     ];
@@ -117,9 +117,9 @@ describe.skipIf(!installed)('with a real Prometheus', () => {
   });
   afterAll(() => prometheus.stop());
 
-  test('it scrapes both, each with its labels', async () => {
+  test('scrapes both services with their labels', async () => {
     const up = async () => {
-      const data = await prometheus.ask('query', { query: 'sum by (job, part_of) (up)' });
+      const data = await prometheus.get('query', { query: 'sum by (job, part_of) (up)' });
       const { result } = data as { result: { metric: object; value: [number, string] }[] };
       return new Set(result.map(({ metric, value }) => Object.assign(metric, { up: value[1] })));
     };
@@ -128,14 +128,14 @@ describe.skipIf(!installed)('with a real Prometheus', () => {
       .toEqual(new Set(jobs.map((job) => ({ part_of: 'payloop', job, up: '1' }))));
   });
 
-  test('it takes each expression', async () => {
+  test('accepts each expression', async () => {
     for (const [, query] of readExpressions(jobs)) {
-      await expect(prometheus.ask('query', { query })).resolves.toBeDefined();
+      await expect(prometheus.get('query', { query })).resolves.toBeDefined();
     }
   });
 
-  test('the alerts are loaded, and none has an error', async () => {
-    const { groups } = (await prometheus.ask('rules')) as {
+  test('loads all alerts without an error', async () => {
+    const { groups } = (await prometheus.get('rules')) as {
       groups: { rules: { name: string; lastError?: string }[] }[];
     };
     const rules = groups.flatMap((group) => group.rules);
@@ -143,11 +143,11 @@ describe.skipIf(!installed)('with a real Prometheus', () => {
     expect(rules.filter(({ lastError }) => lastError)).toEqual([]);
   });
 
-  test('the exemplar of a request has its trace', async () => {
+  test('stores the trace id of a request as its exemplar', async () => {
     const now = Date.now() / 1_000;
     const exemplars = async () =>
       JSON.stringify(
-        await prometheus.ask('query_exemplars', {
+        await prometheus.get('query_exemplars', {
           query: 'http_request_duration_seconds_bucket{route="/invoices/pay"}',
           start: `${now - 3_600}`,
           end: `${now + 3_600}`,
@@ -158,7 +158,7 @@ describe.skipIf(!installed)('with a real Prometheus', () => {
 });
 
 describe('alerts', () => {
-  test.each(readAlerts())('$alert says how bad it is, what it means and what to do', (alert) => {
+  test.each(readAlerts())('$alert has a severity, an explanation and a runbook entry', (alert) => {
     expect(alert.for).toMatch(/^\d+m$/);
     expect(alert.labels?.severity).toMatch(/^(critical|warning)$/);
     expect(alert.annotations).toEqual({
@@ -170,13 +170,13 @@ describe('alerts', () => {
     expect(text.split('\n## ')[0]).toMatch(/^\n[^]+\n- /);
   });
 
-  test('each is tested to fire, and to be silent', () => {
+  test('each has a test that makes it fire, and one that keeps it silent', () => {
     const cases = readAlertCases();
     const wanted = readAlerts().flatMap(({ alert }) => [`${alert} fires`, `${alert} is silent`]);
     expect([...new Set(cases)].toSorted()).toEqual(wanted.toSorted());
   });
 
-  test('the runbook is about nothing else, and its links lead somewhere', () => {
+  test('the runbook covers exactly these alerts, and its links resolve', () => {
     const runbook = readRunbook();
     const headings = [...runbook.matchAll(/^## (.*)$/gm)].map(([, heading]) => heading!);
     expect(headings).toEqual(readAlerts().map(({ alert }) => alert));
@@ -189,7 +189,7 @@ describe('the dashboard', () => {
   const { panels, templating } = readDashboard();
   const graphs = panels.filter(({ type }) => type !== 'row');
 
-  test('has no id twice', () => {
+  test('uses each panel id once', () => {
     const ids = panels.map(({ id }) => id);
     expect(new Set(ids).size).toBe(ids.length);
   });
@@ -200,14 +200,14 @@ describe('the dashboard', () => {
     expect(fieldConfig?.defaults.unit).toMatch(/\w/);
   });
 
-  test('asks the Prometheus that one chooses', () => {
+  test('queries the selected data source', () => {
     expect(templating.list.find(({ type }) => type === 'datasource')?.name).toBe('datasource');
     const text = JSON.stringify(panels);
     const uids = new Set([...text.matchAll(/"uid":"(.*?)"/g)].map(([, uid]) => uid));
     expect([...uids]).toEqual(['${datasource}']);
   });
 
-  test('no panel lies over another, or over the edge', () => {
+  test('has panels that neither overlap nor exceed the grid', () => {
     const cells = panels.flatMap(({ gridPos: { x, y, w, h } }) =>
       Array.from({ length: w * h }, (_, n) => `${x + (n % w)},${y + Math.floor(n / w)}`),
     );

@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { parser } from '@prometheus-io/lezer-promql';
 import { parse } from 'yaml';
 
-/** What is under k8s/monitoring, and what its expressions ask for. */
+/** Reads the files of k8s/monitoring, and checks their expressions against scraped samples. */
 
 export interface Alert {
   alert: string;
@@ -36,7 +36,7 @@ export function readAlerts(): Alert[] {
   return groups.flatMap(({ rules }) => rules);
 }
 
-/** The names of the cases that promtool runs, such as `ServiceAbsent fires`. */
+/** Returns the names of the promtool test cases, such as `ServiceAbsent fires`. */
 export function readAlertCases(): string[] {
   const file = resolve(root, 'k8s/monitoring/alerts.test.yaml');
   return (parse(readFileSync(file, 'utf8')) as { tests: { name: string }[] }).tests.map(({ name }) => name);
@@ -46,7 +46,7 @@ export function readDashboard(): Dashboard {
   return JSON.parse(readFileSync(resolve(root, 'k8s/monitoring/dashboard.json'), 'utf8'));
 }
 
-/** How Prometheus labels what it scrapes. */
+/** Returns the relabeling rules of the scrape configuration. */
 export function readRelabeling(): object[] {
   const { scrape_configs } = parse(readFileSync(resolve(root, 'k8s/monitoring/scrape.yaml'), 'utf8')) as {
     scrape_configs: { relabel_configs: object[] }[];
@@ -58,12 +58,12 @@ export function readRunbook(): string {
   return readFileSync(resolve(root, 'docs/runbook.md'), 'utf8');
 }
 
-/** What a variable of the dashboard takes its values from, such as `label_values(up, job)`. */
+/** Matches the query of a dashboard variable, such as `label_values(up, job)`. */
 const labelValues = /^label_values\((.*), (\w+)\)$/;
 
 /**
- * Each expression of the alerts and of the dashboard, with where it is, and Grafana's variables filled in.
- * @param jobs the services, which Grafana would find
+ * Returns each expression of the alerts and the dashboard, with its location, and with Grafana's variables filled in.
+ * @param jobs the services that Grafana would find
  */
 export function readExpressions(jobs: string[]): [where: string, expr: string][] {
   const { panels, annotations, templating } = readDashboard();
@@ -79,7 +79,7 @@ export function readExpressions(jobs: string[]): [where: string, expr: string][]
       targets.map(({ expr }): [string, string] => [`panel ${title}`, fill(expr)]),
     ),
     ...annotations.list.map(({ expr }): [string, string] => ['annotation', fill(expr)]),
-    // As an expression that needs the same metric, with the same labels.
+    // Turned into an expression that needs the same metric and labels.
     ...variables.map(({ name, query }): [string, string] => [
       `variable ${name}`,
       query.replace(labelValues, 'count by ($2) ($1)'),
@@ -87,10 +87,10 @@ export function readExpressions(jobs: string[]): [where: string, expr: string][]
   ];
 }
 
-/** Every metric of a scrape, by name: its samples' labels. */
+/** The labels of every scraped sample, by metric name. */
 export type Samples = Map<string, Record<string, string>[]>;
 
-/** Adds what one target answered; `target` are the labels that Prometheus gives it. */
+/** Adds the samples that one target returned, with the labels that Prometheus gives that target. */
 export function readScrape(samples: Samples, text: string, target: Record<string, string>): void {
   for (const line of text.split('\n').filter((each) => /^[a-z]/i.test(each))) {
     const [, name = '', labels = ''] = /^(\w+)(?:\{(.*)\})? \S+$/.exec(line) ?? [];
@@ -99,7 +99,7 @@ export function readScrape(samples: Samples, text: string, target: Record<string
   }
 }
 
-/** What an expression asks for that no sample has, and where it is no PromQL. */
+/** Returns the metrics and labels of an expression that no sample has, and the positions of syntax errors. */
 export function findMissing(expr: string, samples: Samples): string[] {
   const missing: string[] = [];
   const selected = new Set<string>(['__name__']);
@@ -108,7 +108,7 @@ export function findMissing(expr: string, samples: Samples): string[] {
   parser.parse(expr).iterate({
     enter({ node, type }) {
       const text = expr.slice(node.from, node.to);
-      if (type.isError) missing.push(`no PromQL at ${node.from}`);
+      if (type.isError) missing.push(`invalid PromQL at ${node.from}`);
       else if (type.name === 'VectorSelector') {
         metric = expr.slice(node.firstChild!.from, node.firstChild!.to);
         const found = samples.get(metric) ?? [];
@@ -126,10 +126,10 @@ export function findMissing(expr: string, samples: Samples): string[] {
   ];
 }
 
-/** Whether the value is there: one that is left out has to be, too, as it would leave out nothing else. */
+/** Returns whether a sample has the value. An excluded value must exist too, otherwise the matcher has no effect. */
 function hasValue(found: Record<string, string>[], label: string, operator: string, value: string): boolean {
   const values = new Set(found.map((labels) => labels[label]).filter((each) => each !== undefined));
   if (!operator.endsWith('~')) return values.has(value);
-  // Each of `a|b` on its own.
+  // Each alternative of `a|b` must exist.
   return value.split('|').every((part) => [...values].some((each) => new RegExp(`^(?:${part})$`).test(each)));
 }

@@ -1,48 +1,45 @@
 import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 
-/** The files that a payment goes through, each with its service. A file that joins the path is added here. */
-const path = {
+/** The source files on the path of a payment, by service. Add a file here when it joins the path. */
+const pathFiles = {
   'invoice-app': ['service.ts', 'antaeus.ts', 'payments.ts', 'lease.ts', 'provider.ts', 'reset.ts'],
   'payment-provider': ['service.ts', 'cashier.ts', 'ledger.ts'],
 };
 
-/** Files whose functions are the work of one step: each awaits one statement, and nothing else. */
-const statements = ['invoice-app/src/batches.ts', 'payment-provider/src/charges.ts'];
+/** The files with the statements that failpoints run. Each of their functions awaits one statement and nothing else. */
+const statementFiles = ['invoice-app/src/batches.ts', 'payment-provider/src/charges.ts'];
 
-/** What else these files await, and why nothing has to be stopped there. */
-const elsewhere: [awaited: RegExp, reason: string][] = [
-  [
-    /^this\.#retry\.execute\(/,
-    'waits between the steps of two attempts: stopping there is stopping at either',
-  ],
-  [/^this\.#(running|next|recovery)\b/, 'a shutdown waits for payments, they do not wait for it'],
-  [/^(startServer|provider\.version|sendInvoices|this\.#http\.get)\(/, 'no payment'],
+/** The awaits in these files that need no failpoint, and why. */
+const exempt: [awaited: RegExp, reason: string][] = [
+  [/^this\.#retry\.execute\(/, 'waits between the failpoints of two attempts, which cover it'],
+  [/^this\.#(running|next|recovery)\b/, 'a shutdown waits for payments, not the other way round'],
+  [/^(startServer|provider\.version|sendInvoices|this\.#http\.get)\(/, 'not part of a payment'],
   [/^(resets\.reset|(this\.#options\.)?database\.transaction|query[(<]|resetInvoices)/, 'a reset'],
-  [/^this\.#options\.(provider\.reset|resets\?\.finishAbandoned)\(/, 'steps of a reset'],
+  [/^this\.#options\.(provider\.reset|resets\?\.finishAbandoned)\(/, 'failpoints of a reset'],
   [
     /^(this\.#options\.database\.query<\{ who|lockPayments\(|retireEpoch\(|deletePayments\(|\(await retireEpoch)/,
     'a reset',
   ],
-  [/^(sendPages|find|hasUnpaid)\(/, 'what is read only'],
-  [/^asking\.(mark|unmark|store)\(/, 'steps of payments.ts'],
-  [/^payAll\(/, 'what the steps of payments.ts come to'],
+  [/^(sendPages|find|hasUnpaid)\(/, 'only reads'],
+  [/^asking\.(mark|unmark|store)\(/, 'failpoints of payments.ts'],
+  [/^payAll\(/, 'the result of the failpoints of payments.ts'],
   [/^settleAll\(/, 'waits for functions on the path'],
-  [/^request\(controller/, 'the request that a step makes, with a limit of time'],
-  [/^span\('batch'/, 'a span around steps of its own'],
-  [/^withParents\(/, 'says whose trace the steps in it are part of'],
-  [/^sleep\(lateness\)/, 'the answer is late on purpose, after its payment'],
+  [/^request\(controller/, 'the request of a failpoint, with a timeout'],
+  [/^span\('batch'/, 'a span around other failpoints'],
+  [/^withParents\(/, 'sets the parent span of the failpoints in it'],
+  [/^sleep\(lateness\)/, 'an injected delay of the answer, after its payment'],
 ];
 
-export type ServiceName = keyof typeof path;
+export type ServiceName = keyof typeof pathFiles;
 
-/** A named point of a payment. */
-export interface NamedStep {
+/** A named await of a payment, run through `step(name, …)`. Tests kill a process or inject errors there. */
+export interface Failpoint {
   service: ServiceName;
   name: string;
 }
 
-/** A source file, by its place under services/. */
+/** A source file. `file` is its path below services/. */
 export interface Source {
   service: ServiceName;
   file: string;
@@ -52,9 +49,9 @@ export interface Source {
 const services = resolve(import.meta.dirname, '../../services');
 const read = (file: string) => readFileSync(join(services, file), 'utf8');
 
-export function readPath(): Source[] {
-  return (Object.keys(path) as ServiceName[]).flatMap((service) =>
-    path[service].map((name) => ({
+export function readPaymentPath(): Source[] {
+  return (Object.keys(pathFiles) as ServiceName[]).flatMap((service) =>
+    pathFiles[service].map((name) => ({
       service,
       file: `${service}/src/${name}`,
       text: read(`${service}/src/${name}`),
@@ -62,20 +59,20 @@ export function readPath(): Source[] {
   );
 }
 
-/** The steps of a payment, as they are named in the sources. */
-export function findSteps(sources = readPath()): NamedStep[] {
+/** Finds the failpoints of a payment: the calls of `step('name', …)` in the sources. */
+export function findFailpoints(sources = readPaymentPath()): Failpoint[] {
   return sources.flatMap(({ service, text }) =>
     [...text.matchAll(/\bstep\('([^']+)'/g)].map(([, name]) => ({ service, name: name! })),
   );
 }
 
 /**
- * Each await on the path that is neither a step nor a call of a function on the path, whose own awaits are looked
- * at in their place; each name that two steps have; each function that makes a step of two statements.
+ * Finds each await on the path without a failpoint, each duplicate name, and each failpoint that runs more than one
+ * statement. A call of a function on the path needs no failpoint, because the awaits in that function have their own.
  */
 export function findGaps(
-  sources = readPath(),
-  works = statements.map((file) => ({ file, text: read(file) })),
+  sources = readPaymentPath(),
+  statements = statementFiles.map((file) => ({ file, text: read(file) })),
 ) {
   const gaps: string[] = [];
   const onPath = new Set(sources.flatMap(({ text }) => [...declaredIn(text)]));
@@ -84,31 +81,31 @@ export function findGaps(
     return callee !== undefined && onPath.has(callee);
   };
   for (const { file, text } of sources) {
-    for (const [awaited, line] of awaitedIn(text)) {
+    for (const [awaited, line] of awaitsIn(text)) {
       if (/^(this\.#)?step\('/.test(awaited) || isCall(awaited)) continue;
-      if (elsewhere.some(([pattern]) => pattern.test(awaited))) continue;
-      // Of several at once, each is a call of its own.
+      if (exempt.some(([pattern]) => pattern.test(awaited))) continue;
+      // Each call inside Promise.all is checked where its function is declared.
       if (/^Promise\.all(Settled)?\(/.test(awaited) && [...onPath].some((name) => awaited.includes(name)))
         continue;
-      gaps.push(`${file}:${line}: not a step: await ${awaited.split('\n')[0]}`);
+      gaps.push(`${file}:${line}: not a failpoint: await ${awaited.split('\n')[0]}`);
     }
   }
-  const names = findSteps(sources).map(({ name }) => name);
+  const names = findFailpoints(sources).map(({ name }) => name);
   for (const name of names.filter((each, index) => names.indexOf(each) !== index)) {
-    gaps.push(`two steps are named '${name}'`);
+    gaps.push(`two failpoints are named '${name}'`);
   }
-  for (const { file, text } of works) {
+  for (const { file, text } of statements) {
     for (const [name, body] of functionsOf(text)) {
-      const awaits = awaitedIn(body);
+      const awaits = awaitsIn(body);
       const isStatement = awaits.every(([awaited]) => /^(database\.)?query\b/.test(awaited));
-      if (awaits.length > 1 || !isStatement) gaps.push(`${file}: ${name} is more than one statement`);
+      if (awaits.length > 1 || !isStatement) gaps.push(`${file}: ${name} runs more than one statement`);
     }
   }
   return gaps;
 }
 
-/** What is awaited: the source from behind the word on, and its line. `for await` and `.then` wait as well. */
-function awaitedIn(text: string): [awaited: string, line: number][] {
+/** Returns the source after each await, with its line. `for await` and `.then` count as well. */
+function awaitsIn(text: string): [awaited: string, line: number][] {
   const code = withoutComments(text);
   const lineOf = (index: number) => code.slice(0, index).split('\n').length;
   return [...code.matchAll(/\b(?:for await \(.*? of |await )|^.*?(?=\S+\.then\()/gm)].map(
@@ -119,7 +116,7 @@ function awaitedIn(text: string): [awaited: string, line: number][] {
   );
 }
 
-/** The functions and methods that a file declares, and the local ones that wait. */
+/** Returns the names of the functions and methods that a file declares, and of its local async functions. */
 function declaredIn(text: string): Set<string> {
   const code = withoutComments(text);
   const patterns = [
@@ -142,7 +139,7 @@ function functionsOf(text: string): [name: string, body: string][] {
     .map((part) => [/^\w+/.exec(part)![0], part.split(/^\}/m)[0]!]);
 }
 
-/** With as many lines as before. */
+/** Removes the comments but keeps the line numbers. */
 function withoutComments(text: string): string {
   return text
     .replaceAll(/\/\*[^]*?\*\//g, (comment) => comment.replaceAll(/[^\n]/g, ''))
