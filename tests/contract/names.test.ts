@@ -17,6 +17,7 @@ const named: Record<string, string> = {
   'bench/**': 'what is measured: payments, and a save of each of these two',
   'docs/**': 'documentation',
   '*.md': 'documentation',
+  '.github/CODEOWNERS': 'which team reviews which service',
   'kustomize/components/flaky-provider/*': 'faults of payments',
   'kustomize/components/node-port/*': 'the way in: to what people and the payment test talk to',
   'kustomize/overlays/prod-local/*': 'the same: its name on this machine',
