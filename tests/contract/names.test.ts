@@ -17,6 +17,7 @@ const named: Record<string, string> = {
   'bench/**': 'measures payments, and a save in each of the two services',
   'docs/**': 'documentation',
   '*.md': 'documentation',
+  '.github/CODEOWNERS': 'which team reviews which service',
   'kustomize/components/flaky-provider/*': 'injects faults into payments',
   'kustomize/components/node-port/*': 'entry point for people and the payment test',
   'kustomize/overlays/prod-local/*': 'entry point: the host name on this machine',

@@ -30,10 +30,10 @@ test.each([
   expect(await pay(provider, body)).toEqual({ status: 200, body: { result: true } });
 });
 
-test('Antaeus, configured as in README.md, reaches the service and its request is charged', async () => {
+test('Antaeus, configured as in docs/contract.md, reaches the service and its request is charged', async () => {
   const root = join(import.meta.dirname, '../../..');
   const read = (file: string) => readFileSync(join(root, file), 'utf8');
-  const [, endpoint = ''] = /PAYMENT_PROVIDER_ENDPOINT=(http:[^\s`]+)/.exec(read('README.md')) ?? [];
+  const [, endpoint = ''] = /PAYMENT_PROVIDER_ENDPOINT=(http:[^\s`]+)/.exec(read('docs/contract.md')) ?? [];
   const { hostname, port, pathname } = new URL(endpoint);
   const { data } = parse(read('services/payment-provider/deploy/service.yaml'));
   expect(hostname).toBe(`${data.name}.${data.name}`);
