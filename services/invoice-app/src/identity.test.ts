@@ -258,7 +258,7 @@ test('the reasons are in the logs, the token never is', async () => {
   expect(provided).toContain(`${subject}-2`);
   expect(provided).toContain('unexpected \\"aud\\" claim value');
   expect(
-    provided.match(/no token can be checked: the keys of .* cannot be had: it answered 500/g),
+    provided.match(/no token can be checked: the keys of .* cannot be loaded: it answered 500/g),
   ).toHaveLength(1);
   for (const secret of secrets) {
     for (const part of secret.split(/[.\t]/)) {

@@ -21,10 +21,10 @@ interface Begun {
   isPending: boolean;
 }
 
-/** How long to wait for payment runs, for tables locked by another session, and between checks, in milliseconds. */
+/** How long to wait for payment runs, for locked tables, and between checks, in milliseconds. */
 const patience = { runs: 20_000, tables: 5_000 };
 const pause = 50;
-/** How old an unfinished reset must be before recovery finishes it, in seconds: its own process may be at work on it. */
+/** How old an unfinished reset must be before recovery finishes it, in seconds: its own process may be doing so. */
 const abandonedAfter = 5;
 
 /** Locks all tables that a reset replaces at once, so that a reset cannot get stuck halfway. */
