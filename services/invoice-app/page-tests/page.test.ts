@@ -95,7 +95,7 @@ describe('paying', () => {
     await shows(page, '#pay', 'Pay 3 invoices');
     await clickPay(page);
     await shows(page, '#pay', 'Paying…');
-    await shows(page, '#detail', 'A run is under way and pays every unpaid invoice.');
+    await shows(page, '#detail', 'A run is in progress and pays every unpaid invoice.');
     await page.locator('#pay').click({ force: true });
     expect(asked).toBe(1);
   });
@@ -204,7 +204,7 @@ describe('what goes wrong', () => {
     await shows(
       page,
       '#notice',
-      '3 invoices stay unpaid. Whether those it was asked for are charged is unknown',
+      '3 invoices stay unpaid. Some may have been charged: they will be retried',
     );
     await shows(page, '#detail', '3 with an unknown outcome: see the list for what follows.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
@@ -222,7 +222,7 @@ describe('what goes wrong', () => {
     const { page } = window;
     await shows(page, '#headline', '0 of 3 invoices paid.');
     await setConnectable(app, false);
-    await shows(page, '#connection', 'invoice-app is up, its database is away');
+    await shows(page, '#connection', 'invoice-app is up, but its database is down');
     expect(await page.locator('#pay').getAttribute('aria-disabled')).toBe('true');
     await shows(page, '#headline', '0 of 3 invoices paid.');
     await setConnectable(app, true);
