@@ -201,11 +201,7 @@ describe('what goes wrong', () => {
     await provider[Symbol.asyncDispose]();
     await clickPay(page);
     await shows(page, '#notice', 'The payment provider gave no definite answer.');
-    await shows(
-      page,
-      '#notice',
-      '3 invoices stay unpaid. Some may have been charged: they will be retried',
-    );
+    await shows(page, '#notice', '3 invoices stay unpaid. Some may have been charged: they will be retried');
     await shows(page, '#detail', '3 with an unknown outcome: see the list for what follows.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
     await using back = await startProvider({ DATABASE_URL: ledger.url, PORT: port });

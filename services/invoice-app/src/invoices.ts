@@ -119,7 +119,7 @@ export const migrations: Migration[] = [
     sql: `
       -- The decline of the last attempt, written by the statement that ends it. payment_events keeps every decline.
       ALTER TABLE invoices ADD COLUMN declined_at timestamptz, ADD COLUMN decline_reason text;
-      -- A later decline in the batch belongs to the current claim. An earlier one is retried.
+      -- A decline after claimed_at belongs to the current claim. An earlier one is retried.
       ALTER TABLE batches ADD COLUMN claimed_at timestamptz`,
   },
   {

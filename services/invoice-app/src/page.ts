@@ -62,7 +62,11 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
       summary: 'Invoices as the page shows them, from any position in the list',
       query: rowsQuery,
       answers: {
-        200: json('The rows at these positions.', rowsBody(), z.object({ 'Cache-Control': z.literal('no-store') })),
+        200: json(
+          'The rows at these positions.',
+          rowsBody(),
+          z.object({ 'Cache-Control': z.literal('no-store') }),
+        ),
         400: error('A parameter is invalid. The error names it and states its rule.'),
         ...databaseErrors(),
       },

@@ -16,7 +16,7 @@ import * as batches from './batches.ts';
 import { countStuck, type Attempt } from './invoices.ts';
 import { Lease } from './lease.ts';
 import type { Resets } from './reset.ts';
-import { everyOutcome, type Asking, type Ending, type Outcome, type Provider } from './provider.ts';
+import { everyOutcome, type PayContext, type Ending, type Outcome, type Provider } from './provider.ts';
 
 /** The invoices of one run, counted by outcome. */
 export const tallyBody = () =>
@@ -271,12 +271,12 @@ export class Payments {
   ): Promise<Map<Attempt, Ending>> {
     const endings = new Map<Attempt, Ending>();
     if (attempts.length === 0) return endings;
-    const asking = this.#createAsking(batch, lease, run);
+    const context = this.#createContext(batch, lease, run);
     let open = attempts;
     await this.#retry.execute(async ({ attempt }) => {
       if (attempt > 0) await this.#step('renew', () => lease.renew());
       if (!lease.isHeld) return [];
-      const given = await this.#options.provider.pay(open, asking);
+      const given = await this.#options.provider.pay(open, context);
       open.forEach((each, index) => {
         const ending = given[index]!;
         // An attempt that was sent before, but not this time, keeps its earlier ending.
@@ -291,7 +291,7 @@ export class Payments {
     return endings;
   }
 
-  #createAsking(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): Asking {
+  #createContext(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): PayContext {
     const { database, count } = this.#options;
     const mark = async (attempts: Attempt[]) => {
       const marked = await this.#step('mark', () => batches.mark(database, batch, attempts));

@@ -33,7 +33,10 @@ export const describeProgress = () => ({
         content: { 'text/event-stream': z.string() },
         headers: z.object({ 'Cache-Control': z.literal('no-store'), 'X-Accel-Buffering': z.literal('no') }),
       },
-      503: error('Too many clients watch, or the process is shutting down.', z.object({ 'Retry-After': z.string() })),
+      503: error(
+        'Too many clients watch, or the process is shutting down.',
+        z.object({ 'Retry-After': z.string() }),
+      ),
     },
   },
 });
@@ -161,7 +164,8 @@ export class Progress {
       const totals = await this.#overview.read();
       return [toNews('progress', totals), totals.running];
     } catch (err) {
-      if (!(err instanceof DatabaseUnavailable)) this.#log.error({ err: reduceError(err) }, 'the totals cannot be read');
+      if (!(err instanceof DatabaseUnavailable))
+        this.#log.error({ err: reduceError(err) }, 'the totals cannot be read');
       const message = err instanceof DatabaseUnavailable ? err.message : 'internal error';
       return [toNews('unavailable', { error: message }), false];
     }

@@ -41,7 +41,7 @@ const takenByOther: Ending = { outcome: 'unasked', isFinal: true };
 const unsettled: Ending = { outcome: 'unknown', down: true, isFinal: true };
 
 /** The data and callbacks with which a payment run calls the provider. */
-export interface Asking {
+export interface PayContext {
   requestId: string;
   /** The epoch of the payments' data. */
   epoch: string;
@@ -76,7 +76,7 @@ export type ResetAnswer =
   | { outcome: 'refused'; reason: string; /** Whether the provider offers no reset. */ isAbsent: boolean }
   | { outcome: 'unknown'; reason: string };
 
-/** How much of a reason is kept, in characters. Postgres cannot store some, so those are removed. */
+/** The most characters that are kept of a reason. Those that Postgres cannot store are removed. */
 const longestReason = 200;
 
 /** The answer of invoice-app's `GET /version`. Clients outside see the provider only here, as it describes itself. */
@@ -151,13 +151,13 @@ export class Provider {
   }
 
   /**
-   * Sends each of these payments once, under its own key, and stores the outcomes through `asking`.
+   * Sends each of these payments once, under its own key, and stores the outcomes through `context`.
    * @param attempts at most 1,000, the limit of one request to the provider
    * @returns how each ended, in the order of the attempts
-   * @throws only errors of `asking`
+   * @throws only errors of `context`
    */
-  async pay(attempts: Attempt[], asking: Asking): Promise<Ending[]> {
-    const { requestId, epoch } = asking;
+  async pay(attempts: Attempt[], context: PayContext): Promise<Ending[]> {
+    const { requestId, epoch } = context;
     let headers: PaymentHeaders;
     try {
       headers = { 'X-Request-Id': requestId, [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
@@ -168,11 +168,11 @@ export class Provider {
     if (this.#arrays) {
       const endings = await this.#payArray(attempts, headers);
       if (endings !== undefined) {
-        await asking.store(attempts, endings);
+        await context.store(attempts, endings);
         return endings;
       }
     }
-    return this.#payEach(attempts, headers, asking);
+    return this.#payEach(attempts, headers, context);
   }
 
   /** Sends all payments in one request; undefined if the provider refused the whole array and so charged nothing. */
@@ -193,13 +193,13 @@ export class Provider {
   }
 
   /** Sends one request per payment. */
-  async #payEach(attempts: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+  async #payEach(attempts: Attempt[], headers: PaymentHeaders, context: PayContext): Promise<Ending[]> {
     const endings = new Map<Attempt, Ending>();
     const queue = [...attempts];
-    while (queue.length > 0 && asking.isHeld()) {
+    while (queue.length > 0 && context.isHeld()) {
       const ended = this.#keys
-        ? await this.#payProtected(queue, headers, asking)
-        : await this.#payMarked(queue.splice(0, concurrency), headers, asking);
+        ? await this.#payProtected(queue, headers, context)
+        : await this.#payMarked(queue.splice(0, concurrency), headers, context);
       ended.forEach((ending, attempt) => endings.set(attempt, ending));
       if ([...ended.values()].every(({ down }) => down)) break;
     }
@@ -215,7 +215,7 @@ export class Provider {
   async #payProtected(
     queue: Attempt[],
     headers: PaymentHeaders,
-    asking: Asking,
+    context: PayContext,
   ): Promise<Map<Attempt, Ending>> {
     const endings = new Map<Attempt, Ending>();
     let unstored: Attempt[] = [];
@@ -224,14 +224,14 @@ export class Provider {
       const attempts = unstored.toSorted((a, b) => a.id - b.id);
       unstored = [];
       storedAt = performance.now();
-      await asking.store(
+      await context.store(
         attempts,
         attempts.map((attempt) => endings.get(attempt)!),
       );
     };
     let downInARow = 0;
     const payNext = async () => {
-      while (queue.length > 0 && this.#keys && downInARow < concurrency && asking.isHeld()) {
+      while (queue.length > 0 && this.#keys && downInARow < concurrency && context.isHeld()) {
         const attempt = queue.shift()!;
         const ending = await this.#payOne(attempt, headers);
         endings.set(attempt, ending);
@@ -255,13 +255,17 @@ export class Provider {
    * Pays at a provider that ignores keys, where a second request would charge again. So each payment is marked before
    * its request, and an unknown outcome is final.
    */
-  async #payMarked(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Map<Attempt, Ending>> {
-    const marked = await asking.mark(group);
+  async #payMarked(
+    group: Attempt[],
+    headers: PaymentHeaders,
+    context: PayContext,
+  ): Promise<Map<Attempt, Ending>> {
+    const marked = await context.mark(group);
     const answers = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
     // An attempt that certainly charged nothing may be retried.
     const free = marked.filter((_attempt, index) => answers[index]?.outcome === 'unasked');
-    if (free.length > 0) await asking.unmark(free);
-    await asking.store(marked, answers);
+    if (free.length > 0) await context.unmark(free);
+    await context.store(marked, answers);
     const endings = new Map(group.map((attempt) => [attempt, takenByOther]));
     marked.forEach((attempt, index) => endings.set(attempt, answers[index]!));
     return endings;

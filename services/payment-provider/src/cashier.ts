@@ -19,12 +19,9 @@ export interface Reply {
   body: unknown;
 }
 
-/** The outcome of a payment. In an array it is sent like this, for a single payment as the HTTP status. */
+/** The outcome of a payment, as the answer to an array contains it. A single payment has it as its HTTP status. */
 export const outcomeBody = () => {
-  const repeated = z
-    .literal(true)
-    .optional()
-    .meta({ description: 'The key has had this answer before.' });
+  const repeated = z.literal(true).optional().meta({ description: 'The key has had this answer before.' });
   const { error } = errorBody().shape;
   const id = z.string().meta({ description: 'The id of the payment.' });
   return z
@@ -46,7 +43,7 @@ type AntaeusResult = z.infer<ReturnType<typeof antaeusResult>>;
 /** The answer to a single payment that was charged. */
 export const charged = () => z.object({ id: z.string() }).meta({ id: 'Charged' });
 
-/** How long a client whose key is busy should wait, in seconds. */
+/** How long a client with a busy key should wait, in seconds. */
 const retryAfter = 1;
 
 /** The outcomes of a charge. Repeated: its key has had an answer before. */

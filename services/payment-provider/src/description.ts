@@ -150,7 +150,8 @@ export const describeReset = () => ({
 export const describeKeys = (): Addition => ({
   answerHeaders: z.object({
     'Accept-Idempotency-Key': z.literal('true').optional().meta({
-      description: 'A request may be retried under its key. Absent if the request was rejected before it was read.',
+      description:
+        'A request may be retried under its key. Absent if the request was rejected before it was read.',
     }),
   }),
 });

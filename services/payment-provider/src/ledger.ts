@@ -25,7 +25,7 @@ interface Waiting {
 /** The most charges that one statement stores. */
 const mostAtOnce = 1_000;
 /** The most statements in flight: the next batch fills up meanwhile. */
-const mostUnderWay = 4;
+const mostInFlight = 4;
 
 /**
  * Charges payments, each key once. One statement stores all charges that arrive at the same time, as a commit costs the
@@ -35,7 +35,7 @@ export class Ledger {
   readonly #database: Database;
   readonly #step: Step;
   readonly #waiting: Waiting[] = [];
-  #underWay = 0;
+  #inFlight = 0;
 
   constructor(database: Database, step: Step) {
     this.#database = database;
@@ -57,12 +57,12 @@ export class Ledger {
   }
 
   async #flush(): Promise<void> {
-    if (this.#underWay >= mostUnderWay || this.#waiting.length === 0) return;
-    // A batch has one epoch. Nearly always that is all waiting charges, as they come from one client's data.
+    if (this.#inFlight >= mostInFlight || this.#waiting.length === 0) return;
+    // A batch has one epoch. That is nearly always all waiting charges, as they belong to one client's data.
     const { epoch } = this.#waiting[0]!.charge;
     const other = this.#waiting.findIndex(({ charge }) => charge.epoch !== epoch);
     const batch = this.#waiting.splice(0, Math.min(mostAtOnce, other < 0 ? mostAtOnce : other));
-    this.#underWay += 1;
+    this.#inFlight += 1;
     try {
       const parents = () => batch.map(({ parent }) => parent);
       const answers = await withParents(parents, () => this.#store(batch.map(({ charge }) => charge)));
@@ -70,10 +70,10 @@ export class Ledger {
     } catch (error) {
       for (const { reject } of batch) reject(error);
     } finally {
-      this.#underWay -= 1;
+      this.#inFlight -= 1;
     }
-    // Concurrent batches end at about the same time, so each one starts as many new ones as are free.
-    for (let free = this.#underWay; free < mostUnderWay; free += 1) void this.#flush();
+    // Concurrent batches end together, so each one starts as many new batches as there is room for.
+    for (let free = this.#inFlight; free < mostInFlight; free += 1) void this.#flush();
   }
 
   async #store(charges: Charge[]): Promise<Answer[]> {

@@ -21,7 +21,7 @@ let totals;
 /** When and why the page lost its live data. @type {{ since: Date, why: string } | undefined} */
 let away;
 /** Whether this page waits for the answer to its own request to pay. */
-let asking = false;
+let paying = false;
 /** Whether this page waits for the answer to its own request to reset. */
 let resetting = false;
 /** @type {Filter} */
@@ -82,9 +82,9 @@ function drawStatus({ running, sums }) {
   const [all, paid, declined, unknown] = [countAll(), count('paid'), count('declined'), count('unknown')];
   const refused = count('refused');
   const unpaid = all - paid - refused;
-  const busy = running || asking;
-  // Recovery is retrying invoices with an unknown outcome; no payment run is in progress.
-  const recovers = running && !asking && unknown > 0;
+  const busy = running || paying;
+  // Recovery retries unknown outcomes by itself. No payment run was started.
+  const recovers = running && !paying && unknown > 0;
   const headline = describe(busy, all, paid);
   const detail = [
     unpaid > 0 && `To pay: ${listSums(sums)}.`,
@@ -211,7 +211,7 @@ function fillSum(item, sums) {
 async function pay() {
   if (button.getAttribute('aria-disabled') === 'true') return;
   hideNotice();
-  asking = true;
+  paying = true;
   draw();
   try {
     const response = await fetch('/invoices/pay', { method: 'POST' });
@@ -222,7 +222,7 @@ async function pay() {
       'The list shows the invoices paid so far. You can pay the rest again: no invoice is charged twice.',
     );
   }
-  asking = false;
+  paying = false;
   draw();
 }
 

@@ -57,7 +57,7 @@ export class Rows {
   }
 
   /**
-   * Fetches the visible rows again, unless all of them are paid, which is final.
+   * Sets the length, and fetches the visible rows again unless all of them are paid, which is final.
    * @param {number} total how many rows there are now
    * @param {boolean} isReset whether the data was reset, so that even paid rows may have changed
    */

@@ -7,11 +7,11 @@ const delay = { first: 1_000, most: 10_000 };
 
 /**
  * Follows the events of `GET /progress` while the page is visible, as a browser opens few connections per site.
- * @param {object} told
- * @param {(totals: Totals) => void} told.onProgress
- * @param {() => void} told.onOpen each time it is connected
- * @param {(reason: string) => void} told.onUnavailable the database is down
- * @param {() => void} told.onLost the connection is lost
+ * @param {object} handlers
+ * @param {(totals: Totals) => void} handlers.onProgress
+ * @param {() => void} handlers.onOpen each time it is connected
+ * @param {(reason: string) => void} handlers.onUnavailable the database is down
+ * @param {() => void} handlers.onLost the connection is lost
  */
 export function follow({ onProgress, onOpen, onUnavailable, onLost }) {
   /** @type {EventSource | undefined} */
