@@ -28,7 +28,7 @@ export type Unreliable = z.infer<ReturnType<typeof unreliable>>;
 /** Explains why a run left invoices neither paid nor declined; undefined if it left none. */
 export function describeShortfall({ refused, unknown, left = 0 }: Tally): string | undefined {
   if (unknown > 0) return 'the payment provider gave no definite answer';
-  if (left > 0) return 'the payment provider was not asked for every invoice';
+  if (left > 0) return 'the payment provider was not called for every invoice';
   if (refused > 0) return 'the payment provider refused invoices: change their value or currency';
   return undefined;
 }

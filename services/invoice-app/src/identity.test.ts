@@ -58,7 +58,7 @@ const allUnknown = {
 const noneAsked = {
   status: 502,
   body: {
-    error: 'the payment provider was not asked for every invoice',
+    error: 'the payment provider was not called for every invoice',
     paid: 0,
     declined: 0,
     refused: 0,
@@ -252,8 +252,8 @@ test('the reasons are in the logs, the token never is', async () => {
   const [asked, provided] = await Promise.all([asking.output, providing.output]);
   await Promise.all([databases.app.drop(), databases.provider.drop()]);
 
-  expect(asked).toContain('the provider was not asked: TOKEN_FILE cannot be read: ENOENT');
-  expect(asked).toContain(`the provider was not asked: TOKEN_FILE ${token.file} holds no token`);
+  expect(asked).toContain('the provider was not called: TOKEN_FILE cannot be read: ENOENT');
+  expect(asked).toContain(`the provider was not called: TOKEN_FILE ${token.file} holds no token`);
   expect(asked).toContain('the provider refused the token');
   expect(provided).toContain(`${subject}-2`);
   expect(provided).toContain('unexpected \\"aud\\" claim value');

@@ -105,14 +105,14 @@ export class Payments {
 
   /**
    * Pays every unpaid invoice. Calls during a run share the run that follows it, which mostly finds nothing left to do.
-   * @returns the number of paid and of declined invoices; and of those that stay unpaid because they are refused, have
-   * an unknown outcome, or were not reached by the run
+   * @returns the number of paid, declined and refused invoices, of unknown outcomes, and of invoices that the run did
+   * not get to
    * @throws {DatabaseUnavailable} when the database fails midway; recovery then reclaims the batches in flight
    */
   pay(requestId: string): Promise<Tally> {
     this.#waiting.push(activeSpan());
     if (this.#running === undefined) return this.#start(requestId);
-    // The current run may have missed invoices added since it began, so all callers until its end share one more run.
+    // The current run may have missed invoices added since it began. All callers until its end share one more run.
     this.#next ??= this.#running.then(
       () => this.#start(requestId),
       () => this.#start(requestId),
@@ -157,7 +157,7 @@ export class Payments {
       try {
         await this.recoverOnce();
       } catch (err) {
-        this.#options.log.debug(`recovery comes later: ${reduceError(err).message}`);
+        this.#options.log.debug(`recovery will be retried: ${reduceError(err).message}`);
       }
       // Jittered, so that replicas do not poll in step.
       const pause = recoveryInterval * (0.5 + Math.random());

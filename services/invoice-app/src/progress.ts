@@ -119,8 +119,8 @@ export class Progress {
   }
 
   /**
-   * Makes room for a new stream. If there are too many, ends the oldest stream of the client with the most: at once for
-   * a client with fewer, otherwise only once that stream is old enough. So streams do not keep replacing each other.
+   * Makes room for a new stream. If there are too many, ends the oldest stream of the client with the most. A client
+   * with about as many is rejected until that stream is old enough, so that streams do not keep replacing each other.
    */
   #makePlace({ from, since }: Watcher): boolean {
     if (this.#watchers.size < mostWatchers) return true;

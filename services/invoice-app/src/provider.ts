@@ -162,7 +162,7 @@ export class Provider {
     try {
       headers = { 'X-Request-Id': requestId, [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
     } catch (error) {
-      this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
+      this.#log.error({ requestId }, `the provider was not called: ${reduceError(error).message}`);
       return attempts.map(() => unasked);
     }
     if (this.#arrays) {
@@ -210,7 +210,7 @@ export class Provider {
 
   /**
    * Pays at a provider that honours keys. Stops when the queue is empty, the lease is lost, or the provider stops
-   * honouring keys or seems down: as many failures in a row as there are concurrent requests.
+   * honouring keys or seems down. It seems down after as many failures in a row as there are concurrent requests.
    */
   async #payProtected(
     queue: Attempt[],
@@ -383,8 +383,8 @@ function toPayment(attempt: Attempt) {
 }
 
 /**
- * Derives the ending of a payment from one answer. Only answers that the contract calls definite count as such: 200
- * with the payment's own id, and 402, 400 and 422 with a text that says why.
+ * Derives the ending of a payment from one answer. Only answers that the contract calls definite count as such. They
+ * are 200 with the payment's own id, and 402, 400 and 422 with a text that says why.
  * @param attempt undefined for the answer to an array as a whole
  */
 function toEnding(attempt: Attempt | undefined, status: unknown, body: unknown): Ending {

@@ -87,7 +87,7 @@ export async function start(self: Self): Promise<Running> {
   );
   metrics.measure(
     'unsettled_invoices',
-    'Invoices whose outcome at a provider without keys is unknown, until somebody settles them.',
+    'Invoices with an unknown outcome at a provider without keys, until somebody settles them.',
     () => countUnsettled(database),
   );
   metrics.measure('oldest_lease_age_seconds', 'Time since the oldest lease was granted or renewed.', () =>

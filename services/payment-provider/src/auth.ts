@@ -109,9 +109,9 @@ const retryAfter = 1;
 class KeysUnavailable extends Error {}
 
 /**
- * Lets requests pass that carry a valid token of one of the service accounts. Answers the others with 401, with 403 if
- * the token is valid but of another account, or with 503 while the issuer's keys cannot be loaded. Only the log has the
- * reason.
+ * Lets requests pass that carry a valid token of one of the service accounts. Answers the others with 401, or with 403
+ * if the token is valid but of another account. Answers with 503 while the issuer's keys cannot be loaded. Only the log
+ * has the reason.
  */
 export function requireToken(rules: TokenRules, log: Log): Handler {
   const { audience, issuer, subjects } = rules;

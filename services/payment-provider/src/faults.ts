@@ -39,7 +39,7 @@ function parseRates(text: string): [Fault, number][] | undefined {
   return valid ? rates : undefined;
 }
 
-/** The number of counters that all payments share. A power of two; they take 2 MB, however many payments come. */
+/** The number of counters that all payments share, a power of two. They take 2 MB, however many payments come. */
 const counters = 2 ** 20;
 
 /**

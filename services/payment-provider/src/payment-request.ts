@@ -6,7 +6,7 @@ import { z } from 'zod';
 export interface Payment {
   /** The client's own id. It is not unique here: without an idempotency key every request is a payment of its own. */
   id: string;
-  /** In minor units, rounded half up where the value had more decimals than its currency has. */
+  /** In minor units, rounded half up if the value has more decimals than its currency. */
   amount: bigint;
   currency: string;
   /** The idempotency key: a repeated request with it is the same payment. */
