@@ -262,7 +262,7 @@ describe('payment-provider', () => {
   const element = (id: string, more = {}) => ({ ...payment, id, idempotencyKey: `of ${id}`, ...more });
   const antaeus = { currency: 'USD', value: 301.99, customer_id: 1 };
   const epoch = '0197a5f0-0000-7000-8000-000000000001';
-  const retired = error('the data that this payment is part of were reset since');
+  const retired = error('the data of this payment has been reset');
   const payAntaeus = (body?: unknown, headers?: Record<string, string>) =>
     post('/rest/v1/payments', body, headers);
   const charged: Row[] = [
@@ -350,7 +350,7 @@ describe('payment-provider', () => {
       200,
       [
         { status: 200, id: 'I2', repeated: true },
-        { status: 409, id: 'I2', ...error('the first request with this idempotency key is still at work') },
+        { status: 409, id: 'I2', ...error('the first request with this idempotency key is still in flight') },
         { status: 400, ...missing('payment id') },
         { status: 400, ...wrong },
         { status: 400, id: 'I5', ...missing('idempotency key') },
@@ -420,7 +420,7 @@ describe('payment-provider', () => {
     };
     await using slow = await startService(paymentProvider, {}, { step });
     const subject = await describeService(slow);
-    const body = error('the first request with this idempotency key is still at work');
+    const body = error('the first request with this idempotency key is still in flight');
     for (const ask of [pay(payment, keyed('a')), payAntaeus(antaeus, keyed('b'))]) {
       // Either request may arrive first. The later one must be answered immediately.
       const both = [send(slow.url, ask), send(slow.url, ask)];

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { ask, startService, type RunningService } from '../../../tests/support/start-service.ts';
 import * as service from './service.ts';
 
-// The service on a free port, with an empty database of its own in a real Postgres.
+// Runs the service on a free port, with its own empty database in a real Postgres.
 let running: RunningService;
 beforeAll(async () => {
   running = await startService(service);
@@ -17,12 +17,12 @@ const post = (path: string, body: object) =>
     body: JSON.stringify(body),
   });
 
-test('says who answers', async () => {
+test('names the service in /version', async () => {
   const { body } = await get('/version');
   expect(body).toMatchObject({ service: 'new-service' });
 });
 
-test('keeps notes, and lists the newest first', async () => {
+test('stores notes and lists the newest first', async () => {
   expect(await post('/notes', { text: 'one' })).toEqual({ status: 201, body: { id: 1, text: 'one' } });
   expect(await post('/notes', { text: 'two' })).toEqual({ status: 201, body: { id: 2, text: 'two' } });
   expect(await get('/notes')).toEqual({
@@ -34,7 +34,7 @@ test('keeps notes, and lists the newest first', async () => {
   });
 });
 
-test.each([{}, { text: '' }, { text: 7 }, { text: 'a\0b' }])('refuses %j', async (body) => {
+test.each([{}, { text: '' }, { text: 7 }, { text: 'a\0b' }])('rejects %j as a note', async (body) => {
   expect(await post('/notes', body)).toMatchObject({ status: 400 });
 });
 

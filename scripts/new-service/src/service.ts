@@ -24,7 +24,7 @@ const migrations: Migration[] = [
   },
 ];
 
-/** The most notes in an answer. */
+/** The most notes in one answer. */
 const mostNotes = 100;
 
 const newNote = z.object({ text: z.string().min(1).max(1_000) });
@@ -50,7 +50,7 @@ export async function start(self: Self): Promise<Running> {
 
   const addNote: Handler = async (request, response) => {
     const { success, data } = newNote.safeParse(request.body);
-    // Postgres stores every character but NUL.
+    // Postgres stores every character except NUL.
     if (!success || data.text.includes('\0')) {
       throw new HttpError(400, 'the body must be JSON such as {"text":"Buy milk"}');
     }
@@ -77,7 +77,7 @@ const describeNotes = () => ({
     body: { description: 'The note.', required: true, content: { 'application/json': newNote } },
     answers: {
       201: json('The note, with its id.', note()),
-      400: error('The body is not a note.'),
+      400: error('The body is not a valid note.'),
       413: error('The body is larger than 100 kB.'),
       415: error('The encoding of the body is unknown.'),
       ...crossSite(),

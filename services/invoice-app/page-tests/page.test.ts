@@ -95,7 +95,7 @@ describe('paying', () => {
     await shows(page, '#pay', 'Pay 3 invoices');
     await clickPay(page);
     await shows(page, '#pay', 'Paying…');
-    await shows(page, '#detail', 'A run is under way and pays every unpaid invoice.');
+    await shows(page, '#detail', 'A run is in progress and pays every unpaid invoice.');
     await page.locator('#pay').click({ force: true });
     expect(requests).toBe(1);
   });
@@ -201,11 +201,7 @@ describe('failures', () => {
     await provider[Symbol.asyncDispose]();
     await clickPay(page);
     await shows(page, '#notice', 'The payment provider gave no definite answer.');
-    await shows(
-      page,
-      '#notice',
-      '3 invoices stay unpaid. Whether those it was asked for are charged is unknown',
-    );
+    await shows(page, '#notice', '3 invoices stay unpaid. Some may have been charged: they will be retried');
     await shows(page, '#detail', '3 with an unknown outcome: see the list for what follows.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
     await using back = await startProvider({ DATABASE_URL: ledger.url, PORT: port });
@@ -222,7 +218,7 @@ describe('failures', () => {
     const { page } = window;
     await shows(page, '#headline', '0 of 3 invoices paid.');
     await setConnectable(app, false);
-    await shows(page, '#connection', 'invoice-app is up, its database is away');
+    await shows(page, '#connection', 'invoice-app is up, but its database is down');
     expect(await page.locator('#pay').getAttribute('aria-disabled')).toBe('true');
     await shows(page, '#headline', '0 of 3 invoices paid.');
     await setConnectable(app, true);

@@ -16,7 +16,7 @@ import {
 } from './invoices.ts';
 import { sendPages } from './pagination.ts';
 
-/** An invoice as clients of Antaeus know it. */
+/** An invoice in the format of Antaeus. */
 const antaeusInvoice = () =>
   z
     .object({
@@ -31,27 +31,27 @@ const antaeusCustomer = () => z.object({ id: z.int(), currency: z.string() }).me
 
 export interface AntaeusOptions {
   database: Database;
-  /** In front of each list. */
+  /** Limits how many lists are sent at a time. */
   listLimit: Handler;
-  /** Pays every unpaid invoice; resolves with whether none is unpaid then. */
+  /** Pays every unpaid invoice. Resolves to true if none is unpaid afterwards. */
   payAll: (response: Response) => Promise<boolean>;
 }
 
-/** Adds the routes of pleo-io/antaeus, which its clients ask for. */
+/** Adds the routes of pleo-io/antaeus, for its clients. */
 export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: AntaeusOptions): void {
-  // As JSON, which all answers of Antaeus are.
+  // In JSON, like every answer of Antaeus.
   const answerHealth: Handler = (_request, response) => void response.json('ok');
   route(app, '/rest/health', { get: answerHealth }, () => ({
-    get: { summary: 'Whether the process turns', answers: { 200: json('It does.', z.literal('ok')) } },
+    get: { summary: 'Whether the process runs', answers: { 200: json('It runs.', z.literal('ok')) } },
   }));
   const pay: Handler = async (_request, response) => {
     response.json(await payAll(response));
   };
-  // Before the invoices by their ids, of which it is none.
+  // Added before the route with `:id`, which matches `pay` too.
   route(app, '/rest/v1/invoices/pay', { post: pay }, () => ({
     post: {
       summary: 'Pays every unpaid invoice',
-      description: 'Those that are declined do not keep the others from being paid.',
+      description: 'A declined invoice does not stop the others from being paid.',
       body: neverRead,
       answers: {
         200: json('Whether every invoice is paid now.', z.boolean()),
@@ -99,11 +99,11 @@ function toAntaeusCustomer({ id, currency }: Customer): z.infer<ReturnType<typeo
   return { id, currency };
 }
 
-/** Answers with the one that the path names, or 404 with a string of JSON, as the original does. */
+/** Answers with the row that the path names, or with 404 and a JSON string, as the original does. */
 function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: T) => object): Handler {
   return async (request, response) => {
     const { id = '' } = request.params as { id?: string };
-    // What is no number names nothing.
+    // Only a number can name a row.
     const row = /^[1-9]\d{0,14}$/.test(id) ? await find(Number(id)) : undefined;
     if (row === undefined) response.status(404).json('not found');
     else response.json(toBody(row));
@@ -111,7 +111,7 @@ function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: 
 }
 
 const describeList = (summary: string, schema: z.ZodType) => ({
-  get: { summary, answers: { 200: json('All of them.', z.array(schema)), ...databaseErrors() } },
+  get: { summary, answers: { 200: json('The whole list.', z.array(schema)), ...databaseErrors() } },
 });
 
 const describeOne = (summary: string, schema: z.ZodType) => ({
@@ -119,9 +119,9 @@ const describeOne = (summary: string, schema: z.ZodType) => ({
     summary,
     path: z.object({ id: z.string().meta({ type: 'integer', minimum: 1 }) }),
     answers: {
-      200: json('It.', schema),
+      200: json('The one with this id.', schema),
       400: error('The path cannot be decoded.'),
-      404: json('None has this id.', z.literal('not found')),
+      404: json('No record has this id.', z.literal('not found')),
       ...databaseErrors(),
     },
   },

@@ -2,43 +2,43 @@ import type { Database } from '@payloop/chassis/database.ts';
 import type { Attempt } from './invoices.ts';
 import type { Ending } from './provider.ts';
 
-/** Invoices that are claimed together, by their ids. */
+/** A range of invoice ids that is claimed as a unit. */
 export interface Batch {
   first: number;
   last: number;
-  /** Names this claim among all others, the same process's included. */
+  /** Identifies this claim among all claims, also those of the same process. */
   holder: string;
-  /** Whether its holder before did not give it back: it died, or was too slow. */
+  /** Whether the previous holder never released it: it crashed, or was too slow. */
   abandoned: boolean;
-  /** Names the data that the batch is part of, for the provider. */
+  /** The epoch of the batch's data, sent to the provider with each request. */
   epoch: string;
-  /** Whether its last holder, dead or not, left invoices whose outcome is unknown. */
+  /** Whether its last holder, crashed or not, left invoices with an unknown outcome. */
   leftOpen: boolean;
 }
 
-/** How long a batch is its holder's after a claim or a renewal, in seconds. */
+/** The term of a lease from its claim or renewal, in seconds. */
 export const leaseSeconds = 15;
 
 /**
- * Whether a lease has not run out. One that ends further away than any can is of a time before Postgres' clock went
- * back, and counts as run out. Twice the time, as statements that run at once have begun at different times.
+ * Tests that a lease has not expired. A lease that ends later than any can dates from before Postgres' clock was set
+ * back, and counts as expired. The limit is twice the term, as concurrent statements begin at different times.
  */
 export const isLive = `leased_until BETWEEN now() AND now() + interval '${2 * leaseSeconds} s'`;
 
 /**
- * For leases that are renewed or given back: when Postgres dies and forgets that, the lease before it runs out and
- * recovery looks again, so nobody waits until it is on disk. A claim is waited for: were it forgotten, recovery
- * would not know that something may have been charged.
+ * Renewals and releases do not wait for the disk: if Postgres crashes and loses one, the earlier lease expires and
+ * recovery checks the batch. A claim does wait. If it were lost, recovery would miss that invoices may have been
+ * charged.
  */
 const unsynced = `WITH unsynced AS (SELECT set_config('synchronous_commit', 'off', true))`;
 
 /**
- * What makes an invoice one to ask for. A refused one waits until somebody has changed it; one that was asked for at a
- * provider without keys, until its answer is stored or somebody settles it.
+ * Tests that an invoice is to be paid. A refused invoice waits until somebody changes it. An invoice sent to a provider
+ * without keys waits until its answer is stored or somebody settles it.
  */
 const payable = 'paid_at IS NULL AND refused_at IS NULL AND asked_at IS NULL';
 
-/** The batches that hold invoices to ask for, by the first id in them. */
+/** Finds the batches with payable invoices. Returns the first id of each. */
 export async function findUnpaid(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
     `SELECT first_id AS first FROM batches
@@ -48,7 +48,7 @@ export async function findUnpaid(database: Database): Promise<number[]> {
   return rows.map(({ first }) => first);
 }
 
-/** The batches whose lease ran out: their holder died, or left invoices whose outcome is unknown. */
+/** Finds the batches with an expired lease: the holder crashed, or left invoices with an unknown outcome. */
 export async function findExpired(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
     `SELECT first_id AS first FROM batches WHERE leased_until IS NOT NULL AND NOT (${isLive}) ORDER BY first_id`,
@@ -56,7 +56,7 @@ export async function findExpired(database: Database): Promise<number[]> {
   return rows.map(({ first }) => first);
 }
 
-/** Takes one of these batches that is free for `holder`; undefined while all of them are somebody's. */
+/** Claims one of these batches for `holder`; undefined if none is free. */
 export async function claim(database: Database, holder: string, among: number[]): Promise<Batch | undefined> {
   const { rows } = await database.query<Batch>(
     `UPDATE batches SET holder = $1, claimed_at = now(), leased_until = now() + make_interval(secs => $2)
@@ -73,7 +73,7 @@ export async function claim(database: Database, holder: string, among: number[])
   return rows[0];
 }
 
-/** Extends the lease; false where it ran out and somebody else took it. */
+/** Renews the lease. Returns false if it expired and another claim holds the batch. */
 export async function renew(database: Database, batch: Batch): Promise<boolean> {
   const { rowCount } = await database.query(
     `${unsynced}
@@ -85,8 +85,8 @@ export async function renew(database: Database, batch: Batch): Promise<boolean> 
 }
 
 /**
- * Gives the batch back: anybody may claim it.
- * @param unknown whether invoices are left whose outcome is unknown: then recovery asks again after a lease's time
+ * Releases the batch, so that any process may claim it.
+ * @param unknown whether invoices with an unknown outcome are left: recovery then retries them after one lease term
  */
 export async function release(database: Database, batch: Batch, unknown: boolean): Promise<void> {
   await database.query(
@@ -97,7 +97,7 @@ export async function release(database: Database, batch: Batch, unknown: boolean
   );
 }
 
-/** The open attempts of a batch. */
+/** Reads the open attempts of a batch. */
 export async function readAttempts(database: Database, { first, last }: Batch): Promise<Attempt[]> {
   const { rows } = await database.query<Attempt>(
     `SELECT id, amount, currency, attempt_key AS key FROM invoices
@@ -107,7 +107,7 @@ export async function readAttempts(database: Database, { first, last }: Batch): 
   return rows;
 }
 
-/** How many seconds ago the lease was given or renewed that is left longest, held or not; 0 without any. */
+/** Returns the seconds since the oldest lease, held or not, was granted or renewed; 0 if there is none. */
 export async function readOldestLease(database: Database): Promise<number> {
   const { rows } = await database.query<{ age: number }>(
     `SELECT greatest(coalesce($1 + extract(epoch FROM now() - min(leased_until)), 0), 0)::float AS age FROM batches
@@ -117,7 +117,7 @@ export async function readOldestLease(database: Database): Promise<number> {
   return rows[0]?.age ?? 0;
 }
 
-/** How many invoices of these batches are still to be asked for. */
+/** Counts the payable invoices of these batches. */
 export async function countPayable(database: Database, among: number[]): Promise<number> {
   const { rows } = await database.query<{ unpaid: number }>(
     `SELECT count(*) AS unpaid FROM batches JOIN invoices ON id BETWEEN first_id AND last_id
@@ -128,19 +128,19 @@ export async function countPayable(database: Database, among: number[]): Promise
 }
 
 /**
- * Stores charges and declines, invoice and history in one transaction. Only the open attempt of an unpaid invoice can
- * end, so that an answer that arrives twice, or at two replicas, counts once.
+ * Stores charges and declines, with invoice and history in one transaction. Only the open attempt of an unpaid invoice
+ * can end, so an answer that arrives twice, or at two replicas, counts once.
  * @param attempts in the order of their ids
  */
 export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
   const definite = attempts
     .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
-    // By name: what is neither must never end an attempt.
+    // An allowlist, as no other outcome may ever end an attempt.
     .filter(({ outcome }) => outcome === 'charged' || outcome === 'declined');
   if (definite.length === 0) return;
   await database.query(
-    // A reason, be it empty, is a decline's. The range keeps the planner from reading the whole table, which it
-    // takes for cheaper than the look-ups.
+    // A reason that is not null, even an empty one, marks a decline. The id range keeps the planner from scanning the
+    // whole table, which it considers cheaper than the look-ups.
     `WITH answers AS (
        SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[]) AS answer (id, key, reason)
      ), ended AS (
@@ -167,7 +167,7 @@ export async function record(database: Database, attempts: Attempt[], endings: E
   );
 }
 
-/** Stores refusals, invoice and history in one transaction. The attempt stays open under its key. */
+/** Stores refusals, with invoice and history in one transaction. The attempt stays open under its key. */
 export async function refuse(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
   const refused = attempts
     .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
@@ -187,9 +187,9 @@ export async function refuse(database: Database, attempts: Attempt[], endings: E
 }
 
 /**
- * Marks attempts before they are asked for at a provider that ignores keys, so that nobody else ever asks for them too,
- * and renews the lease.
- * @returns those that may be asked for: nobody has marked or ended them; undefined where the lease is somebody else's
+ * Marks attempts before they are sent to a provider that ignores keys, so that no other process ever sends them too.
+ * Also renews the lease.
+ * @returns the attempts to send, which no other process has marked or ended; undefined if another claim holds the batch
  */
 export async function mark(
   database: Database,
@@ -212,7 +212,7 @@ export async function mark(
   return rows[0]?.held ? attempts.filter(({ key }) => marked.has(key)) : undefined;
 }
 
-/** Takes the marks of attempts back for which nothing can have been charged: they may be asked for again. */
+/** Removes the marks of attempts that cannot have charged anything, so that they may be retried. */
 export async function unmark(database: Database, attempts: Attempt[]): Promise<void> {
   await database.query(
     `UPDATE invoices SET asked_at = NULL, unknown_at = NULL
@@ -223,8 +223,8 @@ export async function unmark(database: Database, attempts: Attempt[]): Promise<v
 }
 
 /**
- * Lists what was asked for at a provider without keys and has no outcome, in the history and on the page: somebody has
- * to look each up at the provider.
+ * Reports invoices as unknown for manual review, in the history and on the page. They were sent to a provider without
+ * keys and have no outcome, so somebody has to look up each of them at the provider.
  */
 export async function listUnknown(database: Database, { first, last }: Batch): Promise<void> {
   await database.query(

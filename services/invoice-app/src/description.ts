@@ -7,10 +7,10 @@ import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
 import { tallyBody, type Tally } from './payments.ts';
 import { appVersion } from './provider.ts';
 
-/** The most that may be asked for at a time. */
+/** The most invoices in one answer. */
 const mostInvoices = 1_000_000;
 
-/** What may be asked of `GET /invoices`. */
+/** The query parameters of `GET /invoices`. */
 export const invoiceQuery = z.object({
   status: z.enum(['paid', 'unpaid'], must('paid or unpaid')).optional(),
   limit: integer(1, mostInvoices).meta({ type: 'integer', minimum: 1, maximum: mostInvoices }).optional(),
@@ -21,29 +21,29 @@ export const invoiceQuery = z.object({
     .optional(),
 });
 
-/** What a run is answered with that left invoices unpaid for another reason than a decline. */
+/** The answer to a run that left invoices unpaid for another reason than a decline. */
 const unreliable = () => z.object({ ...errorBody().shape, ...tallyBody().shape }).meta({ id: 'Unreliable' });
 export type Unreliable = z.infer<ReturnType<typeof unreliable>>;
 
-/** Why a run did not end with every invoice paid or declined; undefined where it did. */
+/** Explains why a run left invoices neither paid nor declined; undefined if it left none. */
 export function describeShortfall({ refused, unknown, left = 0 }: Tally): string | undefined {
   if (unknown > 0) return 'the payment provider gave no definite answer';
-  if (left > 0) return 'the payment provider was not asked for every invoice';
+  if (left > 0) return 'the payment provider was not called for every invoice';
   if (refused > 0) return 'the payment provider refused invoices: change their value or currency';
   return undefined;
 }
 
-/** Of what is posted without anything to say. */
+/** The body of a POST that takes no input. */
 export const neverRead: Body = {
-  description: 'Anything or nothing: it is never read.',
+  description: 'Optional, and never read.',
   required: false,
   content: { '*/*': null },
 };
 
 export const describeVersion = () => ({
   get: {
-    summary: 'Who answers, with which code, and the same of the payment provider',
-    answers: { 200: json('The process, and a process of the payment provider.', appVersion()) },
+    summary: 'The answering process and its code version, also of the payment provider',
+    answers: { 200: json('This process, and a process of the payment provider.', appVersion()) },
   },
 });
 
@@ -52,8 +52,8 @@ export const describeInvoices = () => ({
     summary: 'Every invoice, in id order',
     query: invoiceQuery,
     answers: {
-      200: json('All of them, or those that were asked for.', z.array(contractInvoice())),
-      400: error('A parameter is wrong: which, and what it must be.'),
+      200: json('The invoices that match the query.', z.array(contractInvoice())),
+      400: error('A parameter is invalid. The error names it and states its rule.'),
       ...databaseErrors(),
     },
   },
@@ -64,9 +64,12 @@ export const describePay = () => ({
     summary: 'Pays every unpaid invoice',
     body: neverRead,
     answers: {
-      200: json('Each is paid, or was declined.', z.object({})),
+      200: json('Every invoice is paid or was declined.', z.object({})),
       ...crossSite(),
-      502: json('Some stayed unpaid for another reason than a decline: how many ended how.', unreliable()),
+      502: json(
+        'Invoices stayed unpaid for another reason than a decline. The body counts each outcome.',
+        unreliable(),
+      ),
       ...databaseErrors(),
     },
   },
@@ -74,16 +77,18 @@ export const describePay = () => ({
 
 export const describeReset = () => ({
   post: {
-    summary: 'Makes the data of both services anew, once no run is under way',
+    summary: 'Resets the data of both services once no payment run is in progress',
     body: neverRead,
     answers: {
-      200: json('They are as after the first start.', z.object({})),
+      200: json('The data is as after the first start.', z.object({})),
       ...crossSite(),
       502: error(
-        'The payment provider refused, and nothing has changed; or it is unknown whether it was reset, and nothing is ' +
-          'paid until that is finished.',
+        'The payment provider refused, and nothing has changed. Or it is unknown whether it was reset, and nothing is ' +
+          'paid until the reset is finished.',
       ),
-      503: error('A run does not end, another session holds the tables, or the database does not answer.'),
+      503: error(
+        'A payment run does not end, another session locks the tables, or the database does not answer.',
+      ),
     },
   },
 });

@@ -59,7 +59,7 @@ const allUnknown = {
 const noneAsked = {
   status: 502,
   body: {
-    error: 'the payment provider was not asked for every invoice',
+    error: 'the payment provider was not called for every invoice',
     paid: 0,
     declined: 0,
     refused: 0,
@@ -253,13 +253,13 @@ test('the logs contain the reasons, but never a token', async () => {
   const [asked, provided] = await Promise.all([appProcess.output, providerProcess.output]);
   await Promise.all([databases.app.drop(), databases.provider.drop()]);
 
-  expect(asked).toContain('the provider was not asked: TOKEN_FILE cannot be read: ENOENT');
-  expect(asked).toContain(`the provider was not asked: TOKEN_FILE ${token.file} holds no token`);
+  expect(asked).toContain('the provider was not called: TOKEN_FILE cannot be read: ENOENT');
+  expect(asked).toContain(`the provider was not called: TOKEN_FILE ${token.file} holds no token`);
   expect(asked).toContain('the provider refused the token');
   expect(provided).toContain(`${subject}-2`);
   expect(provided).toContain('unexpected \\"aud\\" claim value');
   expect(
-    provided.match(/no token can be checked: the keys of .* cannot be had: it answered 500/g),
+    provided.match(/no token can be checked: the keys of .* cannot be loaded: it answered 500/g),
   ).toHaveLength(1);
   for (const secret of secrets) {
     for (const part of secret.split(/[.\t]/)) {

@@ -23,10 +23,10 @@ export interface ListedInvoice extends Invoice {
   paid: boolean;
 }
 
-/** What an invoice is called. */
+/** The name of an invoice. */
 export const invoiceName = /^I[1-9]\d{0,14}$/;
 
-/** The same as clients of the original know it. */
+/** An invoice in the format of the original service. */
 export const contractInvoice = () =>
   z
     .object({
@@ -37,13 +37,13 @@ export const contractInvoice = () =>
     })
     .meta({ id: 'Invoice' });
 
-/** Who invoices are for. */
+/** A customer who receives invoices. */
 export interface Customer {
   id: number;
   currency: string;
 }
 
-/** How many invoices are claimed at a time: as many as the provider takes in one request. */
+/** The invoices of a batch: as many as the provider takes in one request. */
 export const batchSize = 1_000;
 
 export const migrations: Migration[] = [
@@ -66,13 +66,13 @@ export const migrations: Migration[] = [
   {
     name: '2-attempts',
     sql: `
-      -- The idempotency key of the attempt that is open: there before its first request, replaced by a decline.
+      -- The idempotency key of the open attempt. It is stored before the first request, and a decline replaces it.
       ALTER TABLE invoices ADD COLUMN attempt_key uuid NOT NULL DEFAULT uuidv7();
 
       ALTER TABLE invoices ADD CHECK (id > 0);
 
-      -- Invoices are claimed by the batch: one row is written for a thousand of them. Free: no holder, or a
-      -- lease that has run out. A lease that ran out, with or without a holder, left invoices open.
+      -- Invoices are claimed in batches, so one row is written per thousand invoices. A batch is free if it has no
+      -- holder or its lease has expired. An expired lease, with or without a holder, left invoices open.
       CREATE TABLE batches (
         first_id bigint PRIMARY KEY,
         last_id bigint NOT NULL,
@@ -80,7 +80,7 @@ export const migrations: Migration[] = [
         leased_until timestamptz
       );
       CREATE INDEX batches_leased ON batches (leased_until) WHERE leased_until IS NOT NULL;
-      -- However an invoice comes in, it is in a batch.
+      -- A trigger, so that every invoice is in a batch however it is inserted.
       CREATE FUNCTION add_batches() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
           INSERT INTO batches (first_id, last_id)
@@ -117,28 +117,29 @@ export const migrations: Migration[] = [
   {
     name: '3-declines',
     sql: `
-      -- Of the last attempt, where it was declined: written by the statement that ends it. payment_events has all.
+      -- The decline of the last attempt, written by the statement that ends it. payment_events keeps every decline.
       ALTER TABLE invoices ADD COLUMN declined_at timestamptz, ADD COLUMN decline_reason text;
-      -- What was declined in a batch since then has ended; what was before is tried again.
+      -- A decline after claimed_at belongs to the current claim. An earlier one is retried.
       ALTER TABLE batches ADD COLUMN claimed_at timestamptz`,
   },
   {
     name: '4-refusals',
     sql: `
-      -- Set when the provider refused the invoice as it is. The key stays: an earlier request with it may have charged.
+      -- Set when the provider refuses the invoice as it is. The key stays, as an earlier request with it may have
+      -- charged.
       ALTER TABLE invoices ADD COLUMN refused_at timestamptz, ADD COLUMN refusal_reason text;
       CREATE INDEX invoices_refused ON invoices (id) WHERE refused_at IS NOT NULL;
       ALTER TABLE payment_events ADD COLUMN reason text,
         DROP CONSTRAINT payment_events_kind_check,
         ADD CONSTRAINT payment_events_kind_check CHECK (kind IN ('charged', 'declined', 'refused'));
-      -- A refused invoice is asked for again once somebody has changed it.
+      -- A refused invoice becomes payable again once somebody changes it.
       CREATE FUNCTION reopen_invoice() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
           UPDATE invoices SET refused_at = NULL, refusal_reason = NULL WHERE id = NEW.id;
           RETURN NULL;
         END
       $$;
-      -- After the update, as all triggers here: one that comes before makes Postgres lock each row that is paid.
+      -- AFTER, like every row trigger on updates here: a BEFORE trigger makes Postgres lock each row that is paid.
       CREATE TRIGGER reopen_invoice AFTER UPDATE OF amount, currency ON invoices FOR EACH ROW
         WHEN (OLD.refused_at IS NOT NULL
           AND (OLD.amount, OLD.currency) IS DISTINCT FROM (NEW.amount, NEW.currency))
@@ -147,14 +148,14 @@ export const migrations: Migration[] = [
   {
     name: '5-unsettled',
     sql: `
-      -- For providers that ignore keys. Asked: set before the request, and from then on nobody else asks. Unknown: its
-      -- holder has gone, or has no answer; it is listed for a person.
+      -- For providers that ignore keys. asked_at is set before the request, and no other process sends one afterwards.
+      -- unknown_at is set when the holder crashed or got no answer: the invoice is reported for manual review.
       ALTER TABLE invoices ADD COLUMN asked_at timestamptz, ADD COLUMN unknown_at timestamptz;
       CREATE INDEX invoices_asked ON invoices (id) WHERE asked_at IS NOT NULL;
       ALTER TABLE payment_events
         DROP CONSTRAINT payment_events_kind_check,
         ADD CONSTRAINT payment_events_kind_check CHECK (kind IN ('charged', 'declined', 'refused', 'unknown'));
-      -- For that person: whether the provider charged it.
+      -- Called by the reviewer, with whether the provider charged the invoice.
       CREATE FUNCTION settle_invoice(invoice bigint, was_charged boolean) RETURNS void LANGUAGE plpgsql AS $$
         BEGIN
           WITH settled AS (
@@ -174,9 +175,9 @@ export const migrations: Migration[] = [
   },
   {
     name: '6-bounds',
-    // Fifteen digits are what a double keeps for certain, with or without a point among them. A row that is there and
-    // breaks one of these keeps this version from getting ready, and its log names the constraint: the version before
-    // goes on, and somebody has to decide about the row.
+    // A double keeps any fifteen digits exactly, with or without a decimal point. If an existing row breaks one of
+    // these constraints, this version does not become ready and its log names the constraint. The previous version
+    // keeps running until somebody decides about the row.
     sql: `
       ALTER TABLE invoices
         ADD CONSTRAINT id_has_15_digits CHECK (id <= 999999999999999),
@@ -205,12 +206,13 @@ export const migrations: Migration[] = [
       CREATE TRIGGER keep_paid_from_truncates BEFORE TRUNCATE ON invoices
         FOR EACH STATEMENT EXECUTE FUNCTION keep_paid_invoices();
 
-      -- What may be charged at the moment must be what is charged. A refused invoice is not being asked for.
+      -- An invoice with a request that may be in flight must not change: the charge has to match it. A refused
+      -- invoice has none.
       CREATE FUNCTION keep_open_attempts() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
           lease timestamptz;
         BEGIN
-          -- With a lock: nobody claims the batch until this change is there to be read.
+          -- FOR SHARE blocks claims of the batch until this change is committed.
           SELECT leased_until INTO lease FROM batches WHERE NEW.id BETWEEN first_id AND last_id FOR SHARE;
           IF lease IS NOT NULL OR OLD.asked_at IS NOT NULL THEN
             RAISE EXCEPTION 'invoice % may be charged at the moment, and cannot change until that is known', NEW.id;
@@ -226,8 +228,8 @@ export const migrations: Migration[] = [
   {
     name: '8-epoch',
     sql: `
-      -- Its one row names the data since the last reset. Resetting: since when a reset is under way, whose outcome at
-      -- the provider is unknown until it is finished or taken back.
+      -- Its only row identifies the data since the last reset. resetting_at is the start of an unfinished reset: its
+      -- outcome at the provider is unknown until the reset is finished or cancelled.
       CREATE TABLE epoch (
         is_the_one boolean PRIMARY KEY DEFAULT true CHECK (is_the_one),
         id uuid NOT NULL DEFAULT uuidv7(),
@@ -237,12 +239,12 @@ export const migrations: Migration[] = [
   },
 ];
 
-/** The id of `I12`; undefined where the name is not an invoice's. */
+/** Parses the name of an invoice, such as `I12`, into its id; undefined if it is not one. */
 export function parseInvoiceName(name: string): number | undefined {
   return invoiceName.test(name) ? Number(name.slice(1)) : undefined;
 }
 
-/** The invoice as clients of the original know it. */
+/** Converts an invoice to the format of the original service. */
 export function toContract({
   id,
   amount,
@@ -253,14 +255,14 @@ export function toContract({
 }
 
 /**
- * Fills an empty database: two customers, and `count` invoices. The first three are the original's, the others
- * follow from their number alone.
+ * Fills an empty database with two customers and `count` invoices. The first three are the original's. The others are
+ * derived from their number alone.
  */
 export async function seed(query: Query, count: number): Promise<void> {
   const { rows } = await query('SELECT 1 FROM customers LIMIT 1');
   if (rows.length > 0) return;
   await query(`INSERT INTO customers (id, currency) VALUES (1, 'EUR'), (2, 'DKK')`);
-  // In parts, as a statement's time is limited.
+  // In parts, as each statement has a timeout.
   const part = 100_000;
   for (let from = 1; from <= count; from += part) {
     await query(
@@ -275,14 +277,14 @@ export async function seed(query: Query, count: number): Promise<void> {
   }
 }
 
-/** Makes the data anew, as if the database had been empty. @param fill fills it again */
+/** Deletes all data and fills the database as if it had been empty. @param fill fills it */
 export async function resetInvoices(query: Query, fill: (query: Query) => Promise<void>): Promise<void> {
   await query(`SET LOCAL payloop.reset = 'on'`);
   await query('TRUNCATE invoices, customers, batches, payment_events');
   await fill(query);
 }
 
-/** How many invoices are unpaid. */
+/** Counts the unpaid invoices. */
 export async function countUnpaid(database: Database): Promise<number> {
   const { rows } = await database.query<{ unpaid: number }>(
     'SELECT count(*) AS unpaid FROM invoices WHERE paid_at IS NULL',
@@ -290,7 +292,7 @@ export async function countUnpaid(database: Database): Promise<number> {
   return rows[0]?.unpaid ?? 0;
 }
 
-/** How many invoices the provider refused, and nobody has changed since. */
+/** Counts the invoices that the provider refused and that have not changed since. */
 export async function countRefused(database: Database): Promise<number> {
   const { rows } = await database.query<{ refused: number }>(
     'SELECT count(*) AS refused FROM invoices WHERE refused_at IS NOT NULL AND paid_at IS NULL',
@@ -298,7 +300,7 @@ export async function countRefused(database: Database): Promise<number> {
   return rows[0]?.refused ?? 0;
 }
 
-/** How many invoices have an unknown outcome at a provider without keys, until somebody settles them. */
+/** Counts the invoices with an unknown outcome at a provider without keys, until somebody settles them. */
 export async function countUnsettled(database: Database): Promise<number> {
   const { rows } = await database.query<{ unsettled: number }>(
     'SELECT count(*) AS unsettled FROM invoices WHERE asked_at IS NOT NULL AND paid_at IS NULL',
@@ -306,7 +308,7 @@ export async function countUnsettled(database: Database): Promise<number> {
   return rows[0]?.unsettled ?? 0;
 }
 
-/** How many invoices wait for a person: they are refused, or unsettled. */
+/** Counts the invoices that wait for a person: refused or unsettled ones. */
 export async function countStuck(database: Database): Promise<{ refused: number; unsettled: number }> {
   const { rows } = await database.query<{ refused: number; unsettled: number }>(
     `SELECT
@@ -316,7 +318,7 @@ export async function countStuck(database: Database): Promise<{ refused: number;
   return rows[0]!;
 }
 
-/** Whether any invoice is unpaid. */
+/** Returns whether any invoice is unpaid. */
 export async function hasUnpaid(database: Database): Promise<boolean> {
   const { rows } = await database.query('SELECT FROM invoices WHERE paid_at IS NULL LIMIT 1');
   return rows.length > 0;
@@ -332,7 +334,7 @@ export async function findInvoice(database: Database, id: number): Promise<Liste
 }
 
 export interface InvoiceFilter extends Range {
-  /** Only paid ones, or only unpaid ones. */
+  /** Selects only paid or only unpaid invoices. */
   paid?: boolean | undefined;
 }
 

@@ -3,12 +3,12 @@ import { DatabaseUnavailable, type Database } from '@payloop/chassis/database.ts
 import type { Step } from '@payloop/chassis/step.ts';
 import { leaseSeconds, renew, type Batch } from './batches.ts';
 
-/** Renewals in the time of a lease: two may fail before it runs out. */
+/** Renewals per lease term: two may fail before the lease expires. */
 const renewals = 3;
 
 /**
- * The lease of a claimed batch. It is renewed for as long as its holder works, however long that takes, and its holder
- * stops asking for payments once it is lost.
+ * The lease of a claimed batch. It is renewed while its holder works, however long that takes. Once it is lost, the
+ * holder sends no more payments.
  */
 export class Lease {
   readonly #database: Database;
@@ -18,7 +18,7 @@ export class Lease {
   #renewedAt: number;
   #isLost = false;
 
-  /** @param claimedAt of `performance.now()`, before the claim was sent */
+  /** @param claimedAt the value of `performance.now()` before the claim was sent */
   constructor(database: Database, step: Step, batch: Batch, claimedAt: number) {
     this.#database = database;
     this.#step = step;
@@ -26,18 +26,18 @@ export class Lease {
     this.#renewedAt = claimedAt;
   }
 
-  /** Whether nobody else can have taken the batch over. */
+  /** Whether no other process can have claimed the batch. */
   get isHeld(): boolean {
-    // By this process's own clock too: a renewal that gets no answer proves nothing.
+    // Checks this process's own clock too, as a renewal without an answer proves nothing.
     return !this.#isLost && performance.now() - this.#renewedAt < leaseSeconds * 1_000;
   }
 
-  /** Takes in that it is somebody else's. */
+  /** Records that another claim holds the batch. */
   lose(): void {
     this.#isLost = true;
   }
 
-  /** Renews it now. @throws {DatabaseUnavailable} */
+  /** Renews the lease once. @throws {DatabaseUnavailable} */
   async renew(): Promise<void> {
     const sentAt = performance.now();
     const isMine = await renew(this.#database, this.#batch);
@@ -45,9 +45,9 @@ export class Lease {
     else this.lose();
   }
 
-  /** Renews it from now on, until `end`. */
+  /** Renews the lease in the background until `end` is called. */
   keep(): void {
-    // Its only errors are of a process that is about to end.
+    // It fails only in a process that is about to exit.
     this.#keep().catch(() => {});
   }
 
@@ -64,7 +64,7 @@ export class Lease {
       try {
         await this.#step('keep', () => this.renew());
       } catch (error) {
-        // The next one may get through; until then the time of the last one counts.
+        // The next renewal may succeed. Until then, the time of the last one counts.
         if (!(error instanceof DatabaseUnavailable)) throw error;
       }
     }

@@ -4,13 +4,13 @@ import { z } from 'zod';
 import { isLive } from './batches.ts';
 
 /**
- * The state of an invoice on the page. Refused: nobody asks for it until it is changed. Paying: its batch is leased to
- * somebody. Unknown: its attempt may have been charged, and recovery asks again.
+ * The state of an invoice on the page. Refused: it is not retried until somebody changes it. Paying: its batch has a
+ * lease holder. Unknown: its attempt may have been charged. Recovery retries it, unless the provider ignores keys.
  */
 export const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'] as const;
 export type State = (typeof states)[number];
 
-/** What a list can be narrowed to; `unpaid` is all that is not paid. */
+/** The filters of the list; `unpaid` matches every state but paid. */
 export const filters = ['all', 'unpaid', 'declined', 'refused', 'paid'] as const;
 export type Filter = (typeof filters)[number];
 
@@ -20,12 +20,12 @@ const decimal = () =>
 const currencySum = () => z.object({ count: z.int(), amount: decimal() }).meta({ id: 'Sum' });
 type Sum = z.infer<ReturnType<typeof currencySum>>;
 
-/** The invoices of one currency, by what has become of them. */
+/** The invoices of one currency, by state. */
 const currencySums = () =>
   z.object({
     currency: z.string(),
     paid: currencySum(),
-    open: currencySum().meta({ description: 'All that is not paid.' }),
+    open: currencySum().meta({ description: 'Every invoice that is not paid.' }),
     declined: currencySum(),
     refused: currencySum(),
     paying: currencySum(),
@@ -34,11 +34,11 @@ const currencySums = () =>
   });
 export type CurrencySums = z.infer<ReturnType<typeof currencySums>>;
 
-/** What all invoices add up to at one moment. */
+/** The totals of all invoices at one moment. */
 export const totalsBody = () =>
   z
     .object({
-      running: z.boolean().meta({ description: 'Whether a run is under way, on any replica.' }),
+      running: z.boolean().meta({ description: 'Whether a payment run is in progress on any replica.' }),
       sums: z.array(currencySums()),
     })
     .meta({ id: 'Totals' });
@@ -53,43 +53,43 @@ const row = () =>
       state: z.enum(states),
       at: z.string().nullable().meta({
         description:
-          'When it was paid, declined or refused, or last asked for in vain where keys are ignored.',
+          'When it was paid, declined or refused. Or when it was sent, if it is unknown and the provider ignores keys.',
       }),
       reason: z
         .string()
         .nullable()
-        .meta({ description: 'Why it was declined or refused, as the provider said it.' }),
+        .meta({ description: 'Why it was declined or refused, in the provider’s words.' }),
     })
     .meta({ id: 'Row' });
 export type Row = z.infer<ReturnType<typeof row>>;
 
-/** Rows of a list, and how long the list is. */
+/** Rows of a list, with the length of the list. */
 export const rowsBody = () => z.object({ total: z.int(), rows: z.array(row()) }).meta({ id: 'Rows' });
 export type Rows = z.infer<ReturnType<typeof rowsBody>>;
 
-/** Counts and sums of one batch, by currency and state. */
+/** The count and sum of the invoices of one batch in one currency and state. */
 interface Part {
   currency: string;
   state: State;
   count: number;
-  /** In minor units; a sum may be more than a double holds. */
+  /** In minor units. A bigint, as a sum may be more than a double holds. */
   amount: bigint;
 }
 
-/** A batch as it was when its invoices were added up. */
+/** A batch as of its last sum. */
 interface Counted {
-  /** The version of its row, and whether its lease was live. */
+  /** The version of its row, and the state of its lease. */
   version: string;
   parts: Part[];
 }
 
-/** A batch without a lease is nobody's; one whose lease ran out, or that was given back with it, is left open. */
+/** Tests that a process is paying the batch. A lease that is expired or has no holder only marks open invoices. */
 const isLeased = `holder IS NOT NULL AND ${isLive}`;
 
-/** Why nobody asks again for an invoice that was asked for at a provider without keys. */
+/** The reason shown for an invoice that is not retried because the provider ignores keys. */
 const unsettledReason = 'the provider ignores keys: look it up there';
 
-/** The state of an invoice, joined with its batch. */
+/** Derives the state of an invoice, joined with its batch. */
 const stateOf = `CASE
   WHEN paid_at IS NOT NULL THEN 'paid'
   WHEN refused_at IS NOT NULL THEN 'refused'
@@ -107,25 +107,25 @@ const filterOf: Record<Filter, string> = {
   paid: `state = 'paid'`,
 };
 
-/** Batches that are added up in one statement. */
+/** Batches that one statement sums. */
 const batchesAtATime = 100;
-/** Batches that are added up again although nobody claimed them: invoices may have come in by SQL. */
-const batchesToDoubt = 10;
-/** How long a look is good enough for those who ask for rows, in milliseconds. */
+/** Unclaimed batches that each refresh sums again: invoices may have been inserted by SQL. */
+const batchesToRecheck = 10;
+/** How long a refresh is fresh enough for requests for rows, in milliseconds. */
 const freshFor = 250;
 
 /**
- * The invoices added up, however many there are. They change where their batch was claimed, and each claim makes a
- * new version of the batch's row: so only batches are read whose version is new, or that somebody is paying. What
- * is kept here says nothing by itself: each look compares it with Postgres, whichever replica has written there.
+ * Sums any number of invoices. Invoices change after their batch is claimed, and each claim creates a new version of
+ * the batch's row. So a refresh reads only the batches that have a new version or are being paid. Each refresh compares
+ * the cached sums with Postgres, so it sees the writes of every replica.
  */
 export class Overview {
   readonly #database: Database;
-  /** By the first id in them, in the order of their ids. */
+  /** By the first id of the batch, in id order. */
   #counted = new Map<number, Counted>();
-  #doubted = 0;
-  #looked = -Infinity;
-  #looking: Promise<void> | undefined;
+  #recheckedTo = 0;
+  #refreshedAt = -Infinity;
+  #refreshing: Promise<void> | undefined;
 
   constructor(database: Database) {
     this.#database = database;
@@ -133,7 +133,7 @@ export class Overview {
 
   /** @throws {DatabaseUnavailable} */
   async read(): Promise<Totals> {
-    await this.#look();
+    await this.#refresh();
     const byCurrency = new Map<string, Map<State, { count: number; amount: bigint }>>();
     let running = false;
     for (const { version, parts } of this.#counted.values()) {
@@ -162,12 +162,12 @@ export class Overview {
   }
 
   /**
-   * Reads the rows at these places of a list in id order, with the list's length.
-   * @param from the first place, from 0
+   * Reads a range of rows of a list in id order, with the length of the list.
+   * @param from the position of the first row, counted from 0
    * @throws {DatabaseUnavailable}
    */
   async readRows(filter: Filter, from: number, limit: number): Promise<Rows> {
-    if (performance.now() - this.#looked > freshFor) await this.#look();
+    if (performance.now() - this.#refreshedAt > freshFor) await this.#refresh();
     let total = 0;
     let skip = 0;
     const among: number[] = [];
@@ -182,7 +182,7 @@ export class Overview {
     const { rows } = await this.#database.query<
       Omit<Row, 'id' | 'amount' | 'at'> & { id: number; amount: number; at: Date | null }
     >(
-      // OFFSET 0 keeps the planner from making one join of it, for which it would read the whole table.
+      // OFFSET 0 keeps the planner from flattening this into one join, for which it would scan the whole table.
       `SELECT row.* FROM batches CROSS JOIN LATERAL (
          SELECT id, amount, currency, ${stateOf} AS state, coalesce(paid_at, refused_at, asked_at, declined_at) AS at,
            CASE WHEN asked_at IS NOT NULL THEN '${unsettledReason}'
@@ -195,10 +195,10 @@ export class Overview {
     return { total, rows: rows.map(toRow) };
   }
 
-  /** One at a time, for all who ask meanwhile. */
-  #look(): Promise<void> {
-    this.#looking ??= this.#compare().finally(() => (this.#looking = undefined));
-    return this.#looking;
+  /** Runs one refresh at a time, shared by concurrent callers. */
+  #refresh(): Promise<void> {
+    this.#refreshing ??= this.#compare().finally(() => (this.#refreshing = undefined));
+    return this.#refreshing;
   }
 
   async #compare(): Promise<void> {
@@ -207,10 +207,10 @@ export class Overview {
        FROM batches ORDER BY first_id`,
     );
     const before = this.#counted;
-    const doubted = rows.some(({ version }) => isPaying(version)) ? new Set() : this.#doubt(rows);
+    const rechecked = rows.some(({ version }) => isPaying(version)) ? new Set() : this.#pickRechecks(rows);
     const stale = rows.filter(
       ({ first, version }) =>
-        isPaying(version) || doubted.has(first) || before.get(first)?.version !== version,
+        isPaying(version) || rechecked.has(first) || before.get(first)?.version !== version,
     );
     const fresh = new Map<number, Part[]>();
     for (let at = 0; at < stale.length; at += batchesAtATime) {
@@ -225,19 +225,19 @@ export class Overview {
         { version, parts: fresh.get(first) ?? before.get(first)?.parts ?? [] },
       ]),
     );
-    this.#looked = performance.now();
+    this.#refreshedAt = performance.now();
   }
 
-  /** The next few, so that all of them have their turn. */
-  #doubt(rows: { first: number }[]): Set<number> {
-    const from = this.#doubted < rows.length ? this.#doubted : 0;
-    this.#doubted = from + batchesToDoubt;
-    return new Set(rows.slice(from, this.#doubted).map(({ first }) => first));
+  /** Picks the next few batches, so that each of them has its turn. */
+  #pickRechecks(rows: { first: number }[]): Set<number> {
+    const from = this.#recheckedTo < rows.length ? this.#recheckedTo : 0;
+    this.#recheckedTo = from + batchesToRecheck;
+    return new Set(rows.slice(from, this.#recheckedTo).map(({ first }) => first));
   }
 
   async #addUp(among: number[], into: Map<number, Part[]>): Promise<void> {
     for (const first of among) into.set(first, []);
-    // LATERAL, as the planner would rather read the whole table than look a thousand ids up.
+    // LATERAL, as the planner would otherwise scan the whole table instead of looking up a thousand ids.
     const { rows } = await this.#database.query<Omit<Part, 'amount'> & { first: number; amount: string }>(
       `SELECT first_id AS first, currency, state, count, amount
        FROM batches CROSS JOIN LATERAL (
@@ -277,7 +277,7 @@ function toRow({
   at: Date | null;
   reason: string | null;
 }): Row {
-  // A decline of an earlier attempt says nothing of the one under way.
+  // A decline of an earlier attempt says nothing about the current one.
   const isUnsettled = state === 'unknown' && rest.reason === unsettledReason;
   const isOver = state === 'paid' || state === 'declined' || state === 'refused' || isUnsettled;
   return {

@@ -11,17 +11,17 @@ import { z } from 'zod';
 import { filters, rowsBody, type Overview } from './overview.ts';
 import { describeProgress, type Progress } from './progress.ts';
 
-/** Beside this file, or beside the one file that the build makes: there import.meta is empty. */
+/** The page's files, beside this file or beside the bundle, where import.meta is empty. */
 const folder = join(import.meta.dirname ?? __dirname, 'page');
 
-/** A file of the page: beside them lies one for the type checker. */
+/** Matches the files of the page, but not the type checker's file beside them. */
 const fileName = /^[\w-]+\.(html|js|css|svg)$/;
 
-/** What the page's own document says of the server, replaced where it allows a reset. */
+/** The attribute in index.html that the server replaces if it allows a reset. */
 const resetRefused = 'data-reset="refused"';
 
 /**
- * Adds the page, and what it reads.
+ * Adds the page and the routes that it reads.
  * @param allowReset whether the page offers to reset the invoices
  */
 export function addPage(app: Express, overview: Overview, progress: Progress, allowReset: boolean): void {
@@ -44,7 +44,7 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
           'image/svg+xml': z.string(),
         }),
         400: error('The path cannot be decoded.'),
-        404: error('There is none of this name.'),
+        404: error('No file has this name.'),
       },
     },
   }));
@@ -59,11 +59,15 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
   };
   route(app, '/rows', { get: [limitRequests(mostPages, 'pages of rows'), sendRows] }, () => ({
     get: {
-      summary: 'Invoices as the page shows them, from any place of the list',
+      summary: 'Invoices as the page shows them, from any position in the list',
       query: rowsQuery,
       answers: {
-        200: json('Those at these places.', rowsBody(), z.object({ 'Cache-Control': z.literal('no-store') })),
-        400: error('A parameter is wrong: which, and what it must be.'),
+        200: json(
+          'The rows at these positions.',
+          rowsBody(),
+          z.object({ 'Cache-Control': z.literal('no-store') }),
+        ),
+        400: error('A parameter is invalid. The error names it and states its rule.'),
         ...databaseErrors(),
       },
     },
@@ -73,30 +77,30 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
 const describeFile = (content: Record<string, z.ZodType>): Answers => {
   const headers = z.object({ 'Cache-Control': z.literal('no-cache'), ETag: z.string() });
   return {
-    200: { description: 'It.', content, headers },
-    304: { description: 'It is what If-None-Match names.', headers },
+    200: { description: 'The file.', content, headers },
+    304: { description: 'The file still has the ETag of If-None-Match.', headers },
   };
 };
 
-/** The most that may be asked for at a time. */
+/** The most rows in one answer. */
 const mostRows = 1_000;
-/** Requests for rows under way at a time: they are short, and have a limit beside that of the lists. */
+/** Requests for rows in flight at a time. They are short, so they have a limit apart from that of the lists. */
 const mostPages = 50;
 
-/** What may be asked of `GET /rows`. */
+/** The query parameters of `GET /rows`. */
 const rowsQuery = z.object({
   show: z.enum(filters, must(`one of ${filters.join(', ')}`)).default('all'),
   from: integer(0, Number.MAX_SAFE_INTEGER).meta({ type: 'integer', minimum: 0 }).default(0),
   limit: integer(1, mostRows).meta({ type: 'integer', minimum: 1, maximum: mostRows }).default(100),
 });
 
-/** Reads the file anew each time, so that a save of the page needs no restart. */
+/** Sends a file. Reads it on each request, so that a save of the page needs no restart. */
 async function sendFile(name: string, response: Response, change = (text: string) => text): Promise<void> {
   if (!fileName.test(name)) throw new HttpError(404, 'not found');
   const text = await readFile(join(folder, name), 'utf8').catch(() => {
     throw new HttpError(404, 'not found');
   });
-  // As bytes: of text Express would name the charset, also of an image.
+  // As bytes: for text Express adds a charset, also for an image.
   const content = Buffer.from(change(text));
   const tag = `"${createHash('sha256').update(content).digest('base64url').slice(0, 22)}"`;
   response.type(extname(name)).set({ 'Cache-Control': 'no-cache', ETag: tag }).send(content);

@@ -4,29 +4,29 @@ import { DatabaseUnavailable } from '@payloop/chassis/database.ts';
 import { limitRequests } from '@payloop/chassis/limit.ts';
 import type { Response } from 'express';
 
-/** How many rows are read at a time. */
+/** Rows that one query reads. */
 const pageSize = 1_000;
-/** How often a list that has begun asks again while the database is busy or away, and the wait in milliseconds. */
+/** Retries of a list that has begun while the database is busy or down, and the wait between them in milliseconds. */
 const patience = 5;
 const pause = 500;
-/** Lists that are sent at a time; each has a page or two in memory. */
+/** Lists that are sent at a time; each holds a page or two in memory. */
 const mostLists = 20;
-/** How long a client may read nothing of a list before it is cut off, in milliseconds: it keeps others out. */
+/** How long a client may read nothing of a list before it is disconnected, in milliseconds: it keeps others out. */
 const idleTimeout = 30_000;
 
-/** In front of every list: lets in only so many at a time, those of all routes together. */
+/** Limits how many lists are sent at a time, over all routes together. */
 export const createListLimit = () => limitRequests(mostLists, 'lists');
 
 export interface Range {
-  /** Only those behind this id. */
+  /** Selects only ids above this one. */
   after?: number | undefined;
-  /** At most so many. */
+  /** The most rows. */
   limit?: number | undefined;
 }
 
 /**
  * Reads rows in id order, a page at a time, so that any number of them fits in memory.
- * @param read gives the next rows behind an id, at most `limit`
+ * @param read returns the next rows above an id, at most `limit`
  */
 export async function* readPages<T extends { id: number }>(
   { after = 0, limit = Infinity }: Range,
@@ -45,7 +45,7 @@ export async function* readPages<T extends { id: number }>(
   }
 }
 
-/** Asks several times: what has begun cannot be answered with 503 any more. */
+/** Retries several times, as an answer that has begun can no longer become a 503. */
 async function readPatiently<T>(read: () => Promise<T[]>): Promise<T[]> {
   for (let left = patience; ; left -= 1) {
     try {
@@ -64,7 +64,7 @@ export async function sendPages<T>(
   toBody: (row: T) => object,
 ): Promise<void> {
   const text = toJson(pages, toBody);
-  // A database that is away shows at the first page, when the status can still be another.
+  // If the database is down, the first page fails, while the status can still change.
   const opening = await text.next();
   response.setTimeout(idleTimeout);
   response.type('json').write(opening.value);

@@ -16,20 +16,20 @@ import * as batches from './batches.ts';
 import { countStuck, type Attempt } from './invoices.ts';
 import { Lease } from './lease.ts';
 import type { Resets } from './reset.ts';
-import { everyOutcome, type Asking, type Ending, type Outcome, type Provider } from './provider.ts';
+import { everyOutcome, type PayContext, type Ending, type Outcome, type Provider } from './provider.ts';
 
-/** How many invoices came to which end in one run. */
+/** The invoices of one run, counted by outcome. */
 export const tallyBody = () =>
   z.object({
     paid: z.int(),
     declined: z.int(),
     refused: z.int().meta({
       description:
-        'All that are refused after the run, by this run or an earlier one: each waits to be changed.',
+        'All that are refused after the run, in this run or an earlier one. Each waits until it is changed.',
     }),
     unknown: z.int(),
     left: z.int().optional().meta({
-      description: 'Those that this run did not get to ask for; absent where there are none.',
+      description: 'Those that this run did not get to; absent if there are none.',
     }),
   });
 export type Tally = z.infer<ReturnType<typeof tallyBody>>;
@@ -37,50 +37,50 @@ export type Tally = z.infer<ReturnType<typeof tallyBody>>;
 export interface PaymentsOptions {
   database: Database;
   provider: Provider;
-  /** Names this process as a holder of leases. */
+  /** Identifies this process as a lease holder. */
   holder: string;
   step: Step;
   log: Log;
-  /** Told what the provider answered, each time it is asked. */
+  /** Counts the provider's answers, in each request. */
   count?: (outcome: Outcome, payments: number) => void;
-  /** Told of each batch that it claims. */
+  /** Counts each claimed batch. */
   countClaim?: (found: BatchState) => void;
-  /** How long to wait before an unknown outcome is asked for again. */
+  /** How long to wait before an unknown outcome is retried. */
   backoff?: IBackoffFactory<unknown>;
-  /** Finishes resets that were left unfinished. */
+  /** Finishes abandoned resets. */
   resets?: Pick<Resets, 'finishAbandoned'>;
   /** How long to wait for batches that others hold, in milliseconds; longer than most runs take. */
   patience?: number;
 }
 
-/** How a batch is found by who claims it; abandoned: its holder did not give it back. */
+/** The state in which a claim finds a batch. Abandoned: its holder never released it. */
 export const batchStates = ['free', 'abandoned'] as const;
 export type BatchState = (typeof batchStates)[number];
 
-/** What is left to do, and what came of the rest; shared by the workers of a run. */
+/** The remaining work and the results of a run, shared by its workers. */
 interface Run {
   requestId: string;
-  /** Batches that nobody in this run has claimed yet, by the first id in them. */
+  /** Batches that no worker of this run has claimed yet, by the first id in them. */
   remaining: Set<number>;
   tally: Tally;
-  /** Set once a whole batch was answered as by a provider that is down: no other batch is begun. */
+  /** Set once every answer to a batch shows that the provider is down. No worker then begins another batch. */
   givenUp: boolean;
 }
 
-/** Batches under way at a time: one waits for the provider while another is stored. */
+/** Batches in flight at a time: one waits for the provider while another is stored. */
 const workers = 6;
-/** Requests for one invoice in a run: the first, and these again where its outcome stayed unknown. */
+/** Retries of one invoice in a run, after the first request, while its outcome stays unknown. */
 const retries = 3;
-/** How long to wait for a batch that another replica holds, in milliseconds. */
+/** The pause before the next claim while other claims hold all remaining batches, in milliseconds. */
 const claimDelay = 50;
-/** How often to look for leases that ran out, in milliseconds. */
+/** The mean interval between checks for expired leases, in milliseconds. */
 const recoveryInterval = 2_000;
 const defaultPatience = 60_000;
 
 const defaultBackoff = () =>
   new ExponentialBackoff({ initialDelay: 100, maxDelay: 2_000, generator: fullJitterGenerator });
 
-/** Pays invoices. The rules that hold whatever dies when are in README.md, under Payments. */
+/** Pays invoices. README.md lists, under Payments, the rules that hold even if any process crashes at any time. */
 export class Payments {
   readonly #options: PaymentsOptions;
   readonly #step: Step;
@@ -89,14 +89,14 @@ export class Payments {
   #claims = 0;
   #running: Promise<Tally> | undefined;
   #next: Promise<Tally> | undefined;
-  /** Who waits for the next run. */
+  /** The spans of the callers that wait for the next run. */
   #waiting: (ParentSpan | undefined)[] = [];
   #recovery: Promise<void> | undefined;
 
   constructor(options: PaymentsOptions) {
     this.#options = options;
     this.#step = options.step;
-    // The one layer that asks again, always under the same key.
+    // The only layer that retries, always under the same key.
     this.#retry = retry(
       handleWhenResult((left) => Array.isArray(left) && left.length > 0),
       { maxAttempts: retries, backoff: options.backoff ?? defaultBackoff() },
@@ -104,16 +104,15 @@ export class Payments {
   }
 
   /**
-   * Pays every unpaid invoice. Calls while a run is under way share the one that follows it, and most often find
-   * nothing left to do.
-   * @returns how many were paid and declined; and how many stay unpaid as they are refused, their outcome is unknown,
-   * or the run did not get to them
-   * @throws {DatabaseUnavailable} when it went away; what was under way is taken up again by recovery
+   * Pays every unpaid invoice. Calls during a run share the run that follows it, which mostly finds nothing left to do.
+   * @returns the number of paid, declined and refused invoices, of unknown outcomes, and of invoices that the run did
+   * not get to
+   * @throws {DatabaseUnavailable} when the database fails midway; recovery then reclaims the batches in flight
    */
   pay(requestId: string): Promise<Tally> {
     this.#waiting.push(activeSpan());
     if (this.#running === undefined) return this.#start(requestId);
-    // The run under way may be past an invoice that has come in since: one run more, for all who ask meanwhile.
+    // The current run may have missed invoices added since it began. All callers until its end share one more run.
     this.#next ??= this.#running.then(
       () => this.#start(requestId),
       () => this.#start(requestId),
@@ -131,12 +130,12 @@ export class Payments {
     return this.#running;
   }
 
-  /** From now on, and until `stop`, takes over leases that ran out, without anyone calling pay. */
+  /** Reclaims expired leases in the background until `stop` is called. */
   startRecovery(): void {
     this.#recovery ??= this.#recover();
   }
 
-  /** Finishes the batches that are under way, and claims no other. */
+  /** Finishes the batches in flight and claims no other. */
   async stop(): Promise<void> {
     this.#stopping.abort();
     await this.#running?.catch(() => {});
@@ -144,7 +143,7 @@ export class Payments {
     await this.#recovery;
   }
 
-  /** Takes over, once, every lease that ran out, and a reset that was left unfinished. */
+  /** Reclaims every expired lease once, and finishes an abandoned reset. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
     await this.#options.resets?.finishAbandoned();
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
@@ -158,9 +157,9 @@ export class Payments {
       try {
         await this.recoverOnce();
       } catch (err) {
-        this.#options.log.debug(`recovery comes later: ${reduceError(err).message}`);
+        this.#options.log.debug(`recovery will be retried: ${reduceError(err).message}`);
       }
-      // Jittered, so that replicas do not ask in step.
+      // Jittered, so that replicas do not poll in step.
       const pause = recoveryInterval * (0.5 + Math.random());
       await this.#step('pause', () => sleep(pause, undefined, { signal }).catch(() => {}));
     }
@@ -199,7 +198,7 @@ export class Payments {
     try {
       await this.#claimAndPay(run);
     } catch (error) {
-      // The other workers finish the batch they are at.
+      // The other workers finish only their current batch.
       run.givenUp = true;
       throw error;
     }
@@ -215,11 +214,11 @@ export class Payments {
       const name = `${holder}/${this.#claims}`;
       const batch = await this.#step('claim', () => batches.claim(database, name, among));
       if (batch === undefined) {
-        // All that is left is being paid by somebody else: what they leave is then for this run.
+        // Other claims hold all remaining batches. This run then pays the invoices that they leave.
         if (performance.now() - gotAt > patience) return;
         await this.#step('wait', () => sleep(claimDelay));
       } else if (!run.remaining.delete(batch.first)) {
-        // Another worker of this run has been through it since `among` was made.
+        // Another worker of this run has processed it since `among` was created.
         await this.#release(batch, batch.leftOpen);
       } else {
         this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
@@ -237,7 +236,7 @@ export class Payments {
     try {
       const endings = await this.#payAttempts(attempts, batch, lease, run);
       if (!lease.isHeld) {
-        // Whoever holds it now asks under the same keys. This run looks again once they are done.
+        // The new holder uses the same keys. This run claims the batch again once that holder is done.
         run.remaining.add(batch.first);
         return;
       }
@@ -247,11 +246,11 @@ export class Payments {
       run.tally.unknown += unknown;
       addLeft(run.tally, unasked);
       const isListed = count(({ outcome, isFinal }) => outcome === 'unknown' && isFinal === true) > 0;
-      // An earlier holder may have asked and died: also one whose batch was claimed and given back since.
+      // An earlier holder may have sent requests and crashed, even if the batch was claimed and released since.
       if (isListed || batch.leftOpen) {
         await this.#step('list unknown', () => batches.listUnknown(database, batch));
       }
-      // What an earlier holder left, and this one did not get to ask for, stays recovery's.
+      // Recovery stays responsible for invoices that an earlier holder left open and this one did not get to.
       const isUnknown = unknown > 0 || (batch.leftOpen && unasked > 0);
       await this.#release(batch, isUnknown);
     } finally {
@@ -263,7 +262,7 @@ export class Payments {
     await this.#step('release', () => batches.release(this.#options.database, batch, isUnknown));
   }
 
-  /** Asks for each attempt, and again where its outcome is unknown. @returns how each ended, or did not */
+  /** Sends each attempt, and retries it while its outcome is unknown. @returns the last known ending of each */
   async #payAttempts(
     attempts: Attempt[],
     batch: batches.Batch,
@@ -272,15 +271,15 @@ export class Payments {
   ): Promise<Map<Attempt, Ending>> {
     const endings = new Map<Attempt, Ending>();
     if (attempts.length === 0) return endings;
-    const asking = this.#createAsking(batch, lease, run);
+    const context = this.#createContext(batch, lease, run);
     let open = attempts;
     await this.#retry.execute(async ({ attempt }) => {
       if (attempt > 0) await this.#step('renew', () => lease.renew());
       if (!lease.isHeld) return [];
-      const given = await this.#options.provider.pay(open, asking);
+      const given = await this.#options.provider.pay(open, context);
       open.forEach((each, index) => {
         const ending = given[index]!;
-        // Asked for before, and not this time: what is known of it is what was known before.
+        // An attempt that was sent before, but not this time, keeps its earlier ending.
         if (ending.outcome !== 'unasked' || !endings.has(each)) endings.set(each, ending);
       });
       run.givenUp ||=
@@ -292,7 +291,7 @@ export class Payments {
     return endings;
   }
 
-  #createAsking(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): Asking {
+  #createContext(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): PayContext {
     const { database, count } = this.#options;
     const mark = async (attempts: Attempt[]) => {
       const marked = await this.#step('mark', () => batches.mark(database, batch, attempts));
@@ -315,7 +314,7 @@ export class Payments {
   }
 }
 
-/** Whether it is asked for again in this run: by name, as what is neither must never end an attempt. */
+/** Whether this run retries the attempt. A list of names, as no other outcome may ever end an attempt. */
 function isOpen({ outcome, isFinal }: Ending): boolean {
   return !isFinal && !['charged', 'declined', 'refused'].includes(outcome);
 }

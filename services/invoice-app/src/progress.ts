@@ -8,61 +8,64 @@ import type { Request, Response } from 'express';
 import { z } from 'zod';
 import type { Overview } from './overview.ts';
 
-/** How often Postgres is looked at, in milliseconds: while invoices are being paid, and otherwise. */
-const every = { busy: 250, idle: 1_000 };
-/** How long after a request to pay it is looked at that often, in milliseconds. */
+/** The interval between polls of Postgres, in milliseconds: while invoices are being paid, and otherwise. */
+const pollInterval = { busy: 250, idle: 1_000 };
+/** How long the polls stay that frequent after a request to pay, in milliseconds. */
 const attention = 2_000;
-/** Proxies close a connection on which nothing is sent; in milliseconds. */
+/** The interval between heartbeats, in milliseconds: proxies close a connection that carries nothing. */
 const heartbeat = 15_000;
-/** When a browser asks again, in milliseconds, after the stream ended: soon, as another process is there already. */
+/** How long a browser waits to reconnect, in milliseconds. Short, as another process is already ready. */
 const retry = 500;
-/** More than watch a page; each costs a connection. */
+/** The most streams: more than clients watch a page at a time. Each costs a connection. */
 export const mostWatchers = 200;
-/** How old a stream has to be, in milliseconds, to make place for another of the same client or the same proxy. */
+/** How old a stream must be, in milliseconds, before another of the same client or proxy may replace it. */
 const leastStay = 10_000;
 
 export const describeProgress = () => ({
   get: {
-    summary: 'What the invoices add up to, told anew whenever it changes',
+    summary: 'The totals of all invoices, sent again whenever they change',
     description:
       'Server-sent events: `progress` with `Totals` as its data, and `unavailable` with an error while the database ' +
-      'is away. It ends with the process: who goes on watching asks again.',
+      'is down. The stream ends with the process, and clients reconnect.',
     answers: {
       200: {
-        description: 'A stream without end.',
+        description: 'An endless stream.',
         content: { 'text/event-stream': z.string() },
         headers: z.object({ 'Cache-Control': z.literal('no-store'), 'X-Accel-Buffering': z.literal('no') }),
       },
-      503: error('Too many watch, or the process is about to end.', z.object({ 'Retry-After': z.string() })),
+      503: error(
+        'Too many clients watch, or the process is shutting down.',
+        z.object({ 'Retry-After': z.string() }),
+      ),
     },
   },
 });
 
-/** Who watches. */
+/** A client of the stream. */
 interface Watcher {
-  /** The address that it came from: a client's, or that of a proxy in front of many. */
+  /** The address of its connection: a client's, or that of a proxy in front of many. */
   from: string | undefined;
-  /** Since when, in milliseconds of `performance.now()`. */
+  /** When it connected, in milliseconds of `performance.now()`. */
   since: number;
-  /** The id of what it was last told. */
-  told?: string;
+  /** The id of the last event sent to it. */
+  lastSent?: string;
 }
 
-/** What watchers are told. */
+/** An event for the watchers. */
 interface News {
-  /** The same for the same news, on every replica. */
+  /** The same for the same content, on every replica. */
   id: string;
   text: string;
 }
 
 /**
- * Tells those who watch what the invoices add up to, as server-sent events: `progress` with the totals, and
- * `unavailable` where the database is away. One look at Postgres serves all of them, and nobody looks for nobody.
+ * Sends the totals of all invoices as server-sent events: `progress` with the totals, and `unavailable` while the
+ * database is down. While a client watches, each process polls Postgres once for all of its watchers.
  */
 export class Progress {
   readonly #overview: Overview;
   readonly #log: Log;
-  /** In the order in which they came. */
+  /** In the order of arrival. */
   readonly #watchers = new Map<Response, Watcher>();
   #news: News | undefined;
   #polling: Promise<void> | undefined;
@@ -76,7 +79,7 @@ export class Progress {
     this.#log = log;
   }
 
-  /** Answers with a stream that ends when the client goes or the process stops. @throws {HttpError} 503 */
+  /** Answers with a stream that ends when the client disconnects or the process stops. @throws {HttpError} 503 */
   watch(request: Request, response: Response): void {
     const watcher: Watcher = { from: request.socket.remoteAddress, since: performance.now() };
     if (this.#stopped) throw new HttpError(503, 'shutting down', 5);
@@ -84,7 +87,7 @@ export class Progress {
     response.set({
       'Content-Type': 'text/event-stream',
       'Cache-Control': 'no-store',
-      // For proxies that would wait until there is more to send.
+      // Keeps proxies from buffering events.
       'X-Accel-Buffering': 'no',
     });
     if (request.method === 'HEAD') {
@@ -92,14 +95,14 @@ export class Progress {
       return;
     }
     response.write(`retry: ${retry}\n\n`);
-    // Told once, whatever it knew before: a page that comes back has to learn that it is right.
+    // Every new stream gets the current event, even an unchanged one: a page that reconnects then knows it is current.
     this.#watchers.set(response, watcher);
     response.on('close', () => this.#leave(response));
-    if (this.#news) this.#tell(response, this.#news);
+    if (this.#news) this.#send(response, this.#news);
     this.#polling ??= this.#poll();
   }
 
-  /** Makes it look now, and closely for a while: something is about to change. */
+  /** Polls now, and frequently for a while, as the totals are about to change. */
   attend(): void {
     this.#attentiveUntil = performance.now() + attention;
     this.#pause.abort();
@@ -109,15 +112,15 @@ export class Progress {
   async stop(): Promise<void> {
     this.#stopped = true;
     for (const response of this.#watchers.keys()) response.end();
-    // A look that is under way tells nobody.
+    // A poll in flight then finds no watcher.
     this.#watchers.clear();
     this.#pause.abort();
     await this.#polling;
   }
 
   /**
-   * Where there are too many, ends the oldest stream of the client that has most of them: at once for one that has
-   * fewer, else after a while, so that streams that take each other's place do not keep everybody busy.
+   * Makes room for a new stream. If there are too many, ends the oldest stream of the client with the most. A client
+   * with about as many is rejected until that stream is old enough, so that streams do not keep replacing each other.
    */
   #makePlace({ from, since }: Watcher): boolean {
     if (this.#watchers.size < mostWatchers) return true;
@@ -143,35 +146,36 @@ export class Progress {
     while (this.#watchers.size > 0 && !this.#stopped) {
       this.#pause = new AbortController();
       const { signal } = this.#pause;
-      const [news, busy] = await this.#look();
+      const [news, busy] = await this.#readNews();
       const isNew = news.id !== this.#news?.id;
       this.#news = news;
-      for (const response of this.#watchers.keys()) this.#tell(response, news);
+      for (const response of this.#watchers.keys()) this.#send(response, news);
       this.#keepAlive();
       const quick = busy || isNew || performance.now() < this.#attentiveUntil;
-      await sleep(quick ? every.busy : every.idle, undefined, { signal }).catch(() => {});
+      await sleep(quick ? pollInterval.busy : pollInterval.idle, undefined, { signal }).catch(() => {});
     }
-    // Whoever comes next is told what is true then.
+    // The next watcher must not get outdated totals.
     this.#news = undefined;
     this.#polling = undefined;
   }
 
-  async #look(): Promise<[News, boolean]> {
+  async #readNews(): Promise<[News, boolean]> {
     try {
       const totals = await this.#overview.read();
       return [toNews('progress', totals), totals.running];
     } catch (err) {
-      if (!(err instanceof DatabaseUnavailable)) this.#log.error({ err: reduceError(err) }, 'no progress');
+      if (!(err instanceof DatabaseUnavailable))
+        this.#log.error({ err: reduceError(err) }, 'the totals cannot be read');
       const message = err instanceof DatabaseUnavailable ? err.message : 'internal error';
       return [toNews('unavailable', { error: message }), false];
     }
   }
 
-  /** Tells what is new to this watcher; one that does not keep up is told what is true when it does. */
-  #tell(response: Response, { id, text }: News): void {
+  /** Sends news that this watcher lacks. A watcher that does not keep up gets the latest once it does. */
+  #send(response: Response, { id, text }: News): void {
     const watcher = this.#watchers.get(response);
-    if (watcher === undefined || watcher.told === id || response.writableNeedDrain) return;
-    watcher.told = id;
+    if (watcher === undefined || watcher.lastSent === id || response.writableNeedDrain) return;
+    watcher.lastSent = id;
     response.write(text);
   }
 
@@ -179,7 +183,7 @@ export class Progress {
     if (performance.now() - this.#beat < heartbeat) return;
     this.#beat = performance.now();
     for (const response of this.#watchers.keys()) {
-      // It has not read for as long as that: it will ask again, if it is there.
+      // It has read nothing for a whole interval. If it is alive, it reconnects.
       if (response.writableNeedDrain) response.destroy();
       else response.write(':\n\n');
     }

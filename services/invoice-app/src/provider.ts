@@ -13,21 +13,21 @@ import type { Attempt } from './invoices.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
 /**
- * What is known of an attempt after it was asked for. Refused: this request charged nothing, and the same one never
- * will. Unknown: it may or may not have been charged.
+ * The outcome of an attempt that was sent. Refused: this request charged nothing, and the same one never will. Unknown:
+ * the attempt may or may not have been charged.
  */
 export const everyOutcome = ['charged', 'declined', 'refused', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
-/** How an attempt ended, as far as one answer tells. */
+/** How an attempt ended, as far as one answer shows. */
 export interface Ending {
   /** Unasked: no request was sent for it. */
   outcome: Outcome | 'unasked';
-  /** Of a decline or a refusal, in the provider's words. */
+  /** The reason for a decline or a refusal, in the provider's words. */
   reason?: string;
-  /** Whether the provider serves nobody at the moment: the answer says nothing of this payment. */
+  /** Whether the provider serves no client at the moment. The answer then says nothing about this payment. */
   down?: boolean;
-  /** Whether it must not be asked for again in this run; an unknown outcome, never by itself. */
+  /** Whether this run must not retry it. If the outcome is unknown, recovery never retries it either. */
   isFinal?: boolean;
 }
 const charged: Ending = { outcome: 'charged' };
@@ -35,91 +35,91 @@ const unknown: Ending = { outcome: 'unknown' };
 const unknownAsDown: Ending = { outcome: 'unknown', down: true };
 const unasked: Ending = { outcome: 'unasked', down: true };
 const unaskedForNow: Ending = { outcome: 'unasked', down: true, isFinal: true };
-/** Marked or ended by another process since it was read. */
-const somebodyElses: Ending = { outcome: 'unasked', isFinal: true };
-/** Of a request that no key protects. */
+/** Another process has marked or ended it since it was read. */
+const takenByOther: Ending = { outcome: 'unasked', isFinal: true };
+/** The unknown outcome of a request that no key protects. */
 const unsettled: Ending = { outcome: 'unknown', down: true, isFinal: true };
 
-/** What a run of pay gives to who asks for its payments. */
-export interface Asking {
+/** The data and callbacks with which a payment run calls the provider. */
+export interface PayContext {
   requestId: string;
-  /** Names the data that the payments are part of. */
+  /** The epoch of the payments' data. */
   epoch: string;
-  /** Whether the batch is still this run's: without that nothing may be asked for. */
+  /** Whether this run still holds the batch. If not, it must send nothing. */
   isHeld(): boolean;
-  /** Marks attempts before requests that no key protects. @returns those that may be asked for */
+  /** Marks attempts before requests that no key protects. @returns the attempts that may be sent */
   mark(attempts: Attempt[]): Promise<Attempt[]>;
-  /** Takes marks back where nothing was charged. */
+  /** Removes the marks of attempts that charged nothing. */
   unmark(attempts: Attempt[]): Promise<void>;
-  /** Stores what is definite. */
+  /** Stores the definite outcomes. */
   store(attempts: Attempt[], endings: Ending[]): Promise<void>;
 }
 
-/** An answer of the provider, as far as there is one. */
+/** The provider's answer, if there is one. */
 interface Answer {
   status?: number;
   data?: unknown;
-  /** Whether this request has charged nothing for certain: it was never sent, or never looked at. */
+  /** Whether this request certainly charged nothing: it was never sent, or rejected unread. */
   isNeverCharged: boolean;
 }
-/** Errors of connections that were never made. */
+/** Error codes of connections that were never opened. */
 const unsent = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH']);
 
-/** The header with which a provider says, with `true`, that it honours keys. The original sends none, and ignores them. */
+/** The header that is `true` if the provider honours keys. The original does not send it, and ignores keys. */
 const honoursKeys = 'Accept-Idempotency-Key';
-/** The header that names the data that a request is part of: once they were reset, the provider charges nothing for it. */
+/** The header with the epoch of a request's data. After a reset of that data, the provider charges nothing for it. */
 const ledgerEpoch = 'Ledger-Epoch';
 
-/** What came of a request to reset the provider. Unknown: it may have been reset, or may be yet. */
+/** The result of a request to reset the provider. Unknown: it may have been reset, or may still be. */
 export type ResetAnswer =
   | { outcome: 'reset' }
-  | { outcome: 'refused'; reason: string; /** Whether it has no reset at all. */ isAbsent: boolean }
+  | { outcome: 'refused'; reason: string; /** Whether the provider offers no reset. */ isAbsent: boolean }
   | { outcome: 'unknown'; reason: string };
 
-/** Of a reason no more is kept, in characters, and none that Postgres cannot store. */
+/** The most characters that are kept of a reason. Those that Postgres cannot store are removed. */
 const longestReason = 200;
 
-/** `GET /version` of invoice-app: from outside, the provider is seen only so, by what it says itself. */
+/** The answer of invoice-app's `GET /version`. Clients outside see the provider only here, as it describes itself. */
 export const appVersion = () => {
   const providerVersion = z.looseObject(version().shape).partial().nullable();
   return version().extend({ provider: providerVersion }).meta({ id: 'AppVersion' });
 };
 export type AppVersion = z.infer<ReturnType<typeof appVersion>>;
 
-/** What every request for payments carries. */
+/** The headers of every payment request. */
 type PaymentHeaders = Record<string, string> & { 'X-Request-Id': string };
 
 export interface ProviderOptions {
-  /** Where payments are posted to. */
+  /** The URL that payments are posted to. */
   url: string;
-  /** Holds the token that says who asks; none is sent where it is undefined. */
+  /** The file with the token that identifies invoice-app; undefined to send no token. */
   tokenFile?: string | undefined;
   log: Log;
-  /** False where the provider is known to take one payment a request only. */
+  /** False if the provider is known to take only one payment per request. */
   arrays?: boolean;
-  /** Whether it is known to honour keys; otherwise its answers say so. */
+  /** Whether the provider is known to honour keys. Otherwise its answers tell. */
   keys?: boolean;
   step?: Step;
-  /** What axios sends requests with. */
+  /** The adapter through which axios sends requests. */
   adapter?: AxiosAdapter;
 }
 
-/** How long the provider may take for an answer, in milliseconds. */
+/** How long the provider may take to answer, in milliseconds. */
 const timeout = 2_000;
 /** The same for its version, which only the payment test waits for. */
 const versionTimeout = 1_000;
-/** How the original refuses what is not one payment. */
+/** The original's error for a body that is not a single payment. */
 const notAPayment = 'failed to process payment request parameters';
-/** More than any answer of the provider holds, in bytes. */
+/** More than any answer of the provider, in bytes. */
 const maxContentLength = 1_000_000;
-/** Connections to the provider. */
+/** The most connections to the provider. */
 const connections = 64;
 /**
- * Requests at a time for one batch, where each is for one payment: with the batches that are under way together
- * (`workers` in payments.ts) no more than there are connections, as one that waits for a connection runs out of time.
+ * Concurrent requests for one batch when each request is for one payment. Times the batches in flight (`workers` in
+ * payments.ts), they must not exceed the connections: a request that waits for a connection times out.
  */
 const concurrency = 10;
-/** How often answers are stored while a batch is paid one by one, in milliseconds: a slow provider shows progress. */
+/** How often answers are stored while a batch is paid one by one, in milliseconds: a slow run then shows progress. */
 const storeInterval = 1_000;
 
 /** The payment provider, reached over HTTP. */
@@ -130,7 +130,7 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
-  /** What the last answer said. Arrays need no word on it: a provider that takes them takes the keys in them. */
+  /** Whether the last answer said that keys are honoured. A provider that takes arrays takes their keys anyway. */
   #keys: boolean;
 
   constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {
@@ -151,40 +151,40 @@ export class Provider {
   }
 
   /**
-   * Asks for each of these payments once, under its own key, and has what comes of them stored.
-   * @param attempts at most 1,000, what the provider takes in one request
-   * @returns how each ended, in their order
-   * @throws only what `asking` throws
+   * Sends each of these payments once, under its own key, and stores the outcomes through `context`.
+   * @param attempts at most 1,000, the limit of one request to the provider
+   * @returns how each ended, in the order of the attempts
+   * @throws only errors of `context`
    */
-  async pay(attempts: Attempt[], asking: Asking): Promise<Ending[]> {
-    const { requestId, epoch } = asking;
+  async pay(attempts: Attempt[], context: PayContext): Promise<Ending[]> {
+    const { requestId, epoch } = context;
     let headers: PaymentHeaders;
     try {
       headers = { 'X-Request-Id': requestId, [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
     } catch (error) {
-      this.#log.error({ requestId }, `the provider was not asked: ${reduceError(error).message}`);
+      this.#log.error({ requestId }, `the provider was not called: ${reduceError(error).message}`);
       return attempts.map(() => unasked);
     }
     if (this.#arrays) {
       const endings = await this.#payArray(attempts, headers);
       if (endings !== undefined) {
-        await asking.store(attempts, endings);
+        await context.store(attempts, endings);
         return endings;
       }
     }
-    return this.#payEach(attempts, headers, asking);
+    return this.#payEach(attempts, headers, context);
   }
 
-  /** Undefined where the provider refused the array as a whole, and so has charged nothing. */
+  /** Sends all payments in one request; undefined if the provider refused the whole array and so charged nothing. */
   async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
     const { status, data } = await this.#post(payments, headers);
     const whole = toEnding(undefined, status, data);
     if (whole.outcome === 'refused') {
-      // One by one, the payment that is to blame fails alone. The original's words mean that no array is taken.
+      // Sent one by one, only the faulty payment fails. The original's error means that it takes no arrays.
       if (whole.reason === notAPayment) {
         this.#arrays = false;
-        this.#log.info('the provider takes one payment a request');
+        this.#log.info('the provider takes only one payment per request');
       }
       return undefined;
     }
@@ -192,30 +192,30 @@ export class Provider {
     return matchAnswers(attempts, data);
   }
 
-  /** One request for each payment. */
-  async #payEach(attempts: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Ending[]> {
+  /** Sends one request per payment. */
+  async #payEach(attempts: Attempt[], headers: PaymentHeaders, context: PayContext): Promise<Ending[]> {
     const endings = new Map<Attempt, Ending>();
     const queue = [...attempts];
-    while (queue.length > 0 && asking.isHeld()) {
+    while (queue.length > 0 && context.isHeld()) {
       const ended = this.#keys
-        ? await this.#payProtected(queue, headers, asking)
-        : await this.#payMarked(queue.splice(0, concurrency), headers, asking);
+        ? await this.#payProtected(queue, headers, context)
+        : await this.#payMarked(queue.splice(0, concurrency), headers, context);
       ended.forEach((ending, attempt) => endings.set(attempt, ending));
       if ([...ended.values()].every(({ down }) => down)) break;
     }
-    // Without keys, nothing is asked for again in the same run: each unknown outcome costs somebody's time.
+    // A run without keys retries nothing: each unknown outcome costs a person's time.
     const rest = this.#keys ? unasked : unaskedForNow;
     return attempts.map((attempt) => endings.get(attempt) ?? rest);
   }
 
   /**
-   * Pays at a provider that honours keys, until the queue is empty, the provider stops honouring keys, it gives as many
-   * signs of being down in a row as there are requests at a time, or the lease is lost.
+   * Pays at a provider that honours keys. Stops when the queue is empty, the lease is lost, or the provider stops
+   * honouring keys or seems down. It seems down after as many failures in a row as there are concurrent requests.
    */
   async #payProtected(
     queue: Attempt[],
     headers: PaymentHeaders,
-    asking: Asking,
+    context: PayContext,
   ): Promise<Map<Attempt, Ending>> {
     const endings = new Map<Attempt, Ending>();
     let unstored: Attempt[] = [];
@@ -224,14 +224,14 @@ export class Provider {
       const attempts = unstored.toSorted((a, b) => a.id - b.id);
       unstored = [];
       storedAt = performance.now();
-      await asking.store(
+      await context.store(
         attempts,
         attempts.map((attempt) => endings.get(attempt)!),
       );
     };
     let downInARow = 0;
     const payNext = async () => {
-      while (queue.length > 0 && this.#keys && downInARow < concurrency && asking.isHeld()) {
+      while (queue.length > 0 && this.#keys && downInARow < concurrency && context.isHeld()) {
         const attempt = queue.shift()!;
         const ending = await this.#payOne(attempt, headers);
         endings.set(attempt, ending);
@@ -242,7 +242,7 @@ export class Provider {
     };
     const worker = () =>
       payNext().catch((error: unknown) => {
-        // The others finish the request that they are at.
+        // The other workers finish only their current request.
         queue.length = 0;
         throw error;
       });
@@ -252,17 +252,21 @@ export class Provider {
   }
 
   /**
-   * At a provider that ignores keys: a second request would charge again. So each payment is marked before its request,
-   * and an outcome that stays unknown is final.
+   * Pays at a provider that ignores keys, where a second request would charge again. So each payment is marked before
+   * its request, and an unknown outcome is final.
    */
-  async #payMarked(group: Attempt[], headers: PaymentHeaders, asking: Asking): Promise<Map<Attempt, Ending>> {
-    const marked = await asking.mark(group);
+  async #payMarked(
+    group: Attempt[],
+    headers: PaymentHeaders,
+    context: PayContext,
+  ): Promise<Map<Attempt, Ending>> {
+    const marked = await context.mark(group);
     const answers = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
-    // What charged nothing for certain may be asked for again.
+    // An attempt that certainly charged nothing may be retried.
     const free = marked.filter((_attempt, index) => answers[index]?.outcome === 'unasked');
-    if (free.length > 0) await asking.unmark(free);
-    await asking.store(marked, answers);
-    const endings = new Map(group.map((attempt) => [attempt, somebodyElses]));
+    if (free.length > 0) await context.unmark(free);
+    await context.store(marked, answers);
+    const endings = new Map(group.map((attempt) => [attempt, takenByOther]));
     marked.forEach((attempt, index) => endings.set(attempt, answers[index]!));
     return endings;
   }
@@ -298,8 +302,9 @@ export class Provider {
   }
 
   /**
-   * The provider's own `/version`, over a connection made for it, as any replica may answer; null without one.
-   * @param signal ends it: nobody waits for it any more
+   * Reads the provider's own `/version`; null if it does not answer. Opens a new connection, so that any replica may
+   * answer.
+   * @param signal aborts the request once no client waits for it
    */
   async version(signal: AbortSignal): Promise<AppVersion['provider']> {
     try {
@@ -316,8 +321,8 @@ export class Provider {
   }
 
   /**
-   * Makes the provider forget every payment of an epoch, and refuse those that are still to come; never throws. Asked
-   * again for the same epoch it changes nothing.
+   * Makes the provider forget every payment of an epoch, and refuse later ones. Never throws. A retry for the same
+   * epoch changes nothing.
    */
   async reset(epoch: string): Promise<ResetAnswer> {
     let headers: Record<string, string>;
@@ -351,7 +356,7 @@ export class Provider {
 
 /**
  * Aborts a request that takes longer than `limit`, in milliseconds. The timeout of axios restarts with every byte that
- * arrives; `AbortSignal.timeout` would go off two seconds after each request that has long been answered.
+ * arrives. `AbortSignal.timeout` would also fire for requests that were answered long before.
  */
 async function within<T>(limit: number, request: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
@@ -364,8 +369,8 @@ async function within<T>(limit: number, request: (signal: AbortSignal) => Promis
 }
 
 /**
- * A refused token is an unknown outcome as well: this request charged nothing, an earlier one with its key may have.
- * Asked again, it has the token that is in the file by then.
+ * A refused token is an unknown outcome as well: this request charged nothing, but an earlier one with its key may
+ * have. A retry sends the token that the file holds by then.
  */
 function reasonUnusable(status: number): string {
   const isRefused = status === 401 || status === 403;
@@ -378,8 +383,8 @@ function toPayment(attempt: Attempt) {
 }
 
 /**
- * What one answer says of a payment. Definite is only what the contract calls so: 200 with the payment's own id; and
- * 402, 400 and 422 with a text that says why.
+ * Derives the ending of a payment from one answer. Only answers that the contract calls definite count as such. They
+ * are 200 with the payment's own id, and 402, 400 and 422 with a text that says why.
  * @param attempt undefined for the answer to an array as a whole
  */
 function toEnding(attempt: Attempt | undefined, status: unknown, body: unknown): Ending {
@@ -392,14 +397,14 @@ function toEnding(attempt: Attempt | undefined, status: unknown, body: unknown):
   return status === 400 || status === 422 ? { outcome: 'refused', reason } : unknown;
 }
 
-/** Statuses that speak of the provider, or of who asks, and never of a payment. */
+/** Whether a status is about the provider or the client, and never about a payment. */
 function isDown(status: number): boolean {
   return status >= 500 || [401, 403, 429].includes(status);
 }
 
 /**
- * Finds each payment's outcome by its id, never by its place: an answer in another order, or one with too few
- * outcomes, must not end an attempt that it does not name.
+ * Finds each payment's outcome by its id, never by its position. An answer in another order, or with too few outcomes,
+ * must not end an attempt that it does not name.
  */
 function matchAnswers(attempts: Attempt[], answers: unknown): Ending[] {
   if (!Array.isArray(answers) || answers.length !== attempts.length) return attempts.map(() => unknown);

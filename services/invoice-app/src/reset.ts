@@ -9,32 +9,32 @@ import type { Provider } from './provider.ts';
 export interface ResetsOptions {
   database: Database;
   provider: Provider;
-  /** Fills the database once it is empty. */
+  /** Fills the empty database. */
   seed: (query: Query) => Promise<void>;
   step: Step;
 }
 
 interface Begun {
-  /** Of the data that are to go. */
+  /** The epoch of the data to delete. */
   epoch: string;
-  /** Whether another reset of them is unfinished: the provider may have been asked before. */
+  /** Whether an earlier reset of that data is unfinished: the provider may have been called already. */
   isPending: boolean;
 }
 
-/** How long to wait for runs under way, and for tables that somebody else holds; and between two looks. In ms. */
+/** How long to wait for payment runs, for locked tables, and between checks, in milliseconds. */
 const patience = { runs: 20_000, tables: 5_000 };
 const pause = 50;
-/** How old an unfinished reset must be for recovery to finish it, in seconds: its own process may be at it. */
+/** How old an unfinished reset must be before recovery finishes it, in seconds: its own process may be doing so. */
 const abandonedAfter = 5;
 
-/** Everything that a reset replaces, locked at once: it must not find halfway that it cannot go on. */
+/** Locks all tables that a reset replaces at once, so that a reset cannot get stuck halfway. */
 const lockTables = 'LOCK TABLE batches, invoices, customers, payment_events IN ACCESS EXCLUSIVE MODE';
 
 /**
- * Makes the data of both services anew. Like a charge, the provider's part of it has an unknown outcome where there is
- * no answer. So the database notes the reset before the provider is asked, nobody claims a batch from then on, and the
- * reset is finished, by recovery if need be, or taken back where the provider refuses it. Payments carry the epoch of
- * their data: the provider retires it with its ledger, and whatever comes in later for it charges nothing.
+ * Resets the data of both services. If the provider does not answer, its part has an unknown outcome, as with a charge.
+ * So the database records the reset before the provider is called, and no batch can be claimed from then on. The reset
+ * is then finished, by recovery if need be, or cancelled if the provider refuses it. Payments carry the epoch of their
+ * data. The provider retires that epoch with its ledger and charges nothing for later requests with it.
  */
 export class Resets {
   readonly #options: ResetsOptions;
@@ -46,15 +46,15 @@ export class Resets {
   }
 
   /**
-   * Resets both services once no run is under way.
-   * @throws {HttpError} 502 when the provider refuses or does not answer, 503 when it cannot begin or go on yet
+   * Resets both services once no payment run is in progress.
+   * @throws {HttpError} 502 when the provider refuses or does not answer, 503 when the reset cannot begin or go on yet
    */
   async reset(): Promise<void> {
     const { epoch, isPending } = await this.#begin();
     await this.#finish(epoch, isPending);
   }
 
-  /** Finishes a reset that another process, or an earlier request, has left unfinished. @throws as `reset` */
+  /** Finishes a reset that another process or an earlier request left unfinished. @throws as `reset` */
   async finishAbandoned(): Promise<void> {
     const { rows } = await this.#step('find reset', () =>
       this.#options.database.query<{ id: string }>(
@@ -72,7 +72,7 @@ export class Resets {
       if (typeof begun === 'object') return begun;
       const waited = performance.now() - start;
       if (begun === 'busy' && waited > patience.runs) {
-        throw new HttpError(503, 'a payment run is under way, try again later');
+        throw new HttpError(503, 'a payment run is in progress, try again later');
       }
       if (begun === 'locked' && waited > patience.tables) {
         throw new HttpError(503, `nothing was reset: ${await this.#describeLocks()}`);
@@ -99,7 +99,7 @@ export class Resets {
     }
   }
 
-  /** @param isPending whether the provider may have been asked before */
+  /** @param isPending whether the provider may have been called before */
   async #finish(epoch: string, isPending: boolean): Promise<void> {
     const answer = await this.#options.provider.reset(epoch);
     if (answer.outcome === 'refused' && (!isPending || answer.isAbsent)) {
@@ -112,7 +112,7 @@ export class Resets {
       throw new HttpError(
         502,
         `it is unknown whether the payment provider was reset: ${answer.reason}. ` +
-          'Nothing is paid until the reset is finished, which is tried again by itself',
+          'Nothing is paid until the reset is finished, and it is retried automatically',
       );
     }
     const start = performance.now();
@@ -121,14 +121,14 @@ export class Resets {
         const reason = await this.#describeLocks();
         throw new HttpError(
           503,
-          `the payment provider is reset, and the invoices follow by themselves: ${reason}`,
+          `the payment provider was reset, and the invoices will be reset automatically: ${reason}`,
         );
       }
       await this.#wait();
     }
   }
 
-  /** Whether it is done, by whomever. */
+  /** Returns whether the reset is finished, by this process or another. */
   async #tryToFinish(epoch: string): Promise<boolean> {
     try {
       return await this.#options.database.transaction(async (query) => {
@@ -150,7 +150,7 @@ export class Resets {
     await this.#step('wait to reset', () => sleep(pause));
   }
 
-  /** Who keeps a reset from its tables, for a person who can end that session. */
+  /** Names the sessions that lock the tables, for a person who can end them. */
   async #describeLocks(): Promise<string> {
     const { rows } = await this.#options.database.query<{ who: string }>(
       `SELECT DISTINCT format('process %s of %s', pid, usename)
@@ -159,7 +159,7 @@ export class Resets {
        WHERE granted AND pid <> pg_backend_pid() AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
          AND relation IN ('batches'::regclass, 'invoices'::regclass, 'customers'::regclass, 'payment_events'::regclass)`,
     );
-    const who = rows.map((row) => row.who).join(', ') || 'somebody';
-    return `an open transaction of another session holds the tables, ${who}. End it, and try again`;
+    const who = rows.map((row) => row.who).join(', ') || 'unknown process';
+    return `an open transaction of another session locks the tables: ${who}. End it and try again`;
   }
 }

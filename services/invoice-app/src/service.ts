@@ -32,8 +32,8 @@ import { everyOutcome, Provider } from './provider.ts';
 const service = 'invoice-app';
 
 /**
- * The most connections to Postgres: payments and recovery, one for each batch under way, have theirs, so that no
- * number of readers keeps an invoice from being paid. With that of readiness they are ten, see k8s/local/postgres.
+ * The most connections to Postgres. Payments and recovery have their own, one for each batch in flight, so that readers
+ * never keep an invoice from being paid. With that of the readiness check they are ten, see k8s/local/postgres.
  */
 const connections = { payments: 6, others: 3 };
 
@@ -87,13 +87,13 @@ export async function start(self: Self): Promise<Running> {
   );
   metrics.measure(
     'unsettled_invoices',
-    'Invoices whose outcome at a provider without keys is unknown, until somebody settles them.',
+    'Invoices with an unknown outcome at a provider without keys, until somebody settles them.',
     () => countUnsettled(database),
   );
-  metrics.measure('oldest_lease_age_seconds', 'How long ago the oldest lease was given or renewed.', () =>
+  metrics.measure('oldest_lease_age_seconds', 'Time since the oldest lease was granted or renewed.', () =>
     readOldestLease(database),
   );
-  const count = metrics.count('payments_total', 'Answers of the provider.', 'outcome', everyOutcome);
+  const count = metrics.count('payments_total', 'Answers from the provider.', 'outcome', everyOutcome);
   const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
   const resets = new Resets({ database: forPayments, provider, seed: fill, step });
   const payments = new Payments({
@@ -145,7 +145,7 @@ export async function start(self: Self): Promise<Running> {
       listLimit,
       payAll: async (response) => {
         await payAll(response);
-        // Not what this run came to: another replica may be at it, and invoices come in.
+        // Not the result of this run: another replica may be paying, and new invoices arrive.
         return !(await hasUnpaid(forPayments));
       },
     });

@@ -2,16 +2,15 @@ import { AxiosError, type AxiosAdapter, type AxiosResponse } from 'axios';
 import { Agent } from 'undici';
 
 export interface UndiciOptions {
-  /** How many connections to hold to one address. */
+  /** The most connections to one address. */
   connections: number;
-  /** A larger answer is an error, in bytes. */
+  /** The largest answer that is not an error, in bytes. */
   maxResponseSize?: number;
 }
 
 /**
- * An axios adapter over undici's pool of connections, which makes more requests a second than Node's own
- * agent. Requests are strings, answers text. Of the options of axios only `signal` holds: there are no redirects, no
- * proxies and no timeout.
+ * An axios adapter over undici's connection pool, which sends more requests per second than Node's own agent. Request
+ * bodies are strings and answers are text. The adapter has no redirects, proxies or timeout, only `signal`.
  */
 export function createUndiciAdapter(options: UndiciOptions): AxiosAdapter {
   const agent = new Agent({ ...options, pipelining: 1 });

@@ -337,7 +337,7 @@ describe('settings', () => {
   test.each<[Record<string, string>, RegExp]>([
     [{ AUTH: 'on' }, /^AUTH must be one of required, off, not "on"$/],
     [{ TOKEN_AUDIENCE: '' }, /^TOKEN_AUDIENCE must be set where AUTH is required: the audience /],
-    [{ TOKEN_ISSUER: '' }, /^TOKEN_ISSUER must be set where AUTH is required: who makes /],
+    [{ TOKEN_ISSUER: '' }, /^TOKEN_ISSUER must be set where AUTH is required: the issuer /],
     [{ TOKEN_SUBJECTS: '' }, /^TOKEN_SUBJECTS must be set where AUTH is required: service accounts /],
     [{ TOKEN_JWKS_URL: '' }, /^TOKEN_JWKS_URL must be set where AUTH is required: the https URL /],
     [{ AUTH: '' }, /^AUTH must be required or off where TOKEN_AUDIENCE is set$/],

@@ -13,23 +13,23 @@ import {
 } from 'jose';
 import { z } from 'zod';
 
-/** Whose tokens are taken. */
+/** The tokens that are accepted. */
 export interface TokenRules {
   audience: string;
   issuer: string;
-  /** Service accounts, by their full names. */
+  /** The full names of the service accounts. */
   subjects: string[];
-  /** Where the issuer's keys are. */
+  /** The URL of the issuer's keys. */
   jwksUrl: URL;
-  /** Holds the token that the issuer asks for in return for its keys, where it does. */
+  /** The file with the token that the issuer requires for its keys; undefined if it requires none. */
   tokenFile: string | undefined;
 }
 
 const musts = {
   TOKEN_AUDIENCE: 'the audience that tokens are made for, such as payment-provider',
-  TOKEN_ISSUER: 'who makes the tokens, such as https://kubernetes.default.svc.cluster.local',
-  TOKEN_SUBJECTS: 'service accounts such as system:serviceaccount:namespace:name, with commas between them',
-  TOKEN_JWKS_URL: 'the https URL of the issuer’s keys, or an http one on this machine',
+  TOKEN_ISSUER: 'the issuer of the tokens, such as https://kubernetes.default.svc.cluster.local',
+  TOKEN_SUBJECTS: 'service accounts such as system:serviceaccount:namespace:name, separated by commas',
+  TOKEN_JWKS_URL: 'the https URL of the issuer’s keys, or an http URL on this machine',
 };
 type Required = keyof typeof musts;
 
@@ -54,16 +54,16 @@ export const authVariables = {
 };
 type AuthConfig = z.output<z.ZodObject<typeof authVariables>>;
 
-/** Whether nobody on the way can put in keys of their own. */
+/** Whether no one on the network path can substitute other keys. */
 function isSafe(url: URL | null): boolean {
   if (url?.protocol === 'https:') return true;
   return url?.protocol === 'http:' && /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(url.hostname);
 }
 
 /**
- * The rules for tokens; undefined where none is asked for.
- * @param where says that this is production; undefined elsewhere
- * @throws {ConfigError} when they are not whole, or set without saying whether they hold, or not set in production
+ * Reads the rules for tokens; undefined if no token is required.
+ * @param where the reason why this is production, for messages; undefined elsewhere
+ * @throws {ConfigError} when the rules are incomplete, or set without AUTH, or when AUTH is not set in production
  */
 export function readTokenRules(config: AuthConfig, where: string | undefined): TokenRules | undefined {
   const names = Object.keys(musts) as Required[];
@@ -89,35 +89,35 @@ export function readTokenRules(config: AuthConfig, where: string | undefined): T
   };
 }
 
-/** What Kubernetes signs with. Nothing symmetric: a public key would do as its secret. */
+/** The algorithms that Kubernetes signs with. None is symmetric, as a public key would then serve as the secret. */
 const algorithms = ['RS256', 'ES256'];
-/** How far the clocks of two nodes may be apart, in seconds. */
+/** How far the clocks of two nodes may differ, in seconds. */
 export const clockTolerance = 5;
-/** How long the issuer may take for its keys, in milliseconds: less than a client waits for its payment. */
+/** How long the issuer may take to send its keys, in milliseconds: less than a client waits for its payment. */
 const keysTimeout = 1_000;
-/** How soon a key that is not known makes the keys be fetched again, in milliseconds. */
+/** The least time between two fetches of the keys because of an unknown key, in milliseconds. */
 const keysCooldown = 1_000;
 /**
- * How long keys are used, in milliseconds, as a key that was taken back has to go. No longer while the issuer is
- * away: the tokens that it made run out in that time too.
+ * How long keys are used, in milliseconds, so that a revoked key goes away. The limit also holds while the issuer is
+ * down: the tokens that it issued expire in that time too.
  */
 const keysMaxAge = 600_000;
 /** How long a client should wait while there are no keys, in seconds. */
 const retryAfter = 1;
 
-/** The keys cannot be had: nothing is known of the token. */
+/** The keys cannot be loaded, so the token cannot be judged. */
 class KeysUnavailable extends Error {}
 
 /**
- * Lets requests pass that carry a valid token of one of the service accounts. The others are answered: 401, or 403
- * where the token is valid and somebody else's, or 503 while the issuer's keys cannot be had. The reason is in the
- * log only.
+ * Lets requests pass that carry a valid token of one of the service accounts. Answers the others with 401, or with 403
+ * if the token is valid but of another account. Answers with 503 while the issuer's keys cannot be loaded. Only the log
+ * has the reason.
  */
 export function requireToken(rules: TokenRules, log: Log): Handler {
   const { audience, issuer, subjects } = rules;
   const options = { algorithms, audience, issuer, clockTolerance, requiredClaims: ['exp', 'sub'] };
   const findKey = createKeySet(rules);
-  let said = '';
+  let lastMessage = '';
   return async (request, response, next) => {
     const refuse = (status: number, error: string, reason: string) => {
       log.warn({ requestId: requestId(response), reason }, `a request was refused: ${error}`);
@@ -132,17 +132,17 @@ export function requireToken(rules: TokenRules, log: Log): Handler {
     let payload: JWTPayload;
     try {
       ({ payload } = await jwtVerify(token, findKey, options));
-      said = '';
+      lastMessage = '';
     } catch (error) {
       if (error instanceof errors.JOSEError) {
         refuse(401, 'unauthorized', error.message);
         return;
       }
-      // What is not the token's fault is the keys': they cannot be had, or not be used, as one of 1024 bits.
+      // Any other error is a fault of the keys: they cannot be loaded, or not be used, such as a key of 1024 bits.
       const { message } = error as Error;
-      // Once a reason, not once a request.
-      if (message !== said) log.error(`no token can be checked: ${message}`);
-      said = message;
+      // Logged once per reason, not once per request.
+      if (message !== lastMessage) log.error(`no token can be checked: ${message}`);
+      lastMessage = message;
       response.status(503).set('Retry-After', `${retryAfter}`).json({ error: 'no token can be checked' });
       return;
     }
@@ -169,17 +169,17 @@ function createKeySet({ jwksUrl, tokenFile }: TokenRules): JWTVerifyGetKey {
     try {
       return await keys(header, token);
     } catch (error) {
-      // What the token is to blame for.
+      // These two are faults of the token.
       const { JWKSNoMatchingKey, JWKSMultipleMatchingKeys } = errors;
       if (error instanceof JWKSNoMatchingKey || error instanceof JWKSMultipleMatchingKeys) throw error;
-      throw new KeysUnavailable(`the keys of ${jwksUrl.href} cannot be had: ${reasonOf(error)}`, {
+      throw new KeysUnavailable(`the keys of ${jwksUrl.href} cannot be loaded: ${reasonOf(error)}`, {
         cause: error,
       });
     }
   };
 }
 
-/** fetch says why it failed in the error's cause, of several addresses in its code only. */
+/** Returns why a fetch failed: the message of the error's cause, or its code if several addresses were tried. */
 function reasonOf(error: unknown): string {
   const { message, cause } = error as Error;
   const { message: inner, code } = (cause ?? {}) as NodeJS.ErrnoException;

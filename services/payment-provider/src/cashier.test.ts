@@ -19,7 +19,7 @@ afterAll(async () => {
 
 const payment = { id: 'I1', value: 12.15, currency: 'EUR' };
 const declined = { error: 'payment declined' };
-const busy = 'the first request with this idempotency key is still at work';
+const busy = 'the first request with this idempotency key is still in flight';
 const mismatch = 'this idempotency key was used for another payment';
 
 /** Posts a payment, or an array of payments. Returns the answer with its headers about idempotency keys. */

@@ -19,49 +19,46 @@ export interface Reply {
   body: unknown;
 }
 
-/** What a payment came to: in an array as it is, alone as a status of HTTP. */
+/** The outcome of a payment, as the answer to an array contains it. A single payment has it as its HTTP status. */
 export const outcomeBody = () => {
-  const repeated = z
-    .literal(true)
-    .optional()
-    .meta({ description: 'The key was answered before, with this.' });
+  const repeated = z.literal(true).optional().meta({ description: 'The key has had this answer before.' });
   const { error } = errorBody().shape;
-  const id = z.string().meta({ description: 'The payment that it is of.' });
+  const id = z.string().meta({ description: 'The id of the payment.' });
   return z
     .discriminatedUnion('status', [
       z.object({ status: z.literal(200), id, repeated }),
       z.object({ status: z.literal(402), id, error, repeated }),
       z.object({ status: z.literal([409, 422]), id, error }),
-      // Without an id where the payment has none that can be read.
+      // The id is absent if the payment has no readable one.
       z.object({ status: z.literal(400), id: id.optional(), error }),
     ])
     .meta({ id: 'Outcome' });
 };
 type Outcome = z.infer<ReturnType<typeof outcomeBody>>;
 
-/** What the Antaeus form is answered with. */
+/** The answer to a payment in the Antaeus form. */
 export const antaeusResult = () => z.object({ result: z.boolean() }).meta({ id: 'AntaeusResult' });
 type AntaeusResult = z.infer<ReturnType<typeof antaeusResult>>;
 
-/** What a payment that stands alone is answered with where it was charged. */
+/** The answer to a single payment that was charged. */
 export const charged = () => z.object({ id: z.string() }).meta({ id: 'Charged' });
 
-/** How long a client whose key is busy should wait, in seconds. */
+/** How long a client with a busy key should wait, in seconds. */
 const retryAfter = 1;
 
-/** What a charge can come to; repeated: its key had its answer before. */
+/** The outcomes of a charge. Repeated: its key has had an answer before. */
 export const chargeOutcomes = ['charged', 'declined', 'repeated', 'mismatch', 'busy', 'retired'] as const;
 export type ChargeOutcome = (typeof chargeOutcomes)[number];
 
-/** Takes payments as they come in, and says how they ended. */
+/** Charges incoming payments and answers with their outcomes. */
 export class Cashier {
   readonly #ledger: Ledger;
   readonly #faults: Faults;
   readonly #count: (outcome: ChargeOutcome) => void;
-  /** Keys of requests that have no answer yet. */
+  /** Keys of requests in flight. */
   readonly #busy = new Set<string>();
 
-  /** @param count told what each charge came to */
+  /** @param count called with the outcome of each charge */
   constructor(ledger: Ledger, faults: Faults, count: (outcome: ChargeOutcome) => void = () => {}) {
     this.#ledger = ledger;
     this.#faults = faults;
@@ -79,7 +76,7 @@ export class Cashier {
   }
 
   /**
-   * Takes the body of `POST /rest/v1/payments`, the Antaeus form, which tells only whether it was charged.
+   * Takes the body of `POST /rest/v1/payments`, the Antaeus form. Its answer tells only whether it was charged.
    * @param header the request's `Idempotency-Key`
    * @throws {HttpError} 400, DatabaseUnavailable
    */
@@ -116,7 +113,7 @@ export class Cashier {
     return { status: 200, body: outcomes };
   }
 
-  // A payment that is wrong does not keep the others from being charged.
+  // An invalid payment does not stop the others from being charged.
   async #payElement(body: unknown, epoch: string | undefined): Promise<Outcome> {
     let payment: Payment;
     try {
@@ -156,8 +153,8 @@ function toOutcome({ id }: Payment, answer: Answer): Outcome {
     case 'mismatch':
       return { status: 422, id, error: 'this idempotency key was used for another payment' };
     case 'retired':
-      throw new HttpError(410, 'the data that this payment is part of were reset since');
+      throw new HttpError(410, 'the data of this payment has been reset');
     case 'busy':
-      return { status: 409, id, error: 'the first request with this idempotency key is still at work' };
+      return { status: 409, id, error: 'the first request with this idempotency key is still in flight' };
   }
 }

@@ -5,7 +5,7 @@ export type Outcome = 'charged' | 'declined';
 export const migrations: Migration[] = [
   {
     name: '1-payments',
-    // The contract takes values up to the largest float32: 39 digits before the point, and at most 4 behind it.
+    // The contract allows values up to the largest float32: 39 digits before the point, and at most 4 after it.
     sql: `
       CREATE TABLE payments (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -18,14 +18,14 @@ export const migrations: Migration[] = [
   },
   {
     name: '2-idempotency-key',
-    // The rule that no key is ever charged twice. Payments without a key have NULL, which is never a duplicate.
+    // Enforces that no key is ever charged twice. Payments without a key have NULL, which is never a duplicate.
     sql: `
       ALTER TABLE payments ADD COLUMN idempotency_key text COLLATE "C";
       CREATE UNIQUE INDEX payments_idempotency_key ON payments (idempotency_key)`,
   },
   {
     name: '3-lengths',
-    // For new payments: those that are there were charged as they are, and never change.
+    // NOT VALID, so for new payments only: existing ones were charged as they are, and never change.
     sql: `
       ALTER TABLE payments
         ADD CONSTRAINT payment_id_length CHECK (char_length(payment_id) BETWEEN 1 AND 255) NOT VALID,
@@ -35,12 +35,12 @@ export const migrations: Migration[] = [
   },
   {
     name: '4-epochs',
-    // Data of a client that were reset since: whatever comes in for them charges nothing.
+    // The epochs of client data that was reset. Later requests for them charge nothing.
     sql: 'CREATE TABLE retired_epochs (epoch uuid PRIMARY KEY, retired_at timestamptz NOT NULL DEFAULT now())',
   },
 ];
 
-/** What a client asks to be charged, and how that ends if it has not ended before. */
+/** A charge that a client requests, with the outcome to store if its key is new. */
 export interface Charge {
   key: string | undefined;
   paymentId: string;
@@ -48,7 +48,7 @@ export interface Charge {
   amount: bigint;
   currency: string;
   outcome: Outcome;
-  /** The client's data that it is part of, if it names them. */
+  /** The epoch of the client's data, if the client sends one. */
   epoch: string | undefined;
 }
 
@@ -62,13 +62,12 @@ export interface Stored {
 }
 
 /**
- * Stores those charges whose key is new, or that have none.
- * @param charges of one epoch
- * @returns the keys of the others: they have been stored before; undefined where their epoch is retired, and none was
- * stored
+ * Stores the charges that have a new key or none.
+ * @param charges charges of the same epoch
+ * @returns the keys that were stored before; undefined if the epoch is retired, and then nothing is stored
  */
 export async function insertNew(query: Query, charges: Charge[]): Promise<string[] | undefined> {
-  // In the keys' order, so that two replicas that store the same keys cannot wait for each other.
+  // In key order, so that two replicas that store the same keys cannot deadlock.
   const { rows } = await query<{ key: string | null }>(
     `WITH asked AS (
        SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::text[])
@@ -97,7 +96,7 @@ export async function insertNew(query: Query, charges: Charge[]): Promise<string
   return known.length === rows.length ? known : undefined;
 }
 
-/** The stored charges of these keys. */
+/** Finds the stored charges of these keys. */
 export async function findByKey(query: Query, keys: string[]): Promise<Map<string, Stored>> {
   const { rows } = await query<Stored>(
     `SELECT idempotency_key AS key, payment_id AS "paymentId", amount, currency, outcome
@@ -107,12 +106,12 @@ export async function findByKey(query: Query, keys: string[]): Promise<Map<strin
   return new Map(rows.map((row) => [row.key, row]));
 }
 
-/** Keeps charges from being stored until the transaction ends. */
+/** Blocks the storing of charges until the transaction ends. */
 export async function lockPayments(query: Query): Promise<void> {
   await query('LOCK TABLE payments IN ACCESS EXCLUSIVE MODE');
 }
 
-/** Refuses whatever comes in for an epoch from now on; false where it was refused before. */
+/** Retires an epoch, so that later requests for it charge nothing. Returns false if it was retired before. */
 export async function retireEpoch(query: Query, epoch: string): Promise<boolean> {
   const { rowCount } = await query('INSERT INTO retired_epochs (epoch) VALUES ($1) ON CONFLICT DO NOTHING', [
     epoch,

@@ -19,10 +19,10 @@ import {
 } from './payment-request.ts';
 
 const lenient =
-  'The body is JSON whatever `Content-Type` says. Keys match in any case, further fields are ignored, and null is ' +
-  'as if it were not there. A value is a number that a float32 can hold.';
+  'The body is JSON, regardless of `Content-Type`. Keys match in any case, unknown fields are ignored, and null ' +
+  'counts as missing. A value is a number that a float32 can hold.';
 
-/** An object as a request may write it: its keys in any case, null for what may be absent. */
+/** Describes an object as requests may write it: keys in any case, and null for optional fields. */
 function anyCase(id: string, schema: z.ZodObject): z.ZodType {
   const { properties: fields = {}, required = [] } = z.toJSONSchema(schema, { io: 'input' });
   const properties: Record<string, unknown> = {};
@@ -31,9 +31,9 @@ function anyCase(id: string, schema: z.ZodObject): z.ZodType {
     properties[name] = required.includes(name) ? field : { anyOf: [field, { type: 'null' }] };
     patternProperties[inAnyCase(name)] = properties[name];
   }
-  // At least one of the names is this one.
+  // At least one property has the required name.
   const allOf = required.map((name) => ({ not: { propertyNames: { not: { pattern: inAnyCase(name) } } } }));
-  // `properties` for those who read it, and for generators: the patterns say the same.
+  // `properties` repeats the patterns for readers and for generators.
   return z.unknown().meta({ id, type: 'object', properties, patternProperties, allOf });
 }
 
@@ -42,7 +42,7 @@ function inAnyCase(name: string): string {
   return `^${letters}$`;
 }
 
-/** A body is read whatever its type says. */
+/** Describes a body, which is read regardless of its type. */
 function body(schema: z.ZodType, description = lenient): Body {
   return { description, required: true, content: { 'application/json': schema, '*/*': schema } };
 }
@@ -54,7 +54,7 @@ const keyHeader = () =>
       .optional()
       .meta({
         description:
-          'The first definite answer (200 or 402) to a key is the answer for ever. Bare, or as a quoted string.',
+          'The first definite answer (200 or 402) to a key is its answer for ever. Bare, or as a quoted string.',
         anyOf: [
           { pattern: `^".{1,${keyLength}}"$` },
           { minLength: 1, maxLength: keyLength, not: { pattern: '^".*"$' } },
@@ -66,7 +66,7 @@ const epochHeader = () =>
   z.object({
     'Ledger-Epoch': epoch.optional().meta({
       description:
-        'Names the data that the request is part of: after `POST /reset` with it, nothing is charged for it.',
+        'Identifies the data of the request. After `POST /reset` with the same epoch, nothing is charged for it.',
     }),
   });
 
@@ -75,17 +75,17 @@ const hit = () =>
     'Idempotency-Hit': z
       .literal('true')
       .optional()
-      .meta({ description: 'The key was answered before, with this.' }),
+      .meta({ description: 'The key has had this answer before.' }),
   });
 
 const retryAfter = () => z.object({ 'Retry-After': z.string().meta({ description: 'In seconds.' }) });
 
 const refused = (): Answers => ({
-  400: error('The request is wrong: the first reason that applies.'),
-  409: error('The first request with this key is still at work.', retryAfter()),
-  410: error('`Ledger-Epoch` names data that were reset since; nothing was charged.'),
+  400: error('The request is invalid. The error is the first reason that applies.'),
+  409: error('The first request with this key is still in flight.', retryAfter()),
+  410: error('`Ledger-Epoch` identifies data that was reset; nothing was charged.'),
   413: error('The body is larger than 512 kB.'),
-  415: error('`Content-Encoding` is none that is known.'),
+  415: error('`Content-Encoding` is unknown.'),
   422: error('The key was used for another id, value or currency; nothing was charged.'),
   ...crossSite(),
   ...databaseErrors(),
@@ -102,14 +102,14 @@ export const describePay = () => {
     post: {
       summary: 'Charges a payment, or an array of them',
       description:
-        'Without a key every request is a payment of its own. A share of the payments is declined where ' +
-        '`FAILURE_RATE` says so.',
+        'Without a key every request is a payment of its own. `FAILURE_RATE` sets the share of the payments that is ' +
+        'declined.',
       headers: keyHeader().extend(epochHeader().shape),
       body: body(z.union([anyCase('Payment', paymentFields), payments])),
       answers: {
         ...refused(),
         200: json(
-          'Charged; of an array, what each payment came to, in its order.',
+          'Charged. The answer to an array has the outcome of each payment, in the same order.',
           z.union([charged(), z.array(outcomeBody())]),
           hit(),
         ),
@@ -125,7 +125,7 @@ export const describePayAntaeus = () => ({
     headers: keyHeader().extend(epochHeader().shape),
     body: body(
       anyCase('AntaeusPayment', antaeusFields),
-      `${lenient} A currency that is an object, as the original client sends it, is as none.`,
+      `${lenient} A currency that is an object, as the original client sends it, counts as missing.`,
     ),
     answers: { ...refused(), 200: json('Whether it was charged, or declined.', antaeusResult(), hit()) },
   },
@@ -135,34 +135,35 @@ export const describeReset = () => ({
   post: {
     summary: 'Forgets every payment',
     description:
-      'With `Ledger-Epoch`, once: what is charged afterwards is kept when the same request comes again.',
+      'With `Ledger-Epoch`, only once: a repeated request keeps the payments charged since the first one.',
     headers: epochHeader(),
     answers: {
       200: json('Forgotten.', z.object({})),
-      400: error('`Ledger-Epoch` is no UUID.'),
+      400: error('`Ledger-Epoch` is not a UUID.'),
       ...crossSite(),
       ...databaseErrors(),
     },
   },
 });
 
-/** Of answers to payments. */
+/** Describes the header on every answer to a payment. */
 export const describeKeys = (): Addition => ({
   answerHeaders: z.object({
     'Accept-Idempotency-Key': z.literal('true').optional().meta({
-      description: 'A request may be repeated under its key. Absent where it was not looked at.',
+      description:
+        'A request may be retried under its key. Absent if the request was rejected before it was read.',
     }),
   }),
 });
 
-/** Of what is behind `requireToken`. */
+/** Describes the routes behind `requireToken`. */
 export const describeToken = (): Addition => ({
   security: { token: { type: 'http', scheme: 'bearer', description: 'A service account’s token.' } },
   answers: {
-    401: error('No token, or none that is valid.', z.object({ 'WWW-Authenticate': z.literal('Bearer') })),
-    403: error('Somebody else’s token; or a browser sends it for another site.'),
+    401: error('The token is missing or invalid.', z.object({ 'WWW-Authenticate': z.literal('Bearer') })),
+    403: error('The token belongs to another account, or a browser sends the request for another site.'),
     503: error(
-      'The database does not answer; or, with `Retry-After`, the keys to check tokens with cannot be had.',
+      'The database does not answer; or, with `Retry-After`, the keys that verify tokens cannot be loaded.',
       retryAfter().partial(),
     ),
   },

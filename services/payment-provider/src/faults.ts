@@ -2,11 +2,11 @@ import { createHash } from 'node:crypto';
 import { must } from '@payloop/chassis/config.ts';
 import { z } from 'zod';
 
-/** What can go wrong with a request on purpose, each with what a client sees of it. */
+/** The faults that can be injected into a request, with their effect on the client. */
 const kinds = [
-  /** 500, nothing was charged. */
+  /** Not charged, and answered with 500. */
   'fail',
-  /** Charged, and no answer ever comes. */
+  /** Charged, and never answered. */
   'silent',
   /** Charged, and answered after the client has stopped waiting. */
   'late',
@@ -17,7 +17,7 @@ const kinds = [
 ] as const;
 export type Fault = (typeof kinds)[number];
 
-/** How long an answer takes that is late, in milliseconds. */
+/** The delay of a late answer, in milliseconds. */
 export const lateness = 2_500;
 
 /** Faults by their rates, such as `fail=0.1,late=0.05`. */
@@ -39,12 +39,12 @@ function parseRates(text: string): [Fault, number][] | undefined {
   return valid ? rates : undefined;
 }
 
-/** Counters that all payments share, as many as their memory may take for ever: 2 MB. A power of two. */
+/** The number of counters that all payments share, a power of two. They take 2 MB, however many payments come. */
 const counters = 2 ** 20;
 
 /**
- * Draws what goes wrong: with the same seed, the n-th request for a payment's id always has the same fault, and
- * the n-th charge of it the same end. Of thousands of payments some two share a counter: then their order counts too.
+ * Draws faults and declines. With the same seed, the n-th request for a payment's id always has the same fault, and its
+ * n-th charge the same outcome. Among thousands of payments, some two share a counter, so that their order matters too.
  */
 export class Faults {
   readonly #rates: [Fault, number][];
@@ -59,7 +59,7 @@ export class Faults {
     this.#seed = seed;
   }
 
-  /** The fault of the next request for this payment; undefined where it goes well. */
+  /** Draws the fault of the next request for this payment; undefined for none. */
   draw(id: string): Fault | undefined {
     if (this.#rates.length === 0) return undefined;
     let left = this.#random(`fault ${id}`);
@@ -70,12 +70,12 @@ export class Faults {
     return undefined;
   }
 
-  /** Whether the next charge of this payment is declined. */
+  /** Draws whether the next charge of this payment is declined. */
   declines(id: string): boolean {
     return this.#failureRate > 0 && this.#random(`decline ${id}`) < this.#failureRate;
   }
 
-  /** The next number from 0 to 1 of this name. */
+  /** Draws the next number from 0 to 1 for this name. */
   #random(name: string): number {
     const counter = hash(name) % counters;
     const count = this.#counts[counter]!;
@@ -84,7 +84,7 @@ export class Faults {
   }
 }
 
-/** A number from 0 to 2 ** 32. */
+/** Returns an integer from 0 to 2 ** 32 - 1. */
 function hash(text: string): number {
   return createHash('sha256').update(text).digest().readUInt32BE();
 }

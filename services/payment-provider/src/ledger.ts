@@ -3,39 +3,39 @@ import type { Step } from '@payloop/chassis/step.ts';
 import { activeSpan, withParents, type ParentSpan } from '@payloop/chassis/tracing.ts';
 import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './charges.ts';
 
-/** What a charge came to. */
+/** The ledger's answer to a charge. */
 export type Answer =
-  /** Definite; `repeated` where the key had been answered before, with this. */
+  /** Definite; `repeated` if the key has had this answer before. */
   | { outcome: Outcome; repeated: boolean }
-  /** The key was used before for another id, value or currency: nothing was charged. */
+  /** The key was used before for another id, value or currency. Nothing was charged. */
   | { outcome: 'mismatch' }
-  /** The first request with this key is still at work: ask again later. */
+  /** The first request with this key is still in flight, so the client has to retry later. */
   | { outcome: 'busy' }
-  /** The data that it is part of were reset since: nothing was charged, and never will be. */
+  /** The data of the charge was reset. Nothing was charged, and never will be. */
   | { outcome: 'retired' };
 
 interface Waiting {
   charge: Charge;
-  /** In whose trace. */
+  /** The span of the caller, for its trace. */
   parent: ParentSpan | undefined;
   resolve: (answer: Answer) => void;
   reject: (error: unknown) => void;
 }
 
-/** How many charges one statement stores. */
+/** The most charges that one statement stores. */
 const mostAtOnce = 1_000;
-/** How many statements are under way at a time: the next one fills up while these are stored. */
-const mostUnderWay = 4;
+/** The most statements in flight: the next batch fills up meanwhile. */
+const mostInFlight = 4;
 
 /**
- * Charges payments, each key once. Charges that come in at the same time are stored by one statement: a commit
- * costs the same for one as for hundreds.
+ * Charges payments, each key once. One statement stores all charges that arrive at the same time, as a commit costs the
+ * same for one as for hundreds.
  */
 export class Ledger {
   readonly #database: Database;
   readonly #step: Step;
   readonly #waiting: Waiting[] = [];
-  #underWay = 0;
+  #inFlight = 0;
 
   constructor(database: Database, step: Step) {
     this.#database = database;
@@ -43,26 +43,26 @@ export class Ledger {
   }
 
   /**
-   * Charges a payment, or finds what its key was answered before. When this resolves with a definite answer, that
-   * is stored and stays the answer.
+   * Charges a payment, or finds the earlier answer to its key. A definite answer is stored before this resolves, and
+   * stays the answer.
    * @throws {DatabaseUnavailable} when it may or may not be stored
    */
   charge(charge: Charge): Promise<Answer> {
     const answer = new Promise<Answer>((resolve, reject) =>
       this.#waiting.push({ charge, parent: activeSpan(), resolve, reject }),
     );
-    // Not at once: what else comes in within this turn of the event loop goes with it.
+    // Deferred, so that all charges of this turn of the event loop are stored together.
     if (this.#waiting.length === 1) setImmediate(() => void this.#flush());
     return answer;
   }
 
   async #flush(): Promise<void> {
-    if (this.#underWay >= mostUnderWay || this.#waiting.length === 0) return;
-    // Nearly always all of them: those of one client's data.
+    if (this.#inFlight >= mostInFlight || this.#waiting.length === 0) return;
+    // A batch has one epoch. That is nearly always all waiting charges, as they belong to one client's data.
     const { epoch } = this.#waiting[0]!.charge;
     const other = this.#waiting.findIndex(({ charge }) => charge.epoch !== epoch);
     const batch = this.#waiting.splice(0, Math.min(mostAtOnce, other < 0 ? mostAtOnce : other));
-    this.#underWay += 1;
+    this.#inFlight += 1;
     try {
       const parents = () => batch.map(({ parent }) => parent);
       const answers = await withParents(parents, () => this.#store(batch.map(({ charge }) => charge)));
@@ -70,10 +70,10 @@ export class Ledger {
     } catch (error) {
       for (const { reject } of batch) reject(error);
     } finally {
-      this.#underWay -= 1;
+      this.#inFlight -= 1;
     }
-    // The batches of the same time end together: each of them starts what has come in since.
-    for (let free = this.#underWay; free < mostUnderWay; free += 1) void this.#flush();
+    // Concurrent batches end together, so each one starts as many new batches as there is room for.
+    for (let free = this.#inFlight; free < mostInFlight; free += 1) void this.#flush();
   }
 
   async #store(charges: Charge[]): Promise<Answer[]> {
@@ -84,7 +84,8 @@ export class Ledger {
       known = await this.#step('store', () => insertNew(query, [...first.values()]));
     } catch (error) {
       if (!isLockTimeout(error)) throw error;
-      // Another replica holds one of these keys, and takes long: nothing was stored here. The others need not wait.
+      // Another replica holds one of these keys for long, so nothing was stored. Retries each key alone, so that only
+      // that key is busy.
       if (charges.length === 1) return [{ outcome: 'busy' }];
       const answers = await Promise.all(charges.map((charge) => this.#store([charge])));
       return answers.flat();
@@ -96,7 +97,7 @@ export class Ledger {
       if (charge.key === undefined) return { outcome: charge.outcome, repeated: false };
       const stored: Stored | undefined = before.get(charge.key);
       if (stored === undefined && isKnown.has(charge.key)) {
-        throw new Error('a key is known, and what it was answered is not found');
+        throw new Error('a key is known, but its stored charge is not found');
       }
       const original = stored ?? first.get(charge.key)!;
       if (!isSame(charge, original)) return { outcome: 'mismatch' };
@@ -105,7 +106,7 @@ export class Ledger {
   }
 }
 
-/** One charge a key: two of the same key in one statement would not see each other. */
+/** Picks one charge per key, as two with the same key in one statement would not see each other. */
 function firstOfEachKey(charges: Charge[]): Map<string | symbol, Charge> {
   const first = new Map<string | symbol, Charge>();
   for (const charge of charges) {

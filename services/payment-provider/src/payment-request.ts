@@ -2,14 +2,14 @@ import { HttpError } from '@payloop/chassis/http-error.ts';
 import { isExact, leastAmount, mayBeInexact, toCurrency, toMinorUnits } from '@payloop/chassis/money.ts';
 import { z } from 'zod';
 
-/** What a client asks to be charged. */
+/** A payment that a client requests. */
 export interface Payment {
-  /** The client's own id, not unique here: without an idempotency key every request is a payment of its own. */
+  /** The client's own id. It is not unique here: without an idempotency key every request is a payment of its own. */
   id: string;
-  /** In minor units, rounded half up where the value had more decimals than its currency has. */
+  /** In minor units, rounded half up if the value has more decimals than its currency. */
   amount: bigint;
   currency: string;
-  /** Makes a repeated request the same payment. */
+  /** The idempotency key: a repeated request with it is the same payment. */
   key?: string | undefined;
 }
 
@@ -22,17 +22,17 @@ export const keyLength = 255;
 const keyRule = `an idempotency key must have 1 to ${keyLength} characters`;
 const couldNot = (field: string) => `could not retrieve ${field}`;
 
-/** Text that Postgres stores as it is: without U+0000, and without half of a character. */
+/** Text that Postgres stores unchanged: without U+0000 and without lone surrogates. */
 const storable = /^[^\0\ud800-\udfff]*$/u;
 /** The most characters of an id, and of a currency. */
 const idLength = 255;
 const currencyLength = 32;
 const tooLong = (field: string, most: number) => `a ${field} must have at most ${most} characters`;
-/** A field that is missing is said by its name; of a wrong type is any other value. */
+/** The error for a missing field names the field; any other value has a wrong type. */
 const missing = (field: string) => ({
   error: ({ input }: { input?: unknown }) => (input === undefined ? couldNot(field) : wrongParameters),
 });
-/** The least number that is infinite as a float32, which is what the original reads. */
+/** The least number that is infinite as a float32, the type that the original reads. */
 const tooLarge = 2 ** 128 - 2 ** 103;
 
 /** An amount of money in major units: a number that a float32 can hold. */
@@ -52,7 +52,7 @@ export const paymentFields = z.object(
     value: amount
       .refine((value) => Math.abs(value) >= leastAmount, couldNot('payment value'))
       .meta({
-        description: 'In major units. What rounds to 0 in its currency counts as missing.',
+        description: 'In major units. A value that rounds to 0 in its currency counts as missing.',
         not: { exclusiveMinimum: -leastAmount, exclusiveMaximum: leastAmount },
       }),
     currency: z
@@ -65,30 +65,30 @@ export const paymentFields = z.object(
   wrongParameters,
 );
 
-/** What makes a repeated request the same payment. */
+/** The schema of an idempotency key, which makes a repeated request the same payment. */
 export const idempotencyKey = z
   .string(couldNot('idempotency key'))
   .min(1, keyRule)
   .max(keyLength, keyRule)
   .regex(storable, keyRule);
 
-/** Names the data of a client that a payment is part of. */
+/** The schema of an epoch, which identifies the client's data that a payment belongs to. */
 export const epoch = z.guid();
 const optionalEpoch = epoch.optional();
 
 const ascii = /^[\x20-\x7e]*$/;
-/** Throws where a byte is no UTF-8: a replacement would make two keys one. */
+/** Throws on invalid UTF-8, as a replacement character would turn two keys into one. */
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 /**
- * Reads a body as JSON in UTF-8, whatever its type says.
- * @throws {HttpError} 400 where it is none
+ * Reads a body as JSON in UTF-8, regardless of its type.
+ * @throws {HttpError} 400 if it is not JSON
  */
 export function parseBody(body: Buffer | undefined): unknown {
   try {
     const text = utf8.decode(body);
     const parsed: unknown = JSON.parse(text);
-    // The slow way only where a number is large.
+    // A reviver is slow, so it runs only if a number is large.
     const payments = Array.isArray(parsed) ? parsed : [parsed];
     const isInexact = payments.some((payment) => Object.values(payment ?? {}).some(mayBeInexact));
     return isInexact ? JSON.parse(text, dropInexact) : parsed;
@@ -97,18 +97,18 @@ export function parseBody(body: Buffer | undefined): unknown {
   }
 }
 
-/** The fields whose numbers say how much, and whose. */
+/** The numeric fields that must be exact: the value and the customer. */
 const exactFields = new Set(['value', 'customer_id']);
 
-/** Makes a number that a double cannot hold one that is refused, in its payment alone. */
+/** Replaces a number that a double cannot hold by NaN, so that only its payment is refused. */
 function dropInexact(key: string, value: unknown, { source = '' }: { source?: string } = {}): unknown {
   const isNumber = typeof value === 'number' && exactFields.has(key.toLowerCase());
   return isNumber && !isExact(value, source) ? NaN : value;
 }
 
 /**
- * Reads one payment as the original service does: keys in any case, `null` as if it were not there, further
- * fields ignored.
+ * Reads one payment as the original service does: keys match in any case, `null` counts as missing, and unknown fields
+ * are ignored.
  * @throws {HttpError} 400 with the first error that applies
  */
 export function parsePayment(body: unknown): Payment {
@@ -125,7 +125,7 @@ function readPayment(given: Record<string, unknown> | undefined): Payment {
   return { id, amount: minor, currency };
 }
 
-/** A wrong type comes before what is missing, wherever it is. */
+/** Returns the first error. A wrong type in any field precedes missing fields. */
 function firstError({ issues }: z.ZodError): string {
   const messages = issues.map(({ message }) => message);
   return messages.includes(wrongParameters) ? wrongParameters : messages[0]!;
@@ -135,10 +135,10 @@ function firstError({ issues }: z.ZodError): string {
 const noCurrency = 'XXX';
 
 const text = (most: number) => z.string().regex(storable).max(most);
-/** The id of a payment in the Antaeus form begins with a word. */
+/** Leaves room for the prefix of the payment's id in the Antaeus form. */
 const customerLength = idLength - 'customer '.length;
 
-/** The fields of the Antaeus form. Its original client sends `"currency":{}`, which says nothing of a currency. */
+/** The fields of the Antaeus form. Its original client sends `"currency":{}`, which names no currency. */
 export const antaeusFields = z.object({
   currency: z
     .union([text(currencyLength).min(1), z.object({}).transform(() => noCurrency)])
@@ -157,23 +157,23 @@ export function parseAntaeusPayment(body: unknown): Payment {
   const { value, customer_id: customer } = result.data;
   const currency = toCurrency(result.data.currency);
   const minor = toMinorUnits(value, currency);
-  // 0 is taken, as the original does; an amount that becomes 0 is somebody's mistake.
+  // Accepts 0, as the original does. An amount that only rounds to 0 is a mistake.
   if (minor === 0n && value !== 0) throw new HttpError(400, wrongParameters);
   return { id: `customer ${customer}`, amount: minor, currency };
 }
 
 /**
- * Reads one of an array of payments, which has to have a key.
+ * Reads one payment of an array, which must have a key.
  * @throws {HttpError} 400
  */
 export function parseKeyedPayment(body: unknown): Payment & { key: string } {
   const given = lowerCaseKeys(body);
   const payment = readPayment(given);
-  // Read only here: for a single payment it is one of the further fields.
+  // Only arrays have this field: in a single payment it is an unknown field.
   return { ...payment, key: checkKey(given?.idempotencykey) };
 }
 
-/** The id of a payment that may be wrong otherwise; undefined where it has none. */
+/** Reads the id of a payment that may be invalid otherwise; undefined if the id is missing or invalid. */
 export function readId(body: unknown): string | undefined {
   const result = paymentFields.shape.id.safeParse(lowerCaseKeys(body)?.id);
   return result.success ? result.data : undefined;
@@ -190,7 +190,7 @@ export function parseKey(header: string | undefined): string | undefined {
   return checkKey(/^"(.*)"$/.exec(key)?.[1] ?? key);
 }
 
-/** The text of a header whose bytes are UTF-8: the same key as in a body. Node reads each byte as a character. */
+/** Decodes a header as UTF-8, so that it is the same key as in a body. Node reads each byte as a character. */
 function decodeHeader(header: string): string {
   if (ascii.test(header)) return header;
   try {
@@ -219,7 +219,8 @@ function checkKey(key: unknown): string {
 function lowerCaseKeys(body: unknown): Record<string, unknown> | undefined {
   if (body === null) return {};
   if (typeof body !== 'object' || Array.isArray(body)) return undefined;
-  // A loop, as an array of payments has thousands of keys. Without a prototype: `__proto__` is a key like any other.
+  // A loop for speed, as an array of payments has thousands of keys. Without a prototype, `__proto__` is a key like any
+  // other.
   const lowered: Record<string, unknown> = Object.create(null);
   for (const [key, value] of Object.entries(body)) {
     if (value !== null) lowered[key.toLowerCase()] = value;

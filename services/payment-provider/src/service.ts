@@ -45,26 +45,26 @@ export async function start(self: Self): Promise<Running> {
   }
   const rules = readTokenRules(config, config.inProd);
   const log = createLog(service, config.LOG_LEVEL);
-  if (rules === undefined) log.warn('AUTH is off: whoever reaches this port is charged for');
+  if (rules === undefined) log.warn('AUTH is off: every client that reaches this port can charge payments');
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
   const faults = new Faults(config.FAULTS, config.FAILURE_RATE, config.FAULT_SEED ?? randomInt(2 ** 32));
   const metrics = new Metrics(database);
-  const count = metrics.count('charges_total', 'Charges asked for.', 'outcome', chargeOutcomes);
+  const count = metrics.count('charges_total', 'Charges requested.', 'outcome', chargeOutcomes);
   const cashier = new Cashier(new Ledger(database, step), faults, count);
   return startServer({ service, self, config, database, metrics, log }, (app) => {
-    // Whatever comes in from here on has to say who asks.
+    // Every route added from here on requires a token.
     if (rules !== undefined) {
       app.use(requireToken(rules, log));
       describeAll(app, describeToken);
     }
     describeAll(app, describeKeys);
     const take = (pay: Pay): Handler[] => [
-      // Read whatever its type says: clients send none, or a wrong one.
       (_request, response, next) => {
-        // The original ignores keys and says nothing: only who is told may ask again after an unknown outcome.
+        // The original ignores keys and does not send this header. Only clients that see it may retry unknown outcomes.
         response.set('Accept-Idempotency-Key', 'true');
         next();
       },
+      // Reads any type, as clients send none or a wrong one.
       express.raw({ type: () => true, limit: '512kb' }),
       (request, response) =>
         answer(request, response, faults, (...given) => step('charge', () => pay(...given))),
@@ -78,7 +78,7 @@ export async function start(self: Self): Promise<Running> {
         const epoch = parseEpoch(request.get('Ledger-Epoch'));
         await database.transaction(async (query) => {
           await lockPayments(query);
-          // A reset that comes again, however late, must not touch what was charged since.
+          // A repeated reset, however late, must not delete payments charged since the first.
           const isNew = epoch === undefined || (await retireEpoch(query, epoch));
           if (isNew) await deletePayments(query);
         });
@@ -91,7 +91,7 @@ export async function start(self: Self): Promise<Running> {
 
 type Pay = (body: unknown, key: string | undefined, epoch: string | undefined) => Promise<Reply>;
 
-/** Answers with what `pay` comes to, and with what the faults make of it. */
+/** Answers with the reply of `pay`, and injects the drawn fault. */
 async function answer(request: Request, response: Response, faults: Faults, pay: Pay): Promise<void> {
   const body = parseBody(request.body);
   const epoch = parseEpoch(request.get('Ledger-Epoch'));

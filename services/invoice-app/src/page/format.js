@@ -4,7 +4,7 @@ const whole = new Intl.NumberFormat();
 const time = new Intl.DateTimeFormat(undefined, { timeStyle: 'medium' });
 const dayAndTime = new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'medium' });
 
-/** How each state is called. @type {Record<State, string>} */
+/** The labels of the states. @type {Record<State, string>} */
 export const stateNames = {
   paid: 'Paid',
   declined: 'Declined',
@@ -28,7 +28,7 @@ export function formatInvoices(count) {
 const money = new Map();
 
 /**
- * An amount as the reader writes it, with just the digits that it came with.
+ * Formats an amount for the reader's locale, with exactly the decimals that it has.
  * @param {string} amount a decimal, in major units
  * @param {string} currency
  */
@@ -38,7 +38,7 @@ export function formatAmount(amount, currency) {
   let format = money.get(key);
   if (!format) {
     const fraction = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-    // Whatever is no code of three letters has no symbol either: the column beside it has its name.
+    // A currency without a three-letter code has no symbol. The column beside it shows its name.
     const isCode = /^[a-z]{3}$/i.test(currency);
     format = new Intl.NumberFormat(
       undefined,
@@ -46,11 +46,11 @@ export function formatAmount(amount, currency) {
     );
     money.set(key, format);
   }
-  // A decimal as text is exact, which a sum over a million invoices as a number need not be.
+  // Formats the decimal as text, as a number may lose digits in a sum over a million invoices.
   return format.format(/** @type {Intl.StringNumericLiteral} */ (amount));
 }
 
-/** The time of today, or day and time. @param {Date} date */
+/** Formats the time, with the date unless it is today. @param {Date} date */
 export function formatTime(date) {
   const today = new Date().toDateString() === date.toDateString();
   return (today ? time : dayAndTime).format(date);

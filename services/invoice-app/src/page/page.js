@@ -3,7 +3,7 @@ import { Rows } from './rows.js';
 import { follow } from './stream.js';
 /** @import { CurrencySums, Filter, State, Totals } from '../overview.ts' */
 
-/** The least time between two announcements to a screen reader while a run goes on, in milliseconds. */
+/** The least time between two announcements to a screen reader during a run, in milliseconds. */
 const announceEvery = 8_000;
 
 /** @type {State[]} */
@@ -16,12 +16,12 @@ const resetButton = element('reset');
 const progress = element('progress');
 const rows = new Rows();
 
-/** What was told last. @type {Totals | undefined} */
+/** The last totals received. @type {Totals | undefined} */
 let totals;
-/** Since when the page is cut off from what happens, and why. @type {{ since: Date, why: string } | undefined} */
+/** When and why the page lost its live data. @type {{ since: Date, why: string } | undefined} */
 let away;
 /** Whether this page waits for the answer to its own request to pay. */
-let asking = false;
+let paying = false;
 /** Whether this page waits for the answer to its own request to reset. */
 let resetting = false;
 /** @type {Filter} */
@@ -44,18 +44,18 @@ function countOf(which) {
   return which === 'unpaid' ? countAll() - count('paid') : count(which);
 }
 
-/** @param {Totals} told */
-function takeIn(told) {
+/** @param {Totals} received */
+function update(received) {
   const [paidBefore, allBefore] = [count('paid'), countAll()];
   const isFirst = totals === undefined;
-  totals = told;
+  totals = received;
   away = undefined;
-  // What is still to be asked about again is the reason that an error stays.
-  if (!told.running && countAll() === count('paid') + count('refused')) hideNotice();
+  // An error stays visible until no invoice is left to retry.
+  if (!received.running && countAll() === count('paid') + count('refused')) hideNotice();
   draw();
-  const anew = count('paid') < paidBefore || countAll() !== allBefore;
+  const isReset = count('paid') < paidBefore || countAll() !== allBefore;
   if (isFirst) rows.show(filter, countOf(filter));
-  else rows.update(countOf(filter), anew);
+  else rows.update(countOf(filter), isReset);
 }
 
 function draw() {
@@ -82,17 +82,17 @@ function drawStatus({ running, sums }) {
   const [all, paid, declined, unknown] = [countAll(), count('paid'), count('declined'), count('unknown')];
   const refused = count('refused');
   const unpaid = all - paid - refused;
-  const busy = running || asking;
-  // Recovery asks by itself about what is unknown: nobody pays anew.
-  const recovers = running && !asking && unknown > 0;
+  const busy = running || paying;
+  // Recovery retries unknown outcomes by itself. No payment run was started.
+  const recovers = running && !paying && unknown > 0;
   const headline = describe(busy, all, paid);
   const detail = [
     unpaid > 0 && `To pay: ${listSums(sums)}.`,
     declined > 0 && `${formatCount(declined)} declined.`,
     refused > 0 && `${formatCount(refused)} refused: change their value or currency, then pay again.`,
     unknown > 0 && `${formatCount(unknown)} with an unknown outcome: see the list for what follows.`,
-    busy && !recovers && 'A run is under way and pays every unpaid invoice.',
-    recovers && 'invoice-app is asking the provider about them again.',
+    busy && !recovers && 'A run is in progress and pays every unpaid invoice.',
+    recovers && 'invoice-app is retrying them.',
     !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
   ]
     .filter(Boolean)
@@ -100,7 +100,7 @@ function drawStatus({ running, sums }) {
   setText(element('headline'), headline);
   setText(element('detail'), detail || '\u00a0');
   const idle = unpaid > 0 ? `Pay ${formatInvoices(unpaid)}` : 'Nothing to pay';
-  setText(button, recovers ? 'Asking again…' : busy ? 'Paying…' : idle);
+  setText(button, recovers ? 'Retrying…' : busy ? 'Paying…' : idle);
   button.setAttribute('aria-disabled', `${busy || unpaid === 0 || away !== undefined}`);
   setText(resetButton, resetting ? 'Resetting…' : 'Reset');
   resetButton.setAttribute('aria-disabled', `${busy || resetting || away !== undefined}`);
@@ -118,7 +118,10 @@ function describe(busy, all, paid) {
   return `${formatCount(paid)} of ${formatInvoices(all)} paid${busy ? '…' : '.'}`;
 }
 
-/** The sums that a run would pay, in each currency that has some: all that is unpaid, but what is refused. @param {CurrencySums[]} sums */
+/**
+ * Lists the sums that a run would pay, by currency: every unpaid invoice that is not refused.
+ * @param {CurrencySums[]} sums
+ */
 function listSums(sums) {
   const unpaid = sums.filter(({ open, refused }) => open.count > refused.count);
   return unpaid
@@ -126,7 +129,7 @@ function listSums(sums) {
     .join(', ');
 }
 
-/** The difference of two decimals with as many digits each. @param {string} from @param {string} amount */
+/** Subtracts two decimals that have the same number of decimals. @param {string} from @param {string} amount */
 function subtract(from, amount) {
   const digits = from.split('.')[1]?.length ?? 0;
   const minor = `${BigInt(from.replace('.', '')) - BigInt(amount.replace('.', ''))}`.padStart(
@@ -137,7 +140,7 @@ function subtract(from, amount) {
 }
 
 /**
- * Sets how much of a bar is paid, and how much declined or refused.
+ * Sets which shares of a bar are paid, and declined or refused.
  * @param {HTMLElement} bar @param {number} all @param {number} paid @param {number} declined
  */
 function setShares(bar, all, paid, declined) {
@@ -145,11 +148,14 @@ function setShares(bar, all, paid, declined) {
   bar.style.setProperty('--declined-share', `${all > 0 ? declined / all : 0}`);
 }
 
-/** For screen readers: a run's start and end at once, and what lies between now and then. @param {boolean} busy @param {string} text */
+/**
+ * Announces a run to screen readers: its start and end at once, its progress at intervals.
+ * @param {boolean} busy @param {string} text
+ */
 function announce(busy, text) {
   const now = performance.now();
   if (text === announced || (busy && now - announcedAt < announceEvery)) return;
-  // What is there when the page opens is read with the page.
+  // A screen reader reads the first text with the page.
   if (announced !== '') setText(element('announcement'), text);
   announced = text;
   announcedAt = busy ? now : -Infinity;
@@ -179,7 +185,7 @@ function createSum() {
   }
   for (const name of ['paid', 'open']) {
     const line = item.querySelector(`.${name}`);
-    // With a space between, for who hears them.
+    // The space separates the two for screen readers.
     line?.append(document.createElement('strong'), ' ', document.createElement('span'));
   }
   for (const name of ['of-paid', 'of-declined']) {
@@ -205,7 +211,7 @@ function fillSum(item, sums) {
 async function pay() {
   if (button.getAttribute('aria-disabled') === 'true') return;
   hideNotice();
-  asking = true;
+  paying = true;
   draw();
   try {
     const response = await fetch('/invoices/pay', { method: 'POST' });
@@ -213,10 +219,10 @@ async function pay() {
   } catch {
     showNotice(
       'The connection broke off before there was an answer.',
-      'What was paid until then is below, and the rest can be paid again: no invoice is charged twice.',
+      'The list shows the invoices paid so far. You can pay the rest again: no invoice is charged twice.',
     );
   }
-  asking = false;
+  paying = false;
   draw();
 }
 
@@ -234,7 +240,7 @@ async function reset() {
   } catch {
     showNotice(
       'The connection broke off before there was an answer.',
-      'Whether they were reset, the list shows.',
+      'The list shows whether they were reset.',
     );
   }
   resetting = false;
@@ -242,13 +248,13 @@ async function reset() {
 }
 
 /**
- * What a refusal means, in a line and its consequence.
+ * Explains why a run failed or left invoices unpaid, and the consequence.
  * @param {number} status
  * @param {{ error?: string, paid?: number, declined?: number, refused?: number, unknown?: number, left?: number }} answer
  * @returns {[string, string]}
  */
 function explain(status, { error, paid = 0, declined = 0, refused = 0, unknown, left = 0 }) {
-  // A 502 without numbers is of a proxy in between.
+  // An error without counts, such as a 502 of a proxy in between.
   if (unknown === undefined) {
     return [`invoice-app could not pay: ${error ?? `it answered ${status}`}.`, 'Try again when it is back.'];
   }
@@ -256,23 +262,23 @@ function explain(status, { error, paid = 0, declined = 0, refused = 0, unknown, 
     `${formatInvoices(number)} ${number === 1 ? 'stays' : 'stay'} unpaid`;
   const consequence = [
     unknown > 0 &&
-      `${stay(unknown)}. Whether those it was asked for are charged is unknown: they will be asked about again under the same keys, so that none is charged twice.`,
-    left > 0 && `${stay(left)}: the provider was not asked for them. Pay again.`,
+      `${stay(unknown)}. Some may have been charged: they will be retried under the same keys, so that none is charged twice.`,
+    left > 0 && `${stay(left)}: this run did not get to them. Pay again.`,
     refused > 0 &&
       `${stay(refused)}: the provider refused them. Change their value or currency, then pay again.`,
     `This run paid ${formatCount(paid)}; ${formatCount(declined)} were declined.`,
   ];
-  const what = error ?? 'the payment provider gave no definite answer';
-  return [`${what.charAt(0).toUpperCase()}${what.slice(1)}.`, consequence.filter(Boolean).join(' ')];
+  const cause = error ?? 'the payment provider gave no definite answer';
+  return [`${cause.charAt(0).toUpperCase()}${cause.slice(1)}.`, consequence.filter(Boolean).join(' ')];
 }
 
-/** @param {string} what @param {string} then */
-function showNotice(what, then) {
+/** @param {string} title @param {string} text */
+function showNotice(title, text) {
   const notice = element('notice');
   const [strong, paragraph, when] = ['strong', 'p', 'time'].map((tag) => document.createElement(tag));
   if (!strong || !paragraph || !when) return;
-  strong.textContent = what;
-  paragraph.textContent = then;
+  strong.textContent = title;
+  paragraph.textContent = text;
   when.textContent = formatTime(new Date());
   notice.replaceChildren(strong, ' ', when, paragraph);
   notice.hidden = false;
@@ -288,7 +294,7 @@ function lose(why) {
   draw();
 }
 
-/** Touches the document only where something is new. @param {Element | null} target @param {string} text */
+/** Changes the document only if the text is new. @param {Element | null} target @param {string} text */
 function setText(target, text) {
   if (target && target.textContent !== text) target.textContent = text;
 }
@@ -300,11 +306,11 @@ element('filters').addEventListener('change', (event) => {
   rows.show(filter, countOf(filter));
 });
 follow({
-  onProgress: takeIn,
-  // Whether it is live, the first event says.
+  onProgress: update,
+  // The first event, not the connection, shows whether the data is live.
   onOpen() {
     if (totals) rows.refresh();
   },
-  onUnavailable: (reason) => lose(`invoice-app is up, its database is away (${reason}).`),
+  onUnavailable: (reason) => lose(`invoice-app is up, but its database is down (${reason}).`),
   onLost: () => lose('Connection lost, reconnecting.'),
 });

@@ -1,15 +1,15 @@
 import { formatAmount, formatCount, formatTime, stateNames } from './format.js';
 /** @import { Filter, Row } from '../overview.ts' */
 
-/** Rows that are fetched together. */
+/** Rows that are fetched in one request. */
 const pageSize = 100;
-/** Rows above and below those that are seen, so that a short scroll finds them there. */
+/** Rows drawn above and below the visible ones, so that a short scroll finds them ready. */
 const overscan = 8;
-/** Browsers hold no element that is much higher, in pixels: a longer list is scrolled through faster. */
+/** The maximum height of the list, in pixels, close to the limit of browsers. A longer list scrolls faster. */
 const highest = 12_000_000;
-/** Pages that are kept. */
+/** Pages that are cached. */
 const mostPages = 30;
-/** The wait after rows could not be had, in milliseconds: everybody who watches waits for the same. */
+/** The wait after a failed fetch, in milliseconds. Long, as every other viewer retries too. */
 const patience = 5_000;
 /** The least time between two refreshes, in milliseconds. */
 const refreshEvery = 500;
@@ -17,7 +17,7 @@ const refreshEvery = 500;
 /** @param {string} id */
 const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 
-/** A table of any number of rows, of which it fetches and holds those that are seen. */
+/** A table of any number of rows that fetches and draws only the visible ones. */
 export class Rows {
   #scroller = element('scroller');
   #space = element('space');
@@ -27,7 +27,10 @@ export class Rows {
   /** @type {Filter} */
   #filter = 'all';
   #total = 0;
-  /** By their number; `stale` ones are shown until they are fetched again. @type {Map<number, { rows: Row[], stale: boolean }>} */
+  /**
+   * By page number; `stale` pages are shown until they are fetched again.
+   * @type {Map<number, { rows: Row[], stale: boolean }>}
+   */
   #pages = new Map();
   /** @type {Map<number, AbortController>} */
   #fetching = new Map();
@@ -54,17 +57,17 @@ export class Rows {
   }
 
   /**
-   * Takes in that something has changed, where what is seen may have: paid is final.
+   * Sets the length, and fetches the visible rows again unless all of them are paid, which is final.
    * @param {number} total how many rows there are now
-   * @param {boolean} anew whether what was final no longer is: the data were made anew
+   * @param {boolean} isReset whether the data was reset, so that even paid rows may have changed
    */
-  update(total, anew) {
-    const settled = this.#filter === 'all' && !anew && total === this.#total && this.#isSettled();
+  update(total, isReset) {
+    const settled = this.#filter === 'all' && !isReset && total === this.#total && this.#isSettled();
     this.#setTotal(total);
     if (!settled) this.#refreshSoon();
   }
 
-  /** Fetches what is seen again. */
+  /** Fetches the visible rows again. */
   refresh() {
     clearTimeout(this.#refreshing);
     this.#refreshing = undefined;
@@ -111,14 +114,14 @@ export class Rows {
     return Math.min(this.#total * this.#rowHeight, highest) + this.#headHeight;
   }
 
-  /** How many rows one pixel of the scroll bar stands for, times the height of a row; 1 for lists of usual length. */
+  /** Returns how many pixels of the list one pixel of the scroll bar stands for; 1 for lists of usual length. */
   #speed() {
     const viewport = this.#scroller.clientHeight - this.#headHeight;
     const scrollable = this.#height() - this.#headHeight - viewport;
     return scrollable > 0 ? (this.#total * this.#rowHeight - viewport) / scrollable : 1;
   }
 
-  /** The first row that is seen, and the one after the last. @returns {[number, number]} */
+  /** Returns the first visible row, and the one after the last. @returns {[number, number]} */
   #seen() {
     const top = this.#scroller.scrollTop * this.#speed();
     const first = Math.floor(top / this.#rowHeight);
@@ -141,7 +144,7 @@ export class Rows {
     const to = Math.min(this.#total, seenTo + overscan);
     const { scrollTop } = this.#scroller;
     const speed = this.#speed();
-    // Where the first row lies so that the one at the top is seen as far as it is scrolled.
+    // Places the table so that the row at the top is cut off as far as it is scrolled.
     this.#table.style.top = `${scrollTop - (scrollTop * speed - from * this.#rowHeight)}px`;
     while (this.#body.childElementCount > Math.max(0, to - from)) this.#body.lastElementChild?.remove();
     while (this.#body.childElementCount < to - from) this.#body.append(createRow());
@@ -193,7 +196,7 @@ export class Rows {
       if (total !== this.#total) this.#setTotal(total);
       this.#draw();
     } catch {
-      // What it had it shows still, and the stream says why there is nothing new.
+      // Cached rows stay visible, and the stream reports why there is nothing new.
       if (this.#fetching.get(page) === fetching) this.#fetching.delete(page);
       if (!signal.aborted) this.#refreshing ??= window.setTimeout(() => this.refresh(), patience);
     }
@@ -215,7 +218,7 @@ function createRow() {
 
 /** @param {HTMLTableRowElement} line @param {number} at @param {Row | undefined} row */
 function fill(line, at, row) {
-  // The header is the first.
+  // The header has index 1.
   setAttribute(line, 'aria-rowindex', `${at + 2}`);
   setAttribute(line, 'data-state', row?.state ?? 'loading');
   setAttribute(line, 'data-parity', at % 2 ? 'odd' : 'even');
@@ -231,11 +234,11 @@ function fill(line, at, row) {
 /** @param {Row} row */
 function explain({ state, at, reason }) {
   const when = at === null ? '' : formatTime(new Date(at));
-  // The provider's usual words say no more than the state does.
+  // The provider's usual reason says no more than the state does.
   if (state === 'declined' && reason === 'payment declined') return when;
   if (state === 'declined' || state === 'refused')
     return reason ? `${when} · ${reason}` : `${when} · no reason given`;
-  if (state === 'unknown') return reason ? `${when} · ${reason}` : 'will be asked again';
+  if (state === 'unknown') return reason ? `${when} · ${reason}` : 'will be retried';
   return when;
 }
 

@@ -1,17 +1,17 @@
 /** @import { Totals } from '../overview.ts' */
 
-/** How long a connection may be gone before that is said, in milliseconds: a save in development takes less. */
+/** How long the connection may be lost before the page reports it, in milliseconds: a save takes less. */
 const patience = 1_500;
-/** The wait before a stream that was refused is asked for again, in milliseconds. */
+/** The wait before a rejected stream is retried, in milliseconds. */
 const delay = { first: 1_000, most: 10_000 };
 
 /**
- * Follows what `GET /progress` tells for as long as the page is seen: a browser gives a page few connections.
- * @param {object} told
- * @param {(totals: Totals) => void} told.onProgress
- * @param {() => void} told.onOpen each time it is connected
- * @param {(reason: string) => void} told.onUnavailable its database is away
- * @param {() => void} told.onLost it is not connected any more
+ * Follows the events of `GET /progress` while the page is visible, as a browser opens few connections per site.
+ * @param {object} handlers
+ * @param {(totals: Totals) => void} handlers.onProgress
+ * @param {() => void} handlers.onOpen each time it is connected
+ * @param {(reason: string) => void} handlers.onUnavailable the database is down
+ * @param {() => void} handlers.onLost the connection is lost
  */
 export function follow({ onProgress, onOpen, onUnavailable, onLost }) {
   /** @type {EventSource | undefined} */
@@ -36,7 +36,7 @@ export function follow({ onProgress, onOpen, onUnavailable, onLost }) {
     source.addEventListener('unavailable', (event) => onUnavailable(JSON.parse(event.data).error));
     source.addEventListener('error', () => {
       losing ??= window.setTimeout(onLost, patience);
-      // A broken connection it tries again by itself, and any answer but a stream it takes for the last.
+      // EventSource reconnects by itself after a broken connection, but gives up after any answer but a stream.
       if (source?.readyState !== EventSource.CLOSED) return;
       again = window.setTimeout(open, wait * (0.5 + Math.random()));
       wait = Math.min(wait * 2, delay.most);

@@ -46,7 +46,7 @@ async function findRefusals(since: string): Promise<string[]> {
   }
   expect(lines.length).toBeGreaterThan(100);
   return lines.filter((line) =>
-    /refused the token|was not asked|was refused|no token can be checked/.test(line),
+    /refused the token|was not called|was refused|no token can be checked/.test(line),
   );
 }
 
