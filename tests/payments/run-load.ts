@@ -29,9 +29,9 @@ const listRequest = 'GET /invoices HTTP/1.1\r\nHost: localhost\r\n\r\n';
 const root = resolve(import.meta.dirname, '../..');
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** Returns the memory limit, in bytes, and the NODE_OPTIONS of a service's pod. */
-async function readManifest(service: string): Promise<{ memory: number; nodeOptions: string }> {
-  const text = await readFile(resolve(root, `kustomize/base/${service}/${service}.yaml`), 'utf8');
+/** Returns the memory limit, in bytes, and the NODE_OPTIONS that the pods of all services have. */
+async function readManifest(): Promise<{ memory: number; nodeOptions: string }> {
+  const text = await readFile(resolve(root, 'kustomize/service/deployment.yaml'), 'utf8');
   const deployment = parseAllDocuments(text)
     .map((document) => document.toJS())
     .find(({ kind }) => kind === 'Deployment');
@@ -43,7 +43,7 @@ async function readManifest(service: string): Promise<{ memory: number; nodeOpti
 
 /** Starts a service as a process with the heap size of its pod. */
 async function startService(service: string, databaseUrl: string, env: Record<string, string> = {}) {
-  const { memory: limit, nodeOptions } = await readManifest(service);
+  const { memory: limit, nodeOptions } = await readManifest();
   const port = await freePort();
   const child = spawn('node', [`services/${service}/src/main.ts`], {
     cwd: root,
