@@ -1,6 +1,6 @@
 // @module-tag slow
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, statfsSync } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
@@ -13,7 +13,7 @@ let temporary: string;
 let folder: string;
 const started: Postgres[] = [];
 
-// As root, Postgres' data go below the temporary folder, which this makes one of the test's own.
+// For root, the data are below the temporary folder, so the test uses a temporary folder of its own.
 beforeAll(async () => {
   temporary = await fs.mkdtemp(path.join(os.tmpdir(), 'payloop-test-'));
   await fs.chmod(temporary, 0o711);
@@ -41,7 +41,7 @@ async function query(url: string, text: string): Promise<Record<string, unknown>
   }
 }
 
-test('data stay; a database is its owner’s alone, behind a password, on this machine only', async () => {
+test('keeps data; only the owner can connect to a database, with a password, from this machine', async () => {
   const first = await start();
   await query(first.url('shop'), 'CREATE TABLE kept AS SELECT 7 AS value');
   await first.stop();
@@ -62,14 +62,50 @@ test('data stay; a database is its owner’s alone, behind a password, on this m
   expect((await fs.stat(path.join(second.home, 'password'))).mode & 0o777).toBe(0o600);
 });
 
-test('one without a folder leaves nothing', async () => {
+test('without a folder it leaves nothing behind', async () => {
   const postgres = await startPostgres({ databases: [] });
   expect(await query(postgres.url('postgres'), 'SHOW fsync')).toEqual([{ fsync: 'off' }]);
+  const [data] = await query(postgres.url('postgres'), 'SHOW data_directory');
+  const folder = path.dirname(String(data!.data_directory));
+  expect(existsSync(folder)).toBe(true);
   await postgres.stop();
+  expect(existsSync(folder)).toBe(false);
   expect(existsSync(postgres.home)).toBe(false);
 });
 
-test('one that still has its parent is left alone, one that has lost it is ended', async () => {
+test.runIf(hasMemory())(
+  'temporary data live in memory; a start removes what killed runs left a day ago',
+  async () => {
+    const owned = `payloop-postgres-${process.pid}-`;
+    const left = await Promise.all(['999999999', String(process.pid)].map((pid) => leave(pid, 25)));
+    const recent = await leave('999999999', 1);
+    const postgres = await startPostgres({ databases: [] });
+    const [data] = await query(postgres.url('postgres'), 'SHOW data_directory');
+    expect(data!.data_directory).toMatch(new RegExp(`^/dev/shm/${owned}`));
+    expect([...left, recent].map(existsSync)).toEqual([false, true, true]);
+    await Promise.all([...left, recent].map((folder) => fs.rm(folder, { recursive: true, force: true })));
+    await postgres.stop();
+  },
+);
+
+/** Creates a folder as a run with this pid leaves it, so many hours ago. */
+async function leave(pid: string, hours: number): Promise<string> {
+  const folder = await fs.mkdtemp(`/dev/shm/payloop-postgres-${pid}-`);
+  const time = Date.now() / 1_000 - hours * 3_600;
+  await fs.utimes(folder, time, time);
+  return folder;
+}
+
+function hasMemory(): boolean {
+  try {
+    const { bavail, bsize } = statfsSync('/dev/shm');
+    return bavail * bsize > 4 * 2 ** 30 && process.availableMemory() > 4 * 2 ** 30;
+  } catch {
+    return false;
+  }
+}
+
+test('refuses while the parent of a running Postgres lives, and stops one whose parent is gone', async () => {
   const first = await start();
   await expect(start()).rejects.toThrow(`Postgres already runs on`);
   expect(await query(first.url('shop'), 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
@@ -80,7 +116,7 @@ test('one that still has its parent is left alone, one that has lost it is ended
   expect(await query(second.url('shop'), 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
 });
 
-test('a process that has the number of a Postgres long gone is no obstacle, and not harmed', async () => {
+test('starts, and leaves another process alone that has the pid of an earlier Postgres', async () => {
   const { home, stop } = await start();
   await stop();
   const stranger = spawn(process.execPath, ['-e', 'setInterval(() => {}, 1000)']);
@@ -94,17 +130,17 @@ test('a process that has the number of a Postgres long gone is no obstacle, and 
   }
 });
 
-test('why it does not start is told in its own words', async () => {
+test('reports why Postgres does not start, in its own words', async () => {
   const { home, stop } = await start();
   await stop();
   const data = path.join(home, (await fs.readdir(home)).find((name) => /^data-\d+$/.test(name)) ?? '');
   await fs.appendFile(path.join(data, 'postgresql.auto.conf'), 'nonsense = 1\n');
-  await expect(start()).rejects.toThrow(/^Postgres ended at its start, its last lines:\n.*nonsense/);
+  await expect(start()).rejects.toThrow(/^Postgres exited at its start, its last lines:\n.*nonsense/);
   await fs.rm(home, { recursive: true });
 });
 
 test.runIf(process.getuid?.() === 0)(
-  'as root: what somebody else puts in the place of the data is not used',
+  'as root, it does not use data that another user put in their place',
   { timeout: 90_000 },
   async () => {
     const elsewhere = path.join(temporary, 'elsewhere');

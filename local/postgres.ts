@@ -13,36 +13,36 @@ import { processOf, signal } from './processes.ts';
 
 export interface Options {
   /**
-   * Where the data stay between runs. Without it they are for this run only: in memory where there is room, without
-   * fsync, and removed by stop().
+   * Keeps the data here between runs. Without a folder, the data live in memory if there is room, without fsync, and
+   * stop() removes them.
    */
   folder?: string;
-  /** On 127.0.0.1; without it a free one. */
+  /** The port on 127.0.0.1; default: a free one. */
   port?: number;
-  /** Each is made where it is missing, owned by a role of its own name that nobody else can use. */
+  /** Creates each missing database, owned by a role of the same name. No other role can connect to it. */
   databases: string[];
-  /** Whether data that do not stay are written as if they did; ones that stay always are. */
+  /** Writes temporary data to the disk with fsync, as kept data always are. */
   durable?: boolean;
 }
 
 export interface Postgres {
   port: number;
   pid: number;
-  /** The folder of the data, and the log of this run. */
+  /** The folder that holds the data and the log of this run. */
   home: string;
   log: string;
-  /** Of one of the databases, as its owner; `postgres` is the superuser's. */
+  /** Returns the URL of a database, as its owner; for `postgres`, as the superuser. */
   url: (database: string) => string;
-  /** Settles when no process of this Postgres is left. */
+  /** Settles once every process of this Postgres has exited. */
   stop: () => Promise<void>;
-  /** Resolves when it ended, on its own or by stop(). */
+  /** Resolves when Postgres has exited, on its own or after stop(). */
   ended: Promise<void>;
 }
 
-/** Thrown with a message that is meant for the user as it is. */
+/** An error whose message is shown to the user unchanged. */
 export class PostgresError extends Error {}
 
-/** Postgres refuses to run as root, so root runs it as somebody else. */
+/** Postgres refuses to run as root, so root runs it as another user. */
 interface User {
   uid: number;
   gid: number;
@@ -53,11 +53,11 @@ const READY_MS = 30_000;
 const FAST_SHUTDOWN_MS = 10_000;
 const IMMEDIATE_SHUTDOWN_MS = 5_000;
 
-/** For data that nobody needs after a crash; the log must not fill the memory. */
+/** Settings for temporary data: no crash safety, and a write-ahead log that does not fill the memory. */
 const disposableSettings = ['fsync=off', 'full_page_writes=off', 'max_wal_size=128MB'];
-/** Linux' file system in memory. */
+/** The in-memory file system of Linux. */
 const memoryFileSystem = '/dev/shm';
-/** The room that data in memory need at least, in bytes. */
+/** The least free memory for keeping data there, in bytes: the tests of one run use less than a quarter. */
 const memoryNeeded = 2 * 2 ** 30;
 
 const run = promisify(execFile);
@@ -118,7 +118,7 @@ async function unprivilegedUser(): Promise<User> {
   return { uid: Number(uid.stdout), gid: Number(gid.stdout) };
 }
 
-/** A folder that the user of the server can reach: mkdtemp makes it anew, under a name nobody can foresee. */
+/** Creates a folder that the server's user can enter. mkdtemp gives it a new, unpredictable name. */
 async function newHome(user: User | undefined): Promise<string> {
   const home = await fs.mkdtemp(path.join(await temporaryFolder(user), 'payloop-postgres-'));
   if (user) await fs.chmod(home, 0o711);
@@ -126,9 +126,9 @@ async function newHome(user: User | undefined): Promise<string> {
 }
 
 /**
- * A folder in memory, where databases and tables are created several times faster than on most disks; undefined where
- * the system has none or too little room, as in many containers. The programs stay on the disk: nothing may run from
- * some systems' memory.
+ * Creates a folder in memory, which creates databases and tables several times faster than most disks. Returns
+ * undefined if the system has too little room there, as many containers do. Programs stay on the disk, because some
+ * systems mount this memory without the right to execute.
  */
 async function newMemoryFolder(user: User | undefined): Promise<string | undefined> {
   const { bavail, bsize } = await fs.statfs(memoryFileSystem).catch(() => ({ bavail: 0, bsize: 0 }));
@@ -143,7 +143,7 @@ async function newMemoryFolder(user: User | undefined): Promise<string | undefin
   }
 }
 
-/** Frees what a run that was killed has left in memory, once it is a day old. */
+/** Removes the data of killed runs from memory, a day after the start of the run. */
 async function removeLeftMemory(): Promise<void> {
   for (const name of await fs.readdir(memoryFileSystem)) {
     const pid = /^payloop-postgres-(\d+)-/.exec(name)?.[1];
@@ -154,7 +154,7 @@ async function removeLeftMemory(): Promise<void> {
   }
 }
 
-/** As root the data cannot stay in a clone that only root can read; the clone then holds a pointer to them. */
+/** For root, the data are outside of the clone, which only root may be able to read. The clone stores their path. */
 async function keptHome(folder: string, user: User | undefined): Promise<string> {
   await fs.mkdir(folder, { recursive: true, mode: 0o700 });
   if (!user) return await fs.realpath(folder);
@@ -166,7 +166,7 @@ async function keptHome(folder: string, user: User | undefined): Promise<string>
   return home;
 }
 
-/** False for what was removed meanwhile and for what somebody else put in its place, a symlink included. */
+/** Whether the folder still exists and belongs to root: another user may have replaced it, also by a symlink. */
 async function isRootsOwn(folder: string): Promise<boolean> {
   try {
     const stat = await fs.lstat(folder);
@@ -176,7 +176,7 @@ async function isRootsOwn(folder: string): Promise<boolean> {
   }
 }
 
-/** On macOS, and where TMPDIR says so, root's own temporary folder is closed to everybody else. */
+/** Finds a temporary folder that the user can enter: root's own is private on macOS and with some TMPDIR. */
 async function temporaryFolder(user: User | undefined): Promise<string> {
   const candidates = [os.tmpdir(), '/tmp', '/var/tmp'].filter((folder) => existsSync(folder));
   for (const candidate of candidates) {
@@ -184,7 +184,7 @@ async function temporaryFolder(user: User | undefined): Promise<string> {
     if (!user || (await isTraversable(folder))) return folder;
   }
   throw new PostgresError(
-    `Postgres cannot run as root, and no other user can reach ${candidates.join(' or ')}`,
+    `Postgres cannot run as root, and other users cannot enter ${candidates.join(' or ')}. Set TMPDIR to a folder that they can enter`,
   );
 }
 
@@ -194,7 +194,7 @@ async function isTraversable(folder: string): Promise<boolean> {
   return parent === folder || (await isTraversable(parent));
 }
 
-/** Copies the binaries with the symlinks that the package's install script, which is blocked, would make. */
+/** Copies the binaries and creates the symlinks that the package's blocked install script would create. */
 async function install(home: string): Promise<string> {
   const platform = `${process.platform}-${process.arch}`;
   let root: string;
@@ -203,7 +203,7 @@ async function install(home: string): Promise<string> {
     root = path.dirname(path.dirname(entry));
   } catch {
     throw new PostgresError(
-      `Postgres for ${platform} is not installed: npm ci does it on Linux and macOS, x64 and arm64`,
+      `Postgres for ${platform} is not installed. Run npm ci; it supports Linux and macOS on x64 and arm64`,
     );
   }
   const { version } = JSON.parse(await fs.readFile(path.join(root, 'package.json'), 'utf8'));
@@ -225,7 +225,7 @@ async function install(home: string): Promise<string> {
   return path.join(installed, 'bin');
 }
 
-/** With modes of its own: a clone made under a strict umask is readable by its owner only. */
+/** Copies a folder and sets its modes: under a strict umask, only the owner could read the copy. */
 async function copyTree(from: string, to: string): Promise<void> {
   await fs.mkdir(to);
   await fs.chmod(to, 0o755);
@@ -261,10 +261,10 @@ async function ensureData({
 }): Promise<string> {
   const { stdout } = await run(path.join(bin, 'postgres'), ['--version'], { cwd: home, ...asUser(user) });
   const major = /\d+/.exec(stdout)?.[0] ?? 'unknown';
-  // Another major version cannot read these files: it gets a folder of its own.
+  // Major versions cannot read each other's files, so each has its own folder.
   const data = path.join(folder, `data-${major}`);
   if (existsSync(data)) return data;
-  // Renamed when it is whole, so that an initdb that was killed leaves nothing that looks like data.
+  // Renames the folder once it is complete, so that a killed initdb leaves no data folder.
   const partial = `${data}.partial`;
   await fs.rm(partial, { recursive: true, force: true });
   await fs.mkdir(partial, { mode: 0o700 });
@@ -292,14 +292,14 @@ async function own(file: string, user: User | undefined): Promise<void> {
   if (user) await fs.chown(file, user.uid, user.gid);
 }
 
-/** macOS' nobody is 4294967294, which spawn takes only as -2. */
+/** The `| 0` turns 4294967294, the uid of macOS' nobody, into the -2 that spawn accepts. */
 function asUser(user: User | undefined): { uid?: number; gid?: number } {
   return user ? { uid: user.uid | 0, gid: user.gid | 0 } : {};
 }
 
 /**
- * A Postgres whose parent was killed runs on. It is ended if it is the one of these data and nobody's child any
- * more; one that still has its parent belongs to another run, and a process that merely got its number is left alone.
+ * Stops a Postgres that uses these data and whose parent was killed. Throws if its parent still runs, because it then
+ * belongs to another run. Leaves a process alone that only has the same pid.
  */
 async function endLeftover(home: string, data: string): Promise<void> {
   const pidFile = path.join(data, 'postmaster.pid');
@@ -309,14 +309,14 @@ async function endLeftover(home: string, data: string): Promise<void> {
   const found = await processOf(pid);
   if (!found) return;
   if (!found.command.includes(data)) {
-    // Postgres would take the stranger for itself and refuse to start.
+    // Postgres refuses to start if a process with the pid in this file runs.
     await fs.rm(pidFile, { force: true });
     return;
   }
   const owner = Number(await fs.readFile(path.join(home, 'owner'), 'utf8').catch(() => ''));
   if (found.parent === owner) {
     throw new PostgresError(
-      `Postgres already runs on ${data} (pid ${pid}), for process ${owner}: end that first`,
+      `Postgres already runs on ${data} (pid ${pid}), started by process ${owner}. Stop that process first`,
     );
   }
   for (const [name, bound] of shutdownSteps) {
@@ -325,7 +325,7 @@ async function endLeftover(home: string, data: string): Promise<void> {
       if (!(await processOf(pid))) return;
     }
   }
-  throw new PostgresError(`Postgres of an earlier run (pid ${pid}, on ${data}) cannot be ended`);
+  throw new PostgresError(`Postgres of an earlier run (pid ${pid}, on ${data}) did not exit. Kill it`);
 }
 
 interface Server {
@@ -358,7 +358,7 @@ async function launch({
   ];
   const log = await fs.open(logFile(home), 'w', 0o600);
   try {
-    // A group of its own, so that Ctrl-C reaches it only through stop(), after those who use it.
+    // Runs in its own process group, so that Ctrl-C stops it only through stop(), after its clients.
     const child = spawn(path.join(bin, 'postgres'), ['-D', data, ...all.flatMap((each) => ['-c', each])], {
       cwd: home,
       detached: true,
@@ -370,7 +370,7 @@ async function launch({
     });
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve).once('error', (error) => {
-        reject(new PostgresError(`Postgres cannot be run: ${error.message}`));
+        reject(new PostgresError(`Postgres could not be started: ${error.message}`));
       });
     });
     await fs.writeFile(path.join(home, 'owner'), `${process.pid}\n`);
@@ -384,7 +384,7 @@ async function ready(url: string, { child }: Server, home: string): Promise<void
   for (const until = Date.now() + READY_MS; ; await delay(50)) {
     if (hasEnded(child) || Date.now() > until) {
       const log = await fs.readFile(logFile(home), 'utf8');
-      const what = hasEnded(child) ? 'ended at its start' : `was not ready within ${READY_MS / 1000} s`;
+      const what = hasEnded(child) ? 'exited at its start' : `was not ready within ${READY_MS / 1000} s`;
       throw new PostgresError(`Postgres ${what}, its last lines:\n${lastLines(log)}`);
     }
     const client = new Client({ connectionString: url, connectionTimeoutMillis: 5_000 });
@@ -393,7 +393,7 @@ async function ready(url: string, { child }: Server, home: string): Promise<void
       await client.connect();
       return;
     } catch {
-      // Not yet; what keeps it from starting is in its log.
+      // Postgres does not accept connections yet. Its log has the reason.
     } finally {
       await client.end().catch(() => undefined);
     }
@@ -418,7 +418,7 @@ async function ensureDatabases(url: string, databases: string[], password: strin
   }
 }
 
-/** Fast shutdown ends sessions, immediate shutdown leaves the rest to recovery; after them nothing is certain. */
+/** Fast shutdown closes sessions. Immediate shutdown relies on crash recovery. SIGKILL is the last resort. */
 const shutdownSteps: [NodeJS.Signals, number][] = [
   ['SIGINT', FAST_SHUTDOWN_MS],
   ['SIGQUIT', IMMEDIATE_SHUTDOWN_MS],
