@@ -26,7 +26,7 @@ export interface Decision {
   line: string;
 }
 
-/** An error whose message is printed to the user, without a stack. */
+/** An error with a message for the user, printed without a stack. */
 export class ModeError extends Error {}
 
 /**

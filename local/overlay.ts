@@ -7,7 +7,7 @@ import { readServices, type Service } from '../scripts/services.ts';
 /** Variables by service. */
 export type Environments = Record<string, Record<string, string>>;
 
-/** An error whose message is printed to the user, without a stack. */
+/** An error with a message for the user, printed without a stack. */
 export class OverlayError extends Error {}
 
 interface Kustomization {

@@ -27,7 +27,7 @@ interface Service extends Pick<Listed, 'name' | 'port'> {
   env: NodeJS.ProcessEnv;
 }
 
-/** An error whose message is printed to the user, without a stack. */
+/** An error with a message for the user, printed without a stack. */
 class UpError extends Error {}
 
 const root = path.resolve(import.meta.dirname, '..');
