@@ -4,12 +4,12 @@
 #
 #   ./test.sh [URL [REPLICAS]]     URL of invoice-app, by default http://localhost:8081
 # It waits until REPLICAS processes of each service run the code in this folder; without REPLICAS, until ten answers in
-# a row come from it. It then resets the invoices if that is allowed, pays, and pays again. It fails at once if that code
-# does not start, and waits for another test of the same URL. Needs curl and jq.
+# a row come from it. It then resets the invoices if that is allowed, pays, and pays again. It fails at once if that
+# code does not start, and waits for another test of the same URL. Needs curl and jq.
 #
-# invoice-app's /version also reports payment-provider. Every other service of kustomize/base is queried on this machine,
-# at the port in its deploy/service.yaml or in NAME_PORT, and only if URL is http on this machine. The prod overlay uses
-# https and maps no port to these services; there Tilt waits for their rollouts.
+# invoice-app's /version also reports payment-provider. Every other service of kustomize/base is queried on this
+# machine, at the port in its deploy/service.yaml or in NAME_PORT, and only if URL is http on this machine. The prod
+# overlay uses https and maps no port to these services; there Tilt waits for their rollouts.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -114,8 +114,8 @@ hash_services() {
 }
 
 # Prints `ready`, or the worst problem in `answers`. A line of `answers` has a service, its address and its answer to
-# /version; a service without a line has not answered. Only a service's last answer is judged: the earlier ones came from
-# this code.
+# /version; a service without a line has not answered. Only a service's last answer is judged: the earlier ones came
+# from this code.
 judge() {
   jq --raw-input --null-input --raw-output --argjson codes "$codes" --argjson replicas "$replicas" '
     def verdict($service; $code):
@@ -189,7 +189,8 @@ main() {
   echo 1..8
   take_turn
   wait_for_code
-  # A pod that has just become ready may have no endpoint yet: its mapped port then closes connections without an answer.
+  # A pod that has just become ready may have no endpoint yet: its mapped port then closes connections without an
+  # answer.
   until request --request POST "$url/reset" && [[ $status != 50? && $status != 000 ]] || ((SECONDS >= wait_seconds)); do sleep 0.1; done
   [[ $status != 404 ]] || no_reset=' # SKIP not allowed here'
   check "the invoices are reset$no_reset" "POST $url/reset answered $status: $body" test "${status/404/200}" = 200

@@ -1,5 +1,5 @@
-// Decides how `make up` runs the services. Prints `cluster` or `local`, and the PATH to run it with, to standard output;
-// the reason goes to standard error, in one line.
+// Decides how `make up` runs the services. Prints `cluster` or `local`, then the PATH to run it with. The reason goes
+// to standard error, in one line.
 import { OverlayError, readOverlay } from './overlay.ts';
 import {
   describe,
@@ -98,7 +98,7 @@ function isThisMachine(host: string): boolean {
   return /^(unix|npipe|fd):|^tcp:\/\/(localhost|127\.[\d.]+|\[::1\])(:|$)/.test(host);
 }
 
-/** The name of the server's first component: `Engine` for Docker, undefined for podman's command, which has no server. */
+/** The name of the server's first component: `Engine` for Docker. Undefined for podman's command: it has no server. */
 function engineOf(output: string): string | undefined {
   const json = output.split('\n').find((line) => line.startsWith('{')) ?? '{}';
   const { Server }: { Server?: { Components?: { Name: string }[] } | null } = JSON.parse(json);

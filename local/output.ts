@@ -25,7 +25,7 @@ export function wantsColour(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv)
   return stream.isTTY === true && !env.NO_COLOR && env.TERM !== 'dumb';
 }
 
-/** Formats a line of a service's JSON log for people, and returns any other line as it is. Escapes control characters. */
+/** Formats a line of a service's JSON log for people, keeps other lines as they are, and escapes control characters. */
 export function readable(line: string): string {
   return describeEvent(line).split('\n').map(printable).join('\n');
 }

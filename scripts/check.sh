@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the checks of `make test` other than the tests. Skips a check if its tool is missing, and prints that. With STRICT
-# set, as in the pipeline, it fails instead.
+# Runs the checks of `make test` other than the tests. Skips a check if its tool is missing, and prints that. With
+# STRICT set, as in the pipeline, it fails instead.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 

@@ -4,7 +4,8 @@
 # PROVE=yes it runs the long tests of tests/cluster/prove/ for the overlay.
 #
 # A cluster that already existed stays, with its volumes and Secrets; `tilt down` removes the objects of `tilt ci`. The
-# script refuses to start while `tilt up` runs, as both would change the same pods: it queries Tilt's API at its usual port.
+# script refuses to start while `tilt up` runs, since both would change the same pods. It queries Tilt's API for a
+# session at its usual port.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the packages if the lockfile has changed, with the npm on the user's PATH. Links .payloop/bin/node to the Node
-# that runs everything.
+# Installs the packages if the lockfile has changed, with the npm on the user's PATH. Links .payloop/bin/node to the
+# Node that runs everything.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -34,8 +34,8 @@ hint() {
   [[ $PWD != *%* ]] || echo ": npm before 10.9.8, and 11 before 11.6.2, cannot install below a folder with a % in its name"
 }
 
-# Creates the link here, as npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362). Tries
-# to run each Node: npm's need glibc, which Alpine and NixOS do not have in its usual place.
+# Creates the link here, as npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362).
+# Tries to run each Node: npm's need glibc, which Alpine and NixOS do not have in its usual place.
 link_node() {
   local candidate reason='npm has none for this system'
   mkdir -p "${node%/*}" || fail "${node%/*} cannot be created: payloop needs a folder that it can write to"

@@ -1,5 +1,5 @@
-// `make service NAME=… PORT=… TEAM=…` copies scripts/new-service to services/NAME, adds a line to each of the two lists,
-// and adds the service to the lockfile as npm does. It writes all of that or nothing.
+// `make service NAME=… PORT=… TEAM=…` copies scripts/new-service to services/NAME, adds a line to each of the two
+// lists, and adds the service to the lockfile as npm does. It writes all of that or nothing.
 import * as fs from 'node:fs';
 import path from 'node:path';
 import { parse } from 'yaml';

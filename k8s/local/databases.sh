@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates a role and a database for each service that has a namespace in k8s/, with the password in its Secret `database`.
-# It can run again at any time: for a new service, or after a Secret or the volume was lost.
+# Creates a role and a database for each service that has a namespace in k8s/, with the password in its Secret
+# `database`. It can run again at any time: for a new service, or after a Secret or the volume was lost.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Creates the certificate of https://invoice-app.localhost, unless the cluster has one. Writes the certificate, without its
-# key, to .payloop/certificate.pem, which clients have to trust. The key is in the Secret and nowhere else.
+# Creates the certificate of https://invoice-app.localhost, unless the cluster has one. Writes the certificate, without
+# its key, to .payloop/certificate.pem, which clients have to trust. The key is in the Secret and nowhere else.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
