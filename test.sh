@@ -170,8 +170,8 @@ read_invoices() {
   fail 'the invoices can be read' "GET $url/invoices answered $status: $body"
 }
 
-# Pays until every invoice is paid, which retries declined payments and unknown outcomes. Gives up when an attempt fails
-# and pays nothing.
+# Pays until every invoice is paid: each attempt retries declined payments and unknown outcomes. Gives up when an
+# attempt fails and pays nothing.
 pay() {
   for _ in {1..30}; do
     request --request POST "$url/invoices/pay"
@@ -189,8 +189,7 @@ main() {
   echo 1..8
   take_turn
   wait_for_code
-  # A pod that has just become ready may have no endpoint yet: its mapped port then closes connections without an
-  # answer.
+  # A pod that is newly ready may have no endpoint yet: its mapped port then closes connections without an answer.
   until request --request POST "$url/reset" && [[ $status != 50? && $status != 000 ]] || ((SECONDS >= wait_seconds)); do sleep 0.1; done
   [[ $status != 404 ]] || no_reset=' # SKIP not allowed here'
   check "the invoices are reset$no_reset" "POST $url/reset answered $status: $body" test "${status/404/200}" = 200

@@ -28,7 +28,7 @@ const interval = 1_000;
 /**
  * Reports each change of these files once, unless it restores the file to its state at the start.
  * @param root the folder of the repository
- * @returns stops the polling
+ * @returns a function that stops the polling
  */
 export function watchForRestart(root: string, say: (text: string) => void): () => void {
   const before = read(root);

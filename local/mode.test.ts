@@ -134,14 +134,14 @@ describe('the machine', () => {
       engine('Podman Engine'),
       /but Podman Engine$/,
     ],
-    [
-      'Docker behind ssh',
-      'ssh://me@far',
-      engine('Engine'),
-      new RegExp(`^${remote} \\(ssh://me@far\\), so`),
-    ],
+    ['Docker behind ssh', 'ssh://me@far', engine('Engine'), new RegExp(`^${remote} \\(ssh://me@far\\), so`)],
     ['Docker elsewhere', 'tcp://10.0.0.7:2376', engine('Engine'), new RegExp(`^${remote} \\(tcp://10`)],
-    ['a host that begins with localhost', 'tcp://localhost.far:1', engine('Engine'), new RegExp(`^${remote}`)],
+    [
+      'a host that begins with localhost',
+      'tcp://localhost.far:1',
+      engine('Engine'),
+      new RegExp(`^${remote}`),
+    ],
     ['a command that prints nothing', 'unix:///x', '', /^the docker command is not Docker but podman/],
   ] as const)('recognizes %s', async ([, host, version, says]) => {
     await command(

@@ -35,7 +35,10 @@ export class ModeError extends Error {}
  */
 export async function decide(asked: string | undefined, probe: Probe, overlay?: string): Promise<Decision> {
   if (asked === 'local') {
-    return { mode: 'local', line: 'local processes, because MODE=local is set (MODE=cluster for the cluster)' };
+    return {
+      mode: 'local',
+      line: 'local processes, because MODE=local is set (MODE=cluster for the cluster)',
+    };
   }
   if (asked && asked !== 'cluster') throw new ModeError(`MODE must be cluster or local, not '${asked}'`);
   const obstacle = await findObstacle(probe);

@@ -20,16 +20,13 @@ test('dev sets no variables', () => {
   expect(readOverlay('dev')).toEqual({});
 });
 
-test.each(['prod', 'prod-local', 'nonsense', '', '../overlays/flaky'])(
-  'rejects %j in one line',
-  (name) => {
-    expect(() => readOverlay(name)).toThrow(
-      new OverlayError(
-        `OVERLAY=${name} does not work with local processes: use dev or flaky, or set MODE=cluster`,
-      ),
-    );
-  },
-);
+test.each(['prod', 'prod-local', 'nonsense', '', '../overlays/flaky'])('rejects %j in one line', (name) => {
+  expect(() => readOverlay(name)).toThrow(
+    new OverlayError(
+      `OVERLAY=${name} does not work with local processes: use dev or flaky, or set MODE=cluster`,
+    ),
+  );
+});
 
 const services = [
   { name: 'shop', port: 8081, localPort: 18_081 },
@@ -61,24 +58,21 @@ function addresses(variables: Record<string, string>, isInline = false): Record<
   return readAddresses('shop', services, folder);
 }
 
-test.each([true, false])(
-  'translates addresses of other services to this machine, inline: %s',
-  (isInline) => {
-    const variables = {
-      BANK_URL: 'http://bank-a.bank-a:8082/payments/pay?a=http://bank-a.bank-a:8082/',
-      REFUNDS_URL: 'http://refunds.refunds:8083',
-      TOKEN_FILE: '/run/secrets/identity/token',
-      STRANGER_URL: 'http://stranger.stranger:8082/',
-      OTHER_NAMESPACE: 'http://refunds.shop:8083/',
-      LONGER_PORT: 'http://refunds.refunds:8083x',
-      AUTH: 'required',
-    };
-    expect(addresses(variables, isInline)).toEqual({
-      BANK_URL: 'http://127.0.0.1:18082/payments/pay?a=http://bank-a.bank-a:8082/',
-      REFUNDS_URL: 'http://127.0.0.1:18083',
-    });
-  },
-);
+test.each([true, false])('translates addresses of other services to this machine, inline: %s', (isInline) => {
+  const variables = {
+    BANK_URL: 'http://bank-a.bank-a:8082/payments/pay?a=http://bank-a.bank-a:8082/',
+    REFUNDS_URL: 'http://refunds.refunds:8083',
+    TOKEN_FILE: '/run/secrets/identity/token',
+    STRANGER_URL: 'http://stranger.stranger:8082/',
+    OTHER_NAMESPACE: 'http://refunds.shop:8083/',
+    LONGER_PORT: 'http://refunds.refunds:8083x',
+    AUTH: 'required',
+  };
+  expect(addresses(variables, isInline)).toEqual({
+    BANK_URL: 'http://127.0.0.1:18082/payments/pay?a=http://bank-a.bank-a:8082/',
+    REFUNDS_URL: 'http://127.0.0.1:18083',
+  });
+});
 
 test('rejects an address with the wrong port in one line', () => {
   expect(() => addresses({ REFUNDS_URL: 'http://refunds.refunds:8082/' })).toThrow(

@@ -80,7 +80,7 @@ function read(name: string): Environments | undefined {
     for (const patch of readPatches(componentFolder)) {
       const env = environmentOf(patch);
       const service = services.find((each) => each.name === patch.metadata?.name)?.name;
-      // A name that is no service's is a patch of several Deployments.
+      // With a name that is not a service's the patch is for any Deployment.
       if (env === undefined || service === undefined) return undefined;
       const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value ?? '']));
       environments[service] = { ...environments[service], ...variables };

@@ -460,56 +460,50 @@ spec:
   return folder;
 }
 
-test(
-  'runs, reloads and tests a service that a folder and one line add',
-  { timeout: 90_000 },
-  async () => {
-    const list = await fs.readFile(path.join(clone, base), 'utf8');
-    const folder = await addRefunds();
-    try {
-      // It uses the port in its folder, but another one for its inspector.
-      up = makeUp('debug', { REFUNDS_PORT: '' });
-      await up.line(new RegExp(`^up +\\| refunds is at http://127\\.0\\.0\\.1:${port('REFUNDS_PORT')}$`));
-      await up.line(
-        new RegExp(
-          `^up +\\| the inspector of refunds is at 127\\.0\\.0\\.1:${port('REFUNDS_INSPECT_PORT')}$`,
-        ),
-      );
-      const [, first] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
-      await up.line(passed);
-      const version = async () => {
-        const response = await fetch(`http://127.0.0.1:${port('REFUNDS_PORT')}/version`);
-        return JSON.parse(await response.text());
-      };
-      const said = await version();
-      expect(said).toMatchObject({
-        source: first,
-        provider: `http://127.0.0.1:${port('PAYMENT_PROVIDER_PORT')}/payments/pay`,
-        database: expect.stringMatching(/\/refunds$/),
-      });
-      expect(said.token).toBeUndefined();
+test('runs, reloads and tests a service that a folder and one line add', { timeout: 90_000 }, async () => {
+  const list = await fs.readFile(path.join(clone, base), 'utf8');
+  const folder = await addRefunds();
+  try {
+    // It uses the port in its folder, but another one for its inspector.
+    up = makeUp('debug', { REFUNDS_PORT: '' });
+    await up.line(new RegExp(`^up +\\| refunds is at http://127\\.0\\.0\\.1:${port('REFUNDS_PORT')}$`));
+    await up.line(
+      new RegExp(`^up +\\| the inspector of refunds is at 127\\.0\\.0\\.1:${port('REFUNDS_INSPECT_PORT')}$`),
+    );
+    const [, first] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
+    await up.line(passed);
+    const version = async () => {
+      const response = await fetch(`http://127.0.0.1:${port('REFUNDS_PORT')}/version`);
+      return JSON.parse(await response.text());
+    };
+    const said = await version();
+    expect(said).toMatchObject({
+      source: first,
+      provider: `http://127.0.0.1:${port('PAYMENT_PROVIDER_PORT')}/payments/pay`,
+      database: expect.stringMatching(/\/refunds$/),
+    });
+    expect(said.token).toBeUndefined();
 
-      const file = path.join(folder, 'src/service.ts');
-      const good = await fs.readFile(file, 'utf8');
-      // Takes effect at the next start, and not before, for the service or the test.
-      await fs.writeFile(path.join(folder, 'deploy/service.yaml'), `data:\n  name: refunds\n  port: '1'\n`);
-      await up.line(/ services\/refunds\/deploy\/service\.yaml has changed: /);
-      await fs.writeFile(file, `${good}// saved\n`);
-      const [, second] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
-      await up.line(passed);
-      expect(second).not.toBe(first);
-      expect(await version()).toMatchObject({ source: second });
-      await fs.writeFile(file, `${good}const = ;\n`);
-      await up.line(/^test +\| payment test failed: .*: refunds does not start with the code in this folder/);
-      const { groups } = await state();
-      await up.end('SIGINT');
-      await expectNothingLeft(groups);
-    } finally {
-      await fs.writeFile(path.join(clone, base), list);
-      await fs.rm(folder, { recursive: true });
-    }
-  },
-);
+    const file = path.join(folder, 'src/service.ts');
+    const good = await fs.readFile(file, 'utf8');
+    // Takes effect at the next start, and not before, for the service or the test.
+    await fs.writeFile(path.join(folder, 'deploy/service.yaml'), `data:\n  name: refunds\n  port: '1'\n`);
+    await up.line(/ services\/refunds\/deploy\/service\.yaml has changed: /);
+    await fs.writeFile(file, `${good}// saved\n`);
+    const [, second] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
+    await up.line(passed);
+    expect(second).not.toBe(first);
+    expect(await version()).toMatchObject({ source: second });
+    await fs.writeFile(file, `${good}const = ;\n`);
+    await up.line(/^test +\| payment test failed: .*: refunds does not start with the code in this folder/);
+    const { groups } = await state();
+    await up.end('SIGINT');
+    await expectNothingLeft(groups);
+  } finally {
+    await fs.writeFile(path.join(clone, base), list);
+    await fs.rm(folder, { recursive: true });
+  }
+});
 
 test('reports a list of services that cannot be read in one line', async () => {
   const list = await fs.readFile(path.join(clone, base), 'utf8');

@@ -230,7 +230,7 @@ async function announce(services: Service[], url: string, start: number): Promis
   }
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   say(
-    `serving ${url} after ${seconds} s; every save reloads the services it changes and runs the test; Ctrl-C stops`,
+    `serving ${url} after ${seconds} s; every save reloads the services it changes and runs the test; Ctrl-C stops it`,
   );
   for (const { name, localPort, inspectPort } of services) {
     if (name !== front) say(`${name} is at http://127.0.0.1:${localPort}`);
@@ -254,7 +254,7 @@ interface Stop {
   onAgain: () => void;
 }
 
-/** Resolves on Ctrl-C, SIGTERM or SIGHUP, and when the output has lost its reader. */
+/** Returns the user's request to stop: Ctrl-C, SIGTERM, SIGHUP, or an output that has lost its reader. */
 function stopRequest(): Stop {
   const { promise, resolve } = Promise.withResolvers<undefined>();
   const stop: Stop = { requested: false, promise, onAgain: () => undefined };

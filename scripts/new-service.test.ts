@@ -125,14 +125,17 @@ test('writes name, port and team where they belong, in the style of prettier', a
   expect(style).toMatchObject({ status: 0 });
 });
 
-test.skipIf(!hasKustomize)('deploys the objects that every service has, in a namespace like the others', () => {
-  const folders = ['kustomize/overlays/prod', 'k8s'];
-  const objects = () =>
-    folders.map((folder) => run('kustomize', 'build', folder).stdout.match(/^kind: /gm)?.length ?? 0);
-  const [before, namespaces] = objects() as [number, number];
-  makeService();
-  expect(objects()).toEqual([before + 8, namespaces + 7]);
-});
+test.skipIf(!hasKustomize)(
+  'deploys the objects that every service has, in a namespace like the others',
+  () => {
+    const folders = ['kustomize/overlays/prod', 'k8s'];
+    const objects = () =>
+      folders.map((folder) => run('kustomize', 'build', folder).stdout.match(/^kind: /gm)?.length ?? 0);
+    const [before, namespaces] = objects() as [number, number];
+    makeService();
+    expect(objects()).toEqual([before + 8, namespaces + 7]);
+  },
+);
 
 test('leaves no trace once the service is removed', async () => {
   makeService();

@@ -44,6 +44,9 @@ test.skipIf(!hasKustomize)("production pulls each image with its service account
   expect(pullSecrets('prod')).toStrictEqual(each(['registry']));
 });
 
-test.skipIf(!hasKustomize).each(['dev', 'flaky', 'prod-local'])('%s pulls images without a login', (overlay) => {
-  expect(pullSecrets(overlay)).toStrictEqual(each(undefined));
-});
+test.skipIf(!hasKustomize).each(['dev', 'flaky', 'prod-local'])(
+  '%s pulls images without a login',
+  (overlay) => {
+    expect(pullSecrets(overlay)).toStrictEqual(each(undefined));
+  },
+);

@@ -16,7 +16,7 @@ const root = path.resolve(import.meta.dirname, '..');
 
 /**
  * Returns the services that kustomize/base deploys, in its order.
- * @throws {Error} that names the file, if a service is not described as kustomize/service requires
+ * @throws {Error} with the name of the file, if a service is not described as kustomize/service requires
  */
 export function readServices(folder = root): Service[] {
   const { resources = [] } = read(folder, 'kustomize/base/kustomization.yaml');
