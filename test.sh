@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The payment test: TAP on standard output; exit code 0 if every check passed, else one line that says why not.
+# The payment test. Prints TAP to standard output. Exits with 0 if every check passes; otherwise it prints one line with
+# the reason to standard error.
 #
 #   ./test.sh [URL [REPLICAS]]     URL of invoice-app, by default http://localhost:8081
-# It waits until REPLICAS processes of each service run the code in this folder (without a number: until ten
-# answers running came from it), resets where that is allowed, pays, and pays again. It fails at once where that code
-# does not start, and waits for another test of the same URL. Needs curl and jq.
+# It waits until REPLICAS processes of each service run the code in this folder; without REPLICAS, until ten answers in
+# a row come from it. It then resets the invoices if that is allowed, pays, and pays again. It fails at once if that
+# code does not start, and waits for another test of the same URL. Needs curl and jq.
 #
-# invoice-app's /version tells of payment-provider too. Every other service of kustomize/base is asked at its own port of
-# this machine: the one in its deploy/service.yaml, or NAME_PORT. They are asked only where URL is http on this machine.
-# With the prod overlay, which is https, no port leads to them, and Tilt waits for their rollouts instead.
+# invoice-app's /version also reports payment-provider. Every other service of kustomize/base is queried on this
+# machine, at the port in its deploy/service.yaml or in NAME_PORT, and only if URL is http on this machine. The prod
+# overlay uses https and maps no port to these services; there Tilt waits for their rollouts.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -17,7 +18,7 @@ while [[ $url == */ ]]; do url=${url%/}; done
 readonly url replicas=${2:-0} wait_seconds=20 turn_seconds=90
 lock=${url/127.0.0.1/localhost}
 lock=.payloop/payment-test-${lock//[^A-Za-z0-9]/_}
-# No .curlrc: what it adds to an answer would be taken for the answer. On this machine no proxy either.
+# Ignores .curlrc, which may add text to an answer. Uses no proxy for this machine.
 curl=(curl --disable)
 is_here=''
 case ${url#*://} in
@@ -29,20 +30,20 @@ count=0
 ok() { count=$((count + 1)) && echo "ok $count - $*"; }
 fail() { echo "not ok $((count + 1)) - $1" && printf 'payment test failed: %s: %s\n' "$1" "$(plain "$2")" >&2 && exit 1; }
 
-# One line, without what a terminal would take for a command: the text may be a stranger's.
+# Prints one line without control characters, which a terminal would interpret: the text may be a stranger's.
 plain() { printf '%s' "$1" | LC_ALL=C tr '\001-\037\177' ' ' | LC_ALL=C sed $'s/\302[\200-\237]/ /g'; }
 
 # check NAME WHY COMMAND…: passes if the command does.
 check() { if "${@:3}"; then ok "$1"; else fail "$1" "$2"; fi; }
 
-# Sets `status` (000 where there was no answer) and `body`.
+# Sets `status` (000 for no answer) and `body`.
 request() {
   body=$("${curl[@]}" --silent --show-error --max-time 60 --write-out '\n%{http_code}' "$@" 2>&1 | tr -d '\000') || true
   status=${body##*$'\n'} body=${body%$'\n'*}
 }
 
-# Identifies the code of a service in this folder, by the rule of hashSource in libraries/chassis/src/source.ts. What
-# cannot be read counts by its name: that service says which file it is.
+# Hashes the code of a service in this folder, as hashSource in libraries/chassis/src/source.ts does. A file that cannot
+# be read counts by its name only; the service reports it.
 hash_source() {
   local path
   local -a paths=()
@@ -59,16 +60,16 @@ hash_source() {
 
 is_alive() { kill -0 "$1" 2>/dev/null || [[ -d /proc/$1 ]] || ps -p "$1" >/dev/null 2>&1; }
 
-# Waits for another test of this URL: they would reset and pay each other's invoices.
+# Waits for another test of this URL: two tests at once would reset and pay each other's invoices.
 take_turn() {
   local owner waited_for=''
-  # Where the folder cannot be written to, there is no lock.
+  # In a read-only folder it takes no lock.
   mkdir -p "${lock%/*}" 2>/dev/null && [[ -w ${lock%/*} ]] || return 0
   trap '[[ $(readlink "$lock") != "$$" ]] || rm -f "$lock"' EXIT
   until ln -s "$$" "$lock" 2>/dev/null; do
     owner=$(readlink "$lock") || continue
     if ! is_alive "$owner"; then
-      # Only one who finds it takes it away, and not the lock that another one has made since.
+      # Only one test removes the lock of a dead process, and none removes a lock that another test created since.
       if mv "$lock" "$lock.$$" 2>/dev/null; then
         [[ $(readlink "$lock.$$") == "$owner" ]] || mv "$lock.$$" "$lock"
         rm -f "$lock.$$"
@@ -78,16 +79,16 @@ take_turn() {
     [[ $owner == "$waited_for" ]] || echo "# waiting for the payment test of process $owner"
     waited_for=$owner
     ((SECONDS < turn_seconds)) || fail 'no other payment test runs' \
-      "process $owner has run one for $turn_seconds s; if it is none, remove $PWD/$lock"
+      "process $owner has run one for $turn_seconds s; if it is not a payment test, remove $PWD/$lock"
     sleep 0.1
   done
   SECONDS=0
 }
 
-# The services that are deployed, one a line.
+# Prints the deployed services, one per line.
 list_services() { sed 's/#.*//' kustomize/base/kustomization.yaml | grep -o 'services/[^/]*/deploy' | cut -d / -f 2; }
 
-# Sets `services` to the ones whose code is waited for, and `asked` and `addresses` to those that are asked themselves.
+# Sets `services` to the services to wait for, and `asked` and `addresses` to those that are queried directly.
 find_services() {
   local names service variable port
   services=(invoice-app payment-provider) asked=(invoice-app) addresses=("$url")
@@ -105,15 +106,16 @@ find_services() {
   done
 }
 
-# The code of each service in this folder, as JSON.
+# Prints the hash of each service's code in this folder, as JSON.
 hash_services() {
   local service
   for service in "${services[@]}"; do printf '%s %s\n' "$service" "$(hash_source "$service")"; done |
     jq --raw-input --null-input --compact-output '[inputs | split(" ") | {(.[0]): .[1]}] | add'
 }
 
-# Judges `answers`, of which all but each service's last came from this code: a line has the service, its address and
-# its answer to /version. The worst that is found counts; a service without a line has not answered.
+# Prints `ready`, or the worst problem in `answers`. A line of `answers` has a service, its address and its answer to
+# /version; a service without a line has not answered. Only a service's last answer is judged: the earlier ones came
+# from this code.
 judge() {
   jq --raw-input --null-input --raw-output --argjson codes "$codes" --argjson replicas "$replicas" '
     def verdict($service; $code):
@@ -142,7 +144,7 @@ wait_for_code() {
   find_services "$name"
   until [[ $verdict == ready ]]; do
     if [[ $verdict != only* ]]; then
-      # The folder may have changed meanwhile: it counts as it is now.
+      # Hashes again: the folder may have changed since.
       answers='' codes=$(hash_services)
     fi
     [[ $verdict != *' does not start '* ]] || fail "$name" "$verdict"
@@ -161,14 +163,15 @@ wait_for_code() {
   jq --raw-output 'to_entries[] | "# \(.key) \(.value)"' <<<"$codes"
 }
 
-# Sets `invoices` (all of them) and `unpaid` (how many).
+# Sets `invoices` to all invoices, and `unpaid` to the number of unpaid ones.
 read_invoices() {
   request "$url/invoices"
   unpaid=$(jq 'map(select(.IsPaid | not)) | length' <<<"$body" 2>/dev/null) && invoices=$body && return
   fail 'the invoices can be read' "GET $url/invoices answered $status: $body"
 }
 
-# Pays until nothing is left that was declined, or whose outcome is unknown; not where a try paid nothing.
+# Pays until every invoice is paid: each attempt retries declined payments and unknown outcomes. Gives up when an
+# attempt fails and pays nothing.
 pay() {
   for _ in {1..30}; do
     request --request POST "$url/invoices/pay"
@@ -186,7 +189,7 @@ main() {
   echo 1..8
   take_turn
   wait_for_code
-  # A pod that has just become ready may have no endpoint yet: what maps its port then closes without an answer.
+  # A pod that is newly ready may have no endpoint yet: its mapped port then closes connections without an answer.
   until request --request POST "$url/reset" && [[ $status != 50? && $status != 000 ]] || ((SECONDS >= wait_seconds)); do sleep 0.1; done
   [[ $status != 404 ]] || no_reset=' # SKIP not allowed here'
   check "the invoices are reset$no_reset" "POST $url/reset answered $status: $body" test "${status/404/200}" = 200

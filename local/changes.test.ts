@@ -27,15 +27,15 @@ afterEach(() => {
 });
 
 test.each([
-  ['package.json', 'it installs what changed'],
-  ['services/refunds/package.json', 'it installs what changed'],
-  ['libraries/chassis/package.json', 'it installs what changed'],
-  ['services/refunds/deploy/service.yaml', 'nothing takes it up before'],
-  ['libraries/chassis/dev/serve.ts', 'nothing takes it up before'],
-  ['local/new.ts', 'nothing takes it up before'],
-])('a change of %s is said once, with what to do', async (file, why) => {
+  ['package.json', 'to install the packages'],
+  ['services/refunds/package.json', 'to install the packages'],
+  ['libraries/chassis/package.json', 'to install the packages'],
+  ['services/refunds/deploy/service.yaml', 'to apply the change'],
+  ['libraries/chassis/dev/serve.ts', 'to apply the change'],
+  ['local/new.ts', 'to apply the change'],
+])('reports each change of %s once, and tells to restart make up', async (file, why) => {
   write(file, 'two');
-  const line = `${file} has changed: end make up (Ctrl-C) and start it again, ${why}`;
+  const line = `${file} has changed: stop make up (Ctrl-C) and start it again ${why}`;
   await expect.poll(() => said, { timeout: 2_500 }).toEqual([line]);
   await delay(1_200);
   expect(said).toEqual([line]);
@@ -43,7 +43,7 @@ test.each([
   await expect.poll(() => said, { timeout: 2_500 }).toEqual([line, line]);
 });
 
-test('a file that is removed is said, and not where it is back as it was', async () => {
+test('reports a file that is removed, but not that it is restored unchanged', async () => {
   fs.rmSync(path.join(root, 'package.json'));
   await expect.poll(() => said, { timeout: 2_500 }).toHaveLength(1);
   write('package.json', 'one');
@@ -51,7 +51,7 @@ test('a file that is removed is said, and not where it is back as it was', async
   expect(said).toHaveLength(1);
 });
 
-test('what a save brings, tests and hidden files are not said', async () => {
+test('does not report reloaded sources, tests and hidden files', async () => {
   for (const file of [
     'libraries/chassis/src/run.ts',
     'libraries/chassis/dev/x.test.ts',

@@ -1,13 +1,13 @@
-// What `make up` does not take up while it runs.
+// Reports changes that `make up` applies only at its next start.
 import { createHash } from 'node:crypto';
 import { globSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 
-/** Files that the processes of `make up` have read and do not read again, and what to do when one changes. */
+/** Files that `make up` reads only at its start, and why it has to be restarted when one changes. */
 const needed = [
   {
     files: ['package.json', 'package-lock.json', '{services,libraries}/*/package.json', 'local/package.json'],
-    why: 'it installs what changed',
+    why: 'to install the packages',
   },
   {
     files: [
@@ -19,35 +19,35 @@ const needed = [
       'kustomize/**/*.yaml',
       'services/*/deploy/*.yaml',
     ],
-    why: 'nothing takes it up before',
+    why: 'to apply the change',
   },
 ];
-/** How often they are looked at, in milliseconds. */
+/** The time between two polls, in milliseconds. */
 const interval = 1_000;
 
 /**
- * Says which of these files differ from what they were at the start, each once a change.
+ * Reports each change of these files once, unless it restores the file to its state at the start.
  * @param root the folder of the repository
- * @returns what ends it
+ * @returns a function that stops the polling
  */
 export function watchForRestart(root: string, say: (text: string) => void): () => void {
   const before = read(root);
   let last = before;
-  const look = () => {
+  const poll = () => {
     const now = read(root);
     for (const file of new Set([...now.keys(), ...last.keys()])) {
       const hash = now.get(file);
       if (hash === last.get(file) || hash === before.get(file)) continue;
       const { why } = needed.find(({ files }) => files.some((pattern) => path.matchesGlob(file, pattern)))!;
-      say(`${file} has changed: end make up (Ctrl-C) and start it again, ${why}`);
+      say(`${file} has changed: stop make up (Ctrl-C) and start it again ${why}`);
     }
     last = now;
   };
-  const timer = setInterval(look, interval);
+  const timer = setInterval(poll, interval);
   return () => clearInterval(timer);
 }
 
-/** The hash of each file by its path; a file that is away has none. */
+/** The hash of each file by its path, without the missing files. */
 function read(root: string): Map<string, string> {
   const found = globSync(
     needed.flatMap(({ files }) => files),

@@ -3,11 +3,11 @@ import { createInterface } from 'node:readline';
 import { setTimeout as delay } from 'node:timers/promises';
 import { exists, signal } from './processes.ts';
 
-/** A command with all that it starts, which no terminal's Ctrl-C reaches: it ends in our order. */
+/** A command and all processes that it starts. Ctrl-C in the terminal does not reach them: we stop them in order. */
 export interface Group {
   name: string;
   pid: number;
-  /** Resolves with how the command itself ended. */
+  /** Resolves with the command's exit code or the signal that killed it, as text. */
   ended: Promise<string>;
 }
 
@@ -19,7 +19,7 @@ export interface Command {
   cwd: string;
 }
 
-/** @param onLine gets each line of its output */
+/** @param onLine receives each line of its output */
 export async function startGroup(command: Command, onLine: (line: string) => void): Promise<Group> {
   const { name, file, args, env, cwd } = command;
   const child = spawn(file, args, { cwd, env, detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
@@ -33,23 +33,24 @@ export async function startGroup(command: Command, onLine: (line: string) => voi
   return { name, pid: child.pid!, ended };
 }
 
-/** How long a group may take to end by itself, in milliseconds: payments under way get their answer. */
+/** How long a group may take to stop after SIGTERM, in milliseconds: payments in flight get their answer. */
 const politeMs = 8_000;
+/** How long a group may take to disappear after SIGKILL, in milliseconds. */
 const killedMs = 2_000;
 
 /**
- * Ends every process of a group; false if any is left. A watcher leads it, and has nothing to lose: nodemon, asked to end,
- * would send the test one signal after the other, of which the second ends it at once.
+ * Stops every process of a group; returns false if any is left. Kills the group's leader, a watcher without state: on
+ * SIGTERM nodemon would signal the test twice, and the second signal kills it at once.
  */
-export async function endGroup(pid: number): Promise<boolean> {
+export async function stopGroup(pid: number): Promise<boolean> {
   signal(pid, 'SIGKILL');
   signal(-pid, 'SIGTERM');
-  if (await isGone(pid, politeMs)) return true;
+  if (await hasExited(pid, politeMs)) return true;
   signal(-pid, 'SIGKILL');
-  return await isGone(pid, killedMs);
+  return await hasExited(pid, killedMs);
 }
 
-async function isGone(pid: number, bound: number): Promise<boolean> {
+async function hasExited(pid: number, bound: number): Promise<boolean> {
   for (const until = Date.now() + bound; Date.now() < until; await delay(25)) {
     if (!exists(-pid)) return true;
   }

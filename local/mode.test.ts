@@ -18,9 +18,9 @@ describe('the decision', () => {
     mise?: boolean;
     says: RegExp;
   }[] = [
-    { says: /^cluster: cluster, because Docker and the tools are there \(MODE=local / },
-    { asked: 'cluster', says: /^cluster: cluster, as MODE=cluster asks/ },
-    { asked: 'local', says: /^local: local processes, as MODE=local asks \(MODE=cluster / },
+    { says: /^cluster: cluster, because Docker and the tools are available \(MODE=local / },
+    { asked: 'cluster', says: /^cluster: cluster, because MODE=cluster is set/ },
+    { asked: 'local', says: /^local: local processes, because MODE=local is set \(MODE=cluster / },
     { docker: noDocker, says: new RegExp(`^local: .*because ${noDocker} \\(MODE=cluster `) },
     {
       asked: 'cluster',
@@ -39,13 +39,13 @@ describe('the decision', () => {
       asked: 'cluster',
       overlay: 'prod',
       docker: noDocker,
-      says: new RegExp(`^error: the overlay prod needs a cluster, and ${noDocker}$`),
+      says: new RegExp(`^error: the overlay prod needs a cluster, but ${noDocker}$`),
     },
     {
       overlay: 'prod',
       unsuitable: [tilt],
       mise: false,
-      says: new RegExp(`^error: the overlay prod needs a cluster, and ${notInstalled}$`),
+      says: new RegExp(`^error: the overlay prod needs a cluster, but ${notInstalled}$`),
     },
     { overlay: 'prod', says: /^cluster: cluster, because Docker/ },
     { asked: 'kind', says: /^error: MODE must be cluster or local, not 'kind'$/ },
@@ -72,7 +72,7 @@ describe('the decision', () => {
     },
   );
 
-  test('MODE=local asks nobody', async () => {
+  test('MODE=local runs no probe', async () => {
     const decision = decide('local', { docker: refuse, unsuitable: refuse, install: refuse });
     await expect(decision).resolves.toHaveProperty('mode', 'local');
   });
@@ -101,12 +101,12 @@ describe('the machine', () => {
     await chmod(path.join(folder, name), 0o755);
   }
 
-  test('a Docker that never answers is not waited for', async () => {
+  test('gives up on a Docker that never answers', async () => {
     await command('docker', 'sleep 30; true');
     expect(await createProbe(env, 200).docker()).toMatch(/did not answer within 0\.2 s/);
   });
 
-  test('a Docker that refuses is quoted', async () => {
+  test('quotes the error of a Docker that cannot be reached', async () => {
     await command('docker', 'echo some warning >&2; echo Cannot connect >&2; exit 1');
     expect(await createProbe(env).docker()).toBe('Docker cannot be reached (Cannot connect)');
   });
@@ -116,9 +116,14 @@ describe('the machine', () => {
   test.for([
     ['Docker', 'unix:///var/run/docker.sock', engine('Engine'), /^undefined$/],
     ['Docker on loopback', 'tcp://127.0.0.1:2375', engine('Engine'), /^undefined$/],
-    ["podman's own command", '', '{"Client":{}}', /^docker is not Docker here but podman version 4\.9\.3$/],
     [
-      "podman's command with a word before",
+      "podman's own command",
+      '',
+      '{"Client":{}}',
+      /^the docker command is not Docker but podman version 4\.9\.3$/,
+    ],
+    [
+      "podman's command with a line before the JSON",
       '',
       'Emulate Docker CLI\n{"Client":{}}',
       /but podman version 4\.9\.3$/,
@@ -129,16 +134,16 @@ describe('the machine', () => {
       engine('Podman Engine'),
       /but Podman Engine$/,
     ],
-    [
-      'Docker behind ssh',
-      'ssh://me@far',
-      engine('Engine'),
-      new RegExp(`^${remote} \\(ssh://me@far\\), and so`),
-    ],
+    ['Docker behind ssh', 'ssh://me@far', engine('Engine'), new RegExp(`^${remote} \\(ssh://me@far\\), so`)],
     ['Docker elsewhere', 'tcp://10.0.0.7:2376', engine('Engine'), new RegExp(`^${remote} \\(tcp://10`)],
-    ['a name that begins like ours', 'tcp://localhost.far:1', engine('Engine'), new RegExp(`^${remote}`)],
-    ['what says nothing', 'unix:///x', '', /^docker is not Docker here but podman/],
-  ] as const)('%s is told apart', async ([, host, version, says]) => {
+    [
+      'a host that begins with localhost',
+      'tcp://localhost.far:1',
+      engine('Engine'),
+      new RegExp(`^${remote}`),
+    ],
+    ['a command that prints nothing', 'unix:///x', '', /^the docker command is not Docker but podman/],
+  ] as const)('recognizes %s', async ([, host, version, says]) => {
     await command(
       'docker',
       `case "$1" in
@@ -150,7 +155,7 @@ describe('the machine', () => {
     expect(String(await createProbe(env).docker())).toMatch(says);
   });
 
-  test('DOCKER_HOST counts where the command does not tell', async () => {
+  test('uses DOCKER_HOST if the docker command does not report the host', async () => {
     await command('docker', 'exit 1');
     expect(await createProbe({ ...env, DOCKER_HOST: 'ssh://far' }).docker()).toMatch(
       /another machine \(ssh:\/\/far/,
@@ -159,13 +164,13 @@ describe('the machine', () => {
 
   const pins = { ctlptl: '0.9.3', kind: '0.33.0', kubectl: '1.36.4', kustomize: '5.8.1', tilt: '0.37.6' };
 
-  /** A command in a folder that prints a version, as the tool does. */
+  /** Creates a command that prints a version as the tool does. */
   async function tool(inside: string, name: string, version: string): Promise<void> {
     await writeFile(path.join(inside, name), `#!/bin/sh\necho "${name} v${version} go1.26.8"\n`);
     await chmod(path.join(inside, name), 0o755);
   }
 
-  test('tools that are missing, or too old, come from mise and are found first on the PATH', async () => {
+  test('installs missing and outdated tools with mise, and puts them first on the PATH', async () => {
     const tools = path.join(folder, 'tools');
     await mkdir(tools);
     await Promise.all(Object.entries(pins).map(([name, version]) => tool(folder, name, version)));

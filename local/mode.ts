@@ -1,5 +1,5 @@
-// Decides how `make up` runs the services: prints `cluster` or `local`, and the PATH to run it with.
-// Why it took that one goes to standard error, in one line.
+// Decides how `make up` runs the services. Prints `cluster` or `local`, then the PATH to run it with. The reason goes
+// to standard error, in one line.
 import { OverlayError, readOverlay } from './overlay.ts';
 import {
   describe,
@@ -10,11 +10,11 @@ import {
   type Unsuitable,
 } from '../scripts/tools.ts';
 
-/** What tells whether a cluster can be had; each is asked only if it matters. */
+/** Finds out whether this machine can run a cluster. `decide` calls each function only if its answer matters. */
 export interface Probe {
   /** Why Docker cannot be used; undefined if it can. */
   docker: () => Promise<string | undefined>;
-  /** Which of the tools that a cluster needs are missing or of an unsuitable version. */
+  /** The tools for a cluster that are missing or have an unsuitable version. */
   unsuitable: () => Promise<Unsuitable[]>;
   /** Installs them. */
   install: () => Promise<void>;
@@ -22,33 +22,36 @@ export interface Probe {
 
 export interface Decision {
   mode: 'cluster' | 'local';
-  /** One line: what it took, why, and how to ask for the other. */
+  /** The mode, why it was chosen, and how to get the other one, in one line. */
   line: string;
 }
 
-/** Thrown with a message that is meant for the user as it is. */
+/** An error with a message for the user, printed without a stack. */
 export class ModeError extends Error {}
 
 /**
- * @param asked MODE, where the user set it
- * @param overlay one that local processes cannot have, if the user asks for that
+ * @param asked MODE, if the user set it
+ * @param overlay the requested overlay, if local processes cannot run it
  */
 export async function decide(asked: string | undefined, probe: Probe, overlay?: string): Promise<Decision> {
   if (asked === 'local') {
-    return { mode: 'local', line: 'local processes, as MODE=local asks (MODE=cluster for the cluster)' };
+    return {
+      mode: 'local',
+      line: 'local processes, because MODE=local is set (MODE=cluster for the cluster)',
+    };
   }
   if (asked && asked !== 'cluster') throw new ModeError(`MODE must be cluster or local, not '${asked}'`);
   const obstacle = await findObstacle(probe);
   if (obstacle === undefined) {
-    const why = asked ? 'as MODE=cluster asks' : 'because Docker and the tools are there';
+    const why = asked ? 'because MODE=cluster is set' : 'because Docker and the tools are available';
     return { mode: 'cluster', line: `cluster, ${why} (MODE=local for local processes)` };
   }
-  if (overlay !== undefined) throw new ModeError(`the overlay ${overlay} needs a cluster, and ${obstacle}`);
+  if (overlay !== undefined) throw new ModeError(`the overlay ${overlay} needs a cluster, but ${obstacle}`);
   if (asked)
     throw new ModeError(`MODE=cluster is not possible: ${obstacle} (MODE=local for local processes)`);
   return {
     mode: 'local',
-    line: `local processes, because ${obstacle} (MODE=cluster insists on the cluster)`,
+    line: `local processes, because ${obstacle} (MODE=cluster to require the cluster)`,
   };
 }
 
@@ -61,12 +64,12 @@ async function findObstacle({ docker, unsuitable, install }: Probe): Promise<str
   return left.length === 0 ? undefined : `mise could not install ${describe(left)}`;
 }
 
-/** What `make up` calls or Tilt does for it; mise.toml has their versions. */
+/** The tools that `make up` or Tilt runs; mise.toml has their versions. */
 const tools = ['ctlptl', 'kind', 'kubectl', 'kustomize', 'tilt'];
 
 /**
- * Asks the machine. A PATH that reaches what mise installed is found in `env` afterwards.
- * @param dockerMs how long Docker may take to answer; a Docker Desktop that is only starting may never do
+ * Probes this machine. `install` adds the folders of the installed tools to the PATH of `env`.
+ * @param dockerMs how long Docker may take to answer; a Docker Desktop that is still starting may never answer
  */
 export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
   return {
@@ -76,13 +79,13 @@ export function createProbe(env: NodeJS.ProcessEnv, dockerMs = 10_000): Probe {
       const context = await ask('context', 'inspect', '--format', '{{.Endpoints.docker.Host}}');
       const host = context.code === 0 ? lastLine(context.output) : env.DOCKER_HOST;
       if (host && !isThisMachine(host))
-        return `Docker is on another machine (${host}), and so would be the ports`;
+        return `Docker is on another machine (${host}), so its ports are not on localhost`;
       const { code, output } = await ask('version', '--format', '{{json .}}');
       if (code === undefined) return `Docker did not answer within ${dockerMs / 1000} s`;
       if (code !== 0) return `Docker cannot be reached (${lastLine(output)})`;
       const engine = engineOf(output);
       if (engine === 'Engine') return undefined;
-      return `docker is not Docker here but ${engine ?? lastLine((await ask('--version')).output)}`;
+      return `the docker command is not Docker but ${engine ?? lastLine((await ask('--version')).output)}`;
     },
     unsuitable: () => findUnsuitable(tools, env),
     install: () => installUnsuitable(tools, env),
@@ -93,19 +96,19 @@ function lastLine(output: string): string {
   return output.trim().split('\n').at(-1) ?? '';
 }
 
-/** Where kind maps ports to: those of another machine are not on localhost. */
+/** Whether the ports that kind maps are on localhost. */
 function isThisMachine(host: string): boolean {
   return /^(unix|npipe|fd):|^tcp:\/\/(localhost|127\.[\d.]+|\[::1\])(:|$)/.test(host);
 }
 
-/** What the server is made of first, `Engine` in Docker's; undefined where there is none, as in podman's own command. */
+/** The name of the server's first component: `Engine` for Docker. Undefined for podman's command: it has no server. */
 function engineOf(output: string): string | undefined {
   const json = output.split('\n').find((line) => line.startsWith('{')) ?? '{}';
   const { Server }: { Server?: { Components?: { Name: string }[] } | null } = JSON.parse(json);
   return Server?.Components?.[0]?.Name;
 }
 
-/** The overlay that the arguments ask for, where local processes cannot have it. */
+/** The overlay in the arguments, if local processes cannot run it. */
 function clusterOnly(args: string[]): string | undefined {
   const overlay = args.findLast((each) => each.startsWith('--overlay='))?.slice(10) ?? 'dev';
   try {

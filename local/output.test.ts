@@ -7,7 +7,7 @@ function collect(colour: boolean) {
   return { written, output };
 }
 
-test('every line says who wrote it, in colour only where that is wanted', () => {
+test('puts a name before every line, in colour only if that is wanted', () => {
   const plain = collect(false);
   plain.output('up')('one\ntwo');
   plain.output('invoice-app')('three');
@@ -18,13 +18,13 @@ test('every line says who wrote it, in colour only where that is wanted', () => 
   expect(coloured.written).toEqual(['\u001B[36mup          |\u001B[39m one\n']);
 });
 
-test('colour is for a terminal whose user has not said no', () => {
+test('uses colour only on a terminal, and not with NO_COLOR', () => {
   expect(wantsColour({ isTTY: true }, {})).toBe(true);
   expect(wantsColour({ isTTY: true }, { NO_COLOR: '1' })).toBe(false);
   expect(wantsColour({}, {})).toBe(false);
 });
 
-test('a JSON log line becomes readable, with the stack of its error; anything else stays', () => {
+test('formats JSON log lines with the stack of their error, and leaves other lines as they are', () => {
   const event = {
     level: 'warn',
     time: '2026-01-02T03:04:05.678Z',
@@ -55,7 +55,7 @@ test.each([
     JSON.stringify({ level: 'info', time: 0, msg: 'm', err: { stack: 'a\r\u001B[1mb' } }),
     'a\\x0d\\x1b[1mb',
   ],
-])('escape sequences %s do not reach the terminal', (_where, line, shown) => {
+])('keeps escape sequences %s from the terminal', (_where, line, shown) => {
   expect(readable(line)).toContain(shown);
   expect(readable(line)).not.toMatch(/[^\P{Cc}\n]/u);
 });

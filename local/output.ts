@@ -4,7 +4,7 @@ export type Say = (text: string) => void;
 
 const colours = ['cyan', 'magenta', 'yellow', 'green', 'blue'] as const;
 
-/** Gives each speaker a way to write whole lines that say who wrote them. */
+/** Returns, for each name, a function that writes whole lines with that name in front. */
 export function createOutput<Name extends string>(
   names: readonly Name[],
   { write, colour }: { write: (text: string) => void; colour: boolean },
@@ -20,17 +20,17 @@ export function createOutput<Name extends string>(
   };
 }
 
-/** Colour is for people: https://no-color.org */
+/** Whether a person reads the stream and has not turned colour off: https://no-color.org */
 export function wantsColour(stream: { isTTY?: boolean }, env: NodeJS.ProcessEnv): boolean {
   return stream.isTTY === true && !env.NO_COLOR && env.TERM !== 'dumb';
 }
 
-/** A line of a service's JSON log as a person reads it, any other line as it is; nothing that moves a cursor. */
+/** Formats a line of a service's JSON log for people, keeps other lines as they are, and escapes control characters. */
 export function readable(line: string): string {
   return describeEvent(line).split('\n').map(printable).join('\n');
 }
 
-/** With the codes of control characters in their place: a terminal would take them for commands. */
+/** Replaces control characters with their codes: a terminal would interpret them as commands. */
 function printable(line: string): string {
   return line.replace(
     /(?!\t)\p{Cc}/gu,
@@ -43,7 +43,7 @@ function describeEvent(line: string): string {
   if (!event) return line;
   const { level, time, msg, service: _prefixed, requestId, err, ...rest } = event;
   const fields = Object.entries(rest).map(([key, value]) => `${key}=${show(value)}`);
-  // Enough of it to follow one request from service to service by eye.
+  // Eight characters are enough to follow a request from service to service by eye.
   if (typeof requestId === 'string') fields.push(`requestId=${requestId.slice(0, 8)}`);
   const clock = new Date(String(time)).toTimeString().slice(0, 8);
   return [[clock, level, msg, ...fields].join(' '), ...describe(err)].join('\n');

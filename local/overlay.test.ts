@@ -5,7 +5,7 @@ import { expect, onTestFinished, test } from 'vitest';
 import { stringify } from 'yaml';
 import { OverlayError, readAddresses, readOverlay } from './overlay.ts';
 
-test('flaky is what its component sets, by service', () => {
+test('reads the variables of flaky from its component, by service', () => {
   expect(readOverlay('flaky')).toEqual({
     'payment-provider': {
       FAILURE_RATE: expect.stringMatching(/^0\.\d+$/),
@@ -16,20 +16,17 @@ test('flaky is what its component sets, by service', () => {
   });
 });
 
-test('dev sets nothing', () => {
+test('dev sets no variables', () => {
   expect(readOverlay('dev')).toEqual({});
 });
 
-test.each(['prod', 'prod-local', 'nonsense', '', '../overlays/flaky'])(
-  '%j is none, which is said in a line',
-  (name) => {
-    expect(() => readOverlay(name)).toThrow(
-      new OverlayError(
-        `OVERLAY=${name} is not for local processes, which can be dev or flaky: MODE=cluster has the others`,
-      ),
-    );
-  },
-);
+test.each(['prod', 'prod-local', 'nonsense', '', '../overlays/flaky'])('rejects %j in one line', (name) => {
+  expect(() => readOverlay(name)).toThrow(
+    new OverlayError(
+      `OVERLAY=${name} does not work with local processes: use dev or flaky, or set MODE=cluster`,
+    ),
+  );
+});
 
 const services = [
   { name: 'shop', port: 8081, localPort: 18_081 },
@@ -37,7 +34,7 @@ const services = [
   { name: 'refunds', port: 8083, localPort: 18_083 },
 ];
 
-/** The addresses of a service whose folder sets these variables, inline or in a file. */
+/** Reads the addresses of a service that sets these variables in its folder, inline or in a file. */
 function addresses(variables: Record<string, string>, isInline = false): Record<string, string> {
   const folder = mkdtempSync(path.join(os.tmpdir(), 'payloop-overlay-'));
   onTestFinished(() => rmSync(folder, { recursive: true }));
@@ -61,32 +58,29 @@ function addresses(variables: Record<string, string>, isInline = false): Record<
   return readAddresses('shop', services, folder);
 }
 
-test.each([true, false])(
-  'the addresses of other services are those of this machine, inline: %s',
-  (isInline) => {
-    const variables = {
-      BANK_URL: 'http://bank-a.bank-a:8082/payments/pay?a=http://bank-a.bank-a:8082/',
-      REFUNDS_URL: 'http://refunds.refunds:8083',
-      TOKEN_FILE: '/run/secrets/identity/token',
-      STRANGER_URL: 'http://stranger.stranger:8082/',
-      OTHER_NAMESPACE: 'http://refunds.shop:8083/',
-      LONGER_PORT: 'http://refunds.refunds:8083x',
-      AUTH: 'required',
-    };
-    expect(addresses(variables, isInline)).toEqual({
-      BANK_URL: 'http://127.0.0.1:18082/payments/pay?a=http://bank-a.bank-a:8082/',
-      REFUNDS_URL: 'http://127.0.0.1:18083',
-    });
-  },
-);
+test.each([true, false])('translates addresses of other services to this machine, inline: %s', (isInline) => {
+  const variables = {
+    BANK_URL: 'http://bank-a.bank-a:8082/payments/pay?a=http://bank-a.bank-a:8082/',
+    REFUNDS_URL: 'http://refunds.refunds:8083',
+    TOKEN_FILE: '/run/secrets/identity/token',
+    STRANGER_URL: 'http://stranger.stranger:8082/',
+    OTHER_NAMESPACE: 'http://refunds.shop:8083/',
+    LONGER_PORT: 'http://refunds.refunds:8083x',
+    AUTH: 'required',
+  };
+  expect(addresses(variables, isInline)).toEqual({
+    BANK_URL: 'http://127.0.0.1:18082/payments/pay?a=http://bank-a.bank-a:8082/',
+    REFUNDS_URL: 'http://127.0.0.1:18083',
+  });
+});
 
-test('a port that is not the one of the service is said in a line', () => {
+test('rejects an address with the wrong port in one line', () => {
   expect(() => addresses({ REFUNDS_URL: 'http://refunds.refunds:8082/' })).toThrow(
-    new OverlayError('services/shop/deploy: REFUNDS_URL has port 8082 of refunds, which listens on 8083'),
+    new OverlayError('services/shop/deploy: REFUNDS_URL has port 8082 for refunds, which listens on 8083'),
   );
 });
 
-test('what invoice-app needs on this machine is where payment-provider is', () => {
+test('gives invoice-app the address of payment-provider on this machine, and payment-provider none', () => {
   const real = [{ name: 'payment-provider', port: 8082, localPort: 9 }];
   expect(readAddresses('invoice-app', real)).toEqual({
     PAYMENT_PROVIDER_URL: 'http://127.0.0.1:9/payments/pay',

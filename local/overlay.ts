@@ -1,4 +1,4 @@
-// What the manifests set for local processes: the environment of each service.
+// Reads the environment of each service from the manifests, for local processes.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import { parse } from 'yaml';
@@ -7,7 +7,7 @@ import { readServices, type Service } from '../scripts/services.ts';
 /** Variables by service. */
 export type Environments = Record<string, Record<string, string>>;
 
-/** Thrown with a message that is meant for the user as it is. */
+/** An error with a message for the user, printed without a stack. */
 export class OverlayError extends Error {}
 
 interface Kustomization {
@@ -24,10 +24,10 @@ interface Deployment {
 const root = path.resolve(import.meta.dirname, '..');
 
 /**
- * Reads the addresses of other services that a service's folder sets, as they are on this machine. The other variables
- * there, such as the paths of tokens, mean something in a cluster only.
- * @param services those of the list, each with its port in a cluster and the one that it has here
- * @throws {OverlayError} where a port is not that of the service that has the name
+ * Reads the variables with addresses of other services from a service's folder, and translates them to this machine.
+ * Its other variables, such as the paths of tokens, only make sense in a cluster.
+ * @param services all services, each with its port in a cluster and its port here
+ * @throws {OverlayError} if an address has another port than the service it names
  */
 export function readAddresses(
   service: string,
@@ -43,7 +43,7 @@ export function readAddresses(
     if (called === undefined) continue;
     if (called.port !== Number(port))
       throw new OverlayError(
-        `services/${service}/deploy: ${name} has port ${port} of ${host}, which listens on ${called.port}`,
+        `services/${service}/deploy: ${name} has port ${port} for ${host}, which listens on ${called.port}`,
       );
     addresses[name] = value.replace(origin, `http://127.0.0.1:${called.localPort}`);
   }
@@ -51,8 +51,8 @@ export function readAddresses(
 }
 
 /**
- * Reads what an overlay sets beyond dev.
- * @throws {OverlayError} where it is none, or changes more than the services' environment
+ * Reads the variables that an overlay sets in addition to dev.
+ * @throws {OverlayError} if there is no such overlay, or it changes more than the services' environment
  */
 export function readOverlay(name: string): Environments {
   if (name === 'dev') return {};
@@ -61,11 +61,11 @@ export function readOverlay(name: string): Environments {
   const overlays = readdirSync(path.join(root, 'kustomize/overlays'));
   const possible = overlays.filter((each) => each === 'dev' || read(each) !== undefined);
   throw new OverlayError(
-    `OVERLAY=${name} is not for local processes, which can be ${possible.join(' or ')}: MODE=cluster has the others`,
+    `OVERLAY=${name} does not work with local processes: use ${possible.join(' or ')}, or set MODE=cluster`,
   );
 }
 
-/** Undefined where it is not dev with components that set variables. */
+/** Returns undefined unless the overlay is dev plus components that set variables. */
 function read(name: string): Environments | undefined {
   const folder = path.join(root, 'kustomize/overlays', name);
   if (!existsSync(path.join(folder, 'kustomization.yaml'))) return undefined;
@@ -80,7 +80,7 @@ function read(name: string): Environments | undefined {
     for (const patch of readPatches(componentFolder)) {
       const env = environmentOf(patch);
       const service = services.find((each) => each.name === patch.metadata?.name)?.name;
-      // A name that is no service's stands for any.
+      // With a name that is not a service's the patch is for any Deployment.
       if (env === undefined || service === undefined) return undefined;
       const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value ?? '']));
       environments[service] = { ...environments[service], ...variables };
@@ -94,7 +94,7 @@ function readPatches(folder: string): Deployment[] {
   return patches.map((each) => parse(each.patch ?? readFileSync(path.join(folder, each.path ?? ''), 'utf8')));
 }
 
-/** The variables that a patch sets; undefined for one that is not of a Deployment's environment. */
+/** The variables that a patch sets; undefined if it does not patch a Deployment's environment. */
 function environmentOf(patch: Deployment) {
   if (patch.kind !== 'Deployment') return undefined;
   return patch.spec.template.spec.containers.find(({ name }) => name === 'app')?.env;

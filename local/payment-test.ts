@@ -1,5 +1,5 @@
-// Runs the payment test at the start and after every save, for `make up`: `payment-test.ts URL`. Prints one line where
-// it passes, all that it said where it fails, and nothing where a save came in between; every line with LOG_LEVEL set.
+// Runs the payment test at the start and after every save, for `make up`: `payment-test.ts URL`. Prints one line if the
+// test passes, its whole output if it fails, and nothing if a save interrupts it. With LOG_LEVEL set prints every line.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
@@ -11,39 +11,39 @@ import { readServices } from '../scripts/services.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const services = readServices().map(({ name }) => name);
-/** How long after a save the test starts, in milliseconds: the service that loads needs the processor first. */
+/** How long after a save the test starts, in milliseconds: the service that reloads needs the processor first. */
 const delay = 50;
-/** How often the sources are looked at for a save that nodemon missed, in milliseconds. */
-const lookAnyway = 1_000;
-/** How long nodemon may take to tell of a save, in milliseconds, before it counts as missed. */
+/** How often the sources are polled for a save that nodemon missed, in milliseconds. */
+const pollInterval = 1_000;
+/** How long nodemon may take to report a save, in milliseconds, before it counts as missed. */
 const watcherDelay = 300;
 
 const [url = ''] = process.argv.slice(2);
 const isVerbose = Boolean(process.env.LOG_LEVEL);
 
-/** A run of test.sh that can be ended. */
+/** A run of test.sh that can be stopped. */
 interface Run {
-  /** What it tests, see `tested`. */
+  /** Identifies the code that it tests, see `tested`. */
   of: string;
   stop(): Promise<void>;
 }
 
 let run: Run | undefined;
 let timer: NodeJS.Timeout | undefined;
-let toldAt = 0;
+let reportedAt = 0;
 
-/** Identifies what a run tests. Absent files count: they are back sooner or later. */
+/** Identifies the code that a run tests. A missing file changes the result, and so does its return. */
 function tested(): string {
   let script = '';
   try {
     script = readFileSync(resolve(root, 'test.sh'), 'latin1');
   } catch {
-    // A save that replaces it.
+    // A save is replacing the file.
   }
   return [...services.map((service) => hashSource(root, service)), script].join('\n');
 }
 
-/** @param savedAt when a save was noticed, in milliseconds of `performance.now()`; none at the start */
+/** @param savedAt when a save was noticed, in milliseconds of `performance.now()`; undefined at the start */
 function startSoon(savedAt?: number): void {
   clearTimeout(timer);
   timer = setTimeout(() => void restart(savedAt), delay);
@@ -66,7 +66,7 @@ function start(savedAt?: number): Run {
   for (const stream of [child.stdout, child.stderr]) {
     createInterface({ input: stream }).on('line', (line) => {
       if (line.startsWith('ok 1 ')) servedAt = performance.now();
-      // Somebody's test by hand: said now, since it may take a while.
+      // A test run by hand comes first and may take a while, so this line is printed now.
       if (isVerbose || line.startsWith('# waiting')) say(line);
       else lines.push(line);
       if (line.startsWith('ok ')) passed.push(line);
@@ -100,12 +100,12 @@ function say(text: string): void {
   process.stdout.write(`${text}\n`);
 }
 
-// Where `make up` was killed nobody reads it: the next one ends it, with all that it started.
+// If `make up` is killed, the output has no reader. The next `make up` stops this process and all that it started.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 
 function onChange(): void {
-  toldAt = performance.now();
-  startSoon(toldAt);
+  reportedAt = performance.now();
+  startSoon(reportedAt);
 }
 
 const paths = [...new Set(services.flatMap(sourceFolders)), 'test.sh'];
@@ -114,9 +114,9 @@ setInterval(() => {
   if (run === undefined || run.of === tested()) return;
   const foundAt = performance.now();
   setTimeout(() => {
-    if (toldAt > foundAt - watcherDelay) return;
+    if (reportedAt > foundAt - watcherDelay) return;
     watcher.renew();
     startSoon(foundAt);
   }, watcherDelay);
-}, lookAnyway);
+}, pollInterval);
 startSoon();

@@ -1,7 +1,7 @@
 import { connect, createServer } from 'node:net';
 import { listenerOf, processOf } from './processes.ts';
 
-/** Free at this moment: somebody else may be faster. */
+/** Returns a port that is free now; another process may still take it first. */
 export async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((resolve, reject) => {
@@ -13,18 +13,18 @@ export async function freePort(): Promise<number> {
   return address.port;
 }
 
-/** One line that names the port, who has it and what to do, or undefined when it is free on localhost. */
+/** Returns one line that names the port, its owner and the remedy, or undefined if the port is free on localhost. */
 export async function whyTaken(variable: string, port: number): Promise<string | undefined> {
-  // macOS lets two processes listen on one port if one of them asks for all addresses: listening alone says too little.
+  // On macOS two processes can listen on one port if one of them listens on all addresses, so it also tries to connect.
   const accepted = await Promise.all([accepts('127.0.0.1', port), accepts('::1', port)]);
   const refusal = accepted.includes(true) ? 'EADDRINUSE' : await refusalToListen(port);
   if (refusal === undefined) return undefined;
   const remedy = `set ${variable} to a free port`;
-  if (refusal !== 'EADDRINUSE') return `port ${port} cannot be listened on (${refusal}): ${remedy}`;
+  if (refusal !== 'EADDRINUSE') return `port ${port} cannot be used (${refusal}): ${remedy}`;
   const pid = await listenerOf(port);
   const owner = pid === undefined ? undefined : await processOf(pid);
   const who = owner ? `process ${pid} (${shorten(owner.command)})` : 'a process of another user';
-  return `port ${port} is taken by ${who}: end it, or ${remedy}`;
+  return `port ${port} is in use by ${who}: stop it, or ${remedy}`;
 }
 
 function accepts(host: string, port: number): Promise<boolean> {
@@ -47,7 +47,7 @@ function refusalToListen(port: number): Promise<string | undefined> {
   });
 }
 
-/** Cut in the middle: a command starts with its program and ends with the file and the service that it runs. */
+/** Cuts a command in the middle: it starts with its program, and ends with the file and the service that it runs. */
 function shorten(command: string): string {
   return command.length > 140 ? `${command.slice(0, 60)} … ${command.slice(-77)}` : command;
 }

@@ -352,7 +352,7 @@ async function launch({
     'listen_addresses=127.0.0.1',
     'unix_socket_directories=',
     `port=${port}`,
-    // More iterations slow down the guessing of weak passwords, and each connection. These passwords are random.
+    // SCRAM's iterations protect weak passwords, at the cost of each connection. These passwords are random.
     'scram_iterations=1',
     ...settings,
   ];

@@ -9,7 +9,7 @@ export interface Process {
   command: string;
 }
 
-/** A process that runs; not one that has ended and only waits to be collected by its parent. */
+/** Returns a running process; undefined for one that exited, also if its parent has not collected it yet. */
 export async function processOf(pid: number): Promise<Process | undefined> {
   // A slim Linux has no ps.
   return process.platform === 'linux' ? await fromProc(pid) : await fromPs(pid);
@@ -19,7 +19,7 @@ async function fromProc(pid: number): Promise<Process | undefined> {
   try {
     const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
     const commandLine = await readFile(`/proc/${pid}/cmdline`, 'utf8');
-    // The second field is the name in parentheses, which may hold anything.
+    // The second field is the name in parentheses, which may itself contain parentheses and spaces.
     const [state, parent] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     if (state === 'Z' || state === 'X') return undefined;
     return { parent: Number(parent), command: commandLine.replaceAll('\0', ' ').trim() };
@@ -39,7 +39,7 @@ async function fromPs(pid: number): Promise<Process | undefined> {
   }
 }
 
-/** The process that listens on a port of this machine; undefined where it is another user's or cannot be told. */
+/** The process that listens on a port of this machine; undefined if it is another user's or cannot be determined. */
 export async function listenerOf(port: number): Promise<number | undefined> {
   return process.platform === 'linux' ? await fromProcNet(port) : await fromLsof(port);
 }
@@ -53,7 +53,7 @@ async function fromLsof(port: number): Promise<number | undefined> {
   }
 }
 
-/** The kernel's list names a socket by its inode; the owner is the process that has it open. */
+/** The kernel lists sockets by inode; the owner is the process that has the inode open. */
 async function fromProcNet(port: number): Promise<number | undefined> {
   const hex = port.toString(16).toUpperCase().padStart(4, '0');
   const listening = new RegExp(`^\\s*\\d+: [0-9A-F]+:${hex} [0-9A-F:]+ 0A (?:\\S+\\s+){5}(\\d+)`, 'gm');
@@ -74,12 +74,12 @@ async function fromProcNet(port: number): Promise<number | undefined> {
   return undefined;
 }
 
-/** Whether a process group has members left, a number below zero meaning the group of that number. */
+/** Whether a process exists or, for a negative number, whether the process group of that number has members. */
 export function exists(pid: number): boolean {
   return signal(pid, 0);
 }
 
-/** False when there is nobody to get it. */
+/** Sends a signal; returns false if there is no such process or group. */
 export function signal(pid: number, name: NodeJS.Signals | 0): boolean {
   try {
     process.kill(pid, name);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the services: in a cluster under Tilt, or as local processes. Arguments are Tilt's;
-# local processes understand --debug, and of --overlay= dev and those that only set variables.
+# Runs the services, in a cluster under Tilt or as local processes. The arguments are Tilt's. Local processes support
+# --debug, and --overlay= with dev or an overlay that only sets variables.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 

@@ -20,7 +20,7 @@ import { exists, signal } from './processes.ts';
 
 const run = promisify(execFile);
 
-/** Without those that somebody has added. */
+/** The project's own services, without any that were added. */
 const services = readServices().filter(({ name }) => ownServices.includes(name));
 const prefixes = [...services.map(variablePrefix), 'REFUNDS'];
 const portVariables = [
@@ -36,7 +36,7 @@ let env: NodeJS.ProcessEnv;
 let url: string;
 let up: Up | undefined;
 
-/** A copy of the tree that only its owner can read, with its own workspaces and the installed packages. */
+/** Creates a copy of the tree that only its owner can read, with its own workspaces and the installed packages. */
 beforeAll(async () => {
   temporary = await fs.realpath(await fs.mkdtemp(path.join(os.tmpdir(), 'payloop-test-')));
   await fs.chmod(temporary, 0o711);
@@ -70,17 +70,17 @@ afterAll(() => fs.rm(temporary, { recursive: true, force: true }));
 
 interface Up {
   child: ChildProcess;
-  /** The first line that matches and was not yet waited for. */
+  /** Waits for a line that matches, after the last line returned. */
   line(pattern: RegExp): Promise<string>;
-  /** What it said and was not yet waited for. */
+  /** The lines after the last one that `line` returned. */
   rest(): string[];
-  /** Signals as a terminal does, all of the group, and resolves with how make ended. */
+  /** Signals the whole group, as a terminal does, and resolves with make's exit code or signal. */
   end(name: NodeJS.Signals): Promise<number | NodeJS.Signals | null>;
 }
 
 function makeUp(target = 'up', changes: NodeJS.ProcessEnv = {}): Up {
   const options = { cwd: clone, env: { ...env, ...changes } };
-  // One pipe, else what it says would arrive in another order.
+  // One pipe for both streams keeps their lines in order.
   const child = spawn('sh', ['-c', 'exec make "$0" 2>&1', target], {
     ...options,
     detached: true,
@@ -130,7 +130,7 @@ test.for([
   { target: 'debug', OVERLAY: 'dev', tilt: 'up -- --overlay=dev --debug' },
   { target: 'up', OVERLAY: 'prod', tilt: 'up -- --overlay=prod' },
 ])(
-  'make $target with $OVERLAY makes the cluster, hands over to Tilt, and passes on how it ended',
+  'make $target with $OVERLAY creates the cluster, runs Tilt, and returns its exit code',
   async ({ target, OVERLAY, tilt }) => {
     const tools = path.join(temporary, 'tools');
     await fs.mkdir(tools, { recursive: true });
@@ -158,14 +158,14 @@ async function served(): Promise<string> {
 }
 
 test(
-  'serves, tests each save against the new code, survives a broken one, and leaves nothing',
+  'serves, tests each save against the new code, survives a broken save, and leaves no process',
   { timeout: 60_000 },
   async () => {
     const file = path.join(clone, 'services/invoice-app/src/main.ts');
     const good = await fs.readFile(file, 'utf8');
 
     up = makeUp();
-    expect(await up.line(/^make up: /)).toContain('local processes, as MODE=local asks');
+    expect(await up.line(/^make up: /)).toContain('local processes, because MODE=local is set');
     const [, first] = tested.exec(await up.line(tested)) ?? [];
     await up.line(passed);
     expect(await served()).toBe(first);
@@ -193,17 +193,17 @@ test(
 );
 
 test(
-  'a second one here, and a taken port, are named before anything starts',
+  'reports a second make up here, and a port in use, before anything starts',
   { timeout: 60_000 },
   async () => {
     up = makeUp();
     await up.line(/^up +\| serving /);
     const second = makeUp();
-    await second.line(/^up +\| make up runs here already, as process \d+$/);
+    await second.line(/^up +\| make up is already running here, as process \d+$/);
     await fs.rename(path.join(clone, '.payloop/processes.json'), path.join(clone, '.payloop/moved.json'));
     const third = makeUp();
     await third.line(
-      /^up +\| port \d+ is taken by process \d+ \(.*libraries\/chassis\/dev\/serve\.ts invoice-app\): end it/,
+      /^up +\| port \d+ is in use by process \d+ \(.*libraries\/chassis\/dev\/serve\.ts invoice-app\): stop it/,
     );
     await fs.rename(path.join(clone, '.payloop/moved.json'), path.join(clone, '.payloop/processes.json'));
     expect(await served()).toMatch(/^\w{64}$/);
@@ -217,7 +217,7 @@ const greenAgain = /^test +\| passed, 8 checks, \d+\.\d s; served after \d+ ms$/
 const service = () => path.join(clone, 'services/invoice-app/src/service.ts');
 
 test(
-  'by itself a save is one line when all is well, and all there is to know when it is not',
+  'by default prints one line for a good save, and the reason for a broken one',
   { timeout: 90_000 },
   async () => {
     const good = await fs.readFile(service(), 'utf8');
@@ -232,7 +232,7 @@ test(
     await delay(1_000);
     expect(up.rest()).toEqual([expect.stringMatching(greenAgain)]);
 
-    // A mistake: said by the service and by the test, long before the test would give up waiting.
+    // The service and the test both report a mistake, long before the test's timeout.
     const at = performance.now();
     await fs.writeFile(service(), `${good}const = ;\n`);
     await up.line(
@@ -249,7 +249,7 @@ test(
     await up.line(/^invoice-app +\| \[reload\] invoice-app runs the previous code again$/);
     await up.line(greenAgain);
 
-    // The provider's mistake is seen through invoice-app.
+    // The test learns of a mistake in payment-provider from invoice-app.
     const provider = path.join(clone, 'services/payment-provider/src/service.ts');
     const before = await fs.readFile(provider, 'utf8');
     await fs.writeFile(provider, `${before}throw new Error('not today');\n`);
@@ -263,14 +263,14 @@ test(
   },
 );
 
-test('what ends by itself is started again', { timeout: 90_000 }, async () => {
+test('restarts a process that exits', { timeout: 90_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
   await delay(5_000);
   for (const name of [...services.map((each) => each.name), 'test']) {
     const { groups } = await state();
     signal(groups[0]!, 'SIGKILL');
-    await up.line(new RegExp(`^up +\\| ${name} ended by itself \\(SIGKILL\\) and is started again$`));
+    await up.line(new RegExp(`^up +\\| ${name} exited \\(SIGKILL\\) and is restarted$`));
     const now = async () => (await state()).groups;
     await expect.poll(now, { timeout: 15_000 }).not.toContain(groups[0]);
     await expect.poll(now).toHaveLength(services.length + 1);
@@ -285,7 +285,7 @@ test('what ends by itself is started again', { timeout: 90_000 }, async () => {
   await expectNothingLeft(groups);
 });
 
-test('a save is tested after the folder was moved away and back', { timeout: 90_000 }, async () => {
+test('tests a save after the folder was moved away and back', { timeout: 90_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
   const src = path.dirname(service());
@@ -304,7 +304,7 @@ test('a save is tested after the folder was moved away and back', { timeout: 90_
   await up.line(greenAgain);
 });
 
-test('the clone may have any name but one with a colon', { timeout: 60_000 }, async () => {
+test('runs in a clone with any name, except one with a colon', { timeout: 60_000 }, async () => {
   const [usual, odd] = [clone, path.join(temporary, `feature%2Fpay, C# & 100% "don't"`)];
   const colon = path.join(temporary, 'a:b');
   await fs.rename(usual, odd);
@@ -323,7 +323,7 @@ test('the clone may have any name but one with a colon', { timeout: 60_000 }, as
   }
 });
 
-/** All at once what the environments of other people have been seen to hold. */
+/** Combines settings that were seen in the environments of users. */
 async function hostileEnvironment(): Promise<NodeJS.ProcessEnv> {
   const home = path.join(temporary, 'home');
   await fs.mkdir(path.join(home, 'elsewhere/local'), { recursive: true });
@@ -362,7 +362,7 @@ async function hostileEnvironment(): Promise<NodeJS.ProcessEnv> {
 }
 
 test(
-  'make up and test.sh mind nothing of what the user has set for others',
+  'make up and test.sh ignore settings that the user has for other programs',
   { timeout: 90_000 },
   async () => {
     const hostile = await hostileEnvironment();
@@ -385,7 +385,7 @@ test(
   },
 );
 
-test('two payment tests of one address take turns', { timeout: 60_000 }, async () => {
+test('payment tests of the same address take turns', { timeout: 60_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
   const tests = await Promise.all(
@@ -397,14 +397,14 @@ test('two payment tests of one address take turns', { timeout: 60_000 }, async (
   expect(
     tests.filter(({ stdout }) => /^# waiting for the payment test of process \d+$/m.test(stdout)),
   ).toHaveLength(2);
-  // One that was killed holds up nobody.
+  // The lock of a killed test delays no other test.
   const lock = path.join(clone, `.payloop/payment-test-http___localhost_${env.INVOICE_APP_PORT}`);
   await fs.symlink('999999999', lock);
   await run(path.join(clone, 'test.sh'), [url, '1'], { env });
   await expect(fs.readlink(lock)).rejects.toThrow('ENOENT');
 });
 
-test('what takes effect at the next start only is said', { timeout: 60_000 }, async () => {
+test('reports changes that take effect only at the next start', { timeout: 60_000 }, async () => {
   up = makeUp('up', quiet);
   await up.line(green);
   for (const name of ['package.json', 'libraries/chassis/dev/gateway.ts']) {
@@ -413,13 +413,13 @@ test('what takes effect at the next start only is said', { timeout: 60_000 }, as
     await fs.writeFile(file, `${before}\n`);
     const line = await up.line(/ has changed: /);
     expect(line).toMatch(
-      new RegExp(`^up +\\| ${name} has changed: end make up \\(Ctrl-C\\) and start it again, `),
+      new RegExp(`^up +\\| ${name} has changed: stop make up \\(Ctrl-C\\) and start it again to `),
     );
     await fs.writeFile(file, before);
   }
 });
 
-/** A third service as its folder and its line say it: it answers with what its folder sets. */
+/** Adds a third service, with a folder and a line in the list. It answers with the variables that its folder sets. */
 async function addRefunds(): Promise<string> {
   const folder = path.join(clone, 'services/refunds');
   const files = {
@@ -461,56 +461,52 @@ spec:
   return folder;
 }
 
-test(
-  'a service that its folder and one line add is run, reloaded and waited for like the others',
-  { timeout: 90_000 },
-  async () => {
-    const list = await fs.readFile(path.join(clone, base), 'utf8');
-    const folder = await addRefunds();
-    try {
-      // Its port is the one of its folder; that of its inspector is moved.
-      up = makeUp('debug', { REFUNDS_PORT: '' });
-      await up.line(new RegExp(`^up +\\| refunds is at http://127\\.0\\.0\\.1:${port('REFUNDS_PORT')}$`));
-      await up.line(
-        new RegExp(`^up +\\| a debugger finds refunds at 127\\.0\\.0\\.1:${port('REFUNDS_INSPECT_PORT')}$`),
-      );
-      const [, first] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
-      await up.line(passed);
-      const version = async () => {
-        const response = await fetch(`http://127.0.0.1:${port('REFUNDS_PORT')}/version`);
-        return JSON.parse(await response.text());
-      };
-      const said = await version();
-      expect(said).toMatchObject({
-        source: first,
-        provider: `http://127.0.0.1:${port('PAYMENT_PROVIDER_PORT')}/payments/pay`,
-        database: expect.stringMatching(/\/refunds$/),
-      });
-      expect(said.token).toBeUndefined();
+test('runs, reloads and tests a service that a folder and one line add', { timeout: 90_000 }, async () => {
+  const list = await fs.readFile(path.join(clone, base), 'utf8');
+  const folder = await addRefunds();
+  try {
+    // It uses the port in its folder, but another one for its inspector.
+    up = makeUp('debug', { REFUNDS_PORT: '' });
+    await up.line(new RegExp(`^up +\\| refunds is at http://127\\.0\\.0\\.1:${port('REFUNDS_PORT')}$`));
+    await up.line(
+      new RegExp(`^up +\\| the inspector of refunds is at 127\\.0\\.0\\.1:${port('REFUNDS_INSPECT_PORT')}$`),
+    );
+    const [, first] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
+    await up.line(passed);
+    const version = async () => {
+      const response = await fetch(`http://127.0.0.1:${port('REFUNDS_PORT')}/version`);
+      return JSON.parse(await response.text());
+    };
+    const said = await version();
+    expect(said).toMatchObject({
+      source: first,
+      provider: `http://127.0.0.1:${port('PAYMENT_PROVIDER_PORT')}/payments/pay`,
+      database: expect.stringMatching(/\/refunds$/),
+    });
+    expect(said.token).toBeUndefined();
 
-      const file = path.join(folder, 'src/service.ts');
-      const good = await fs.readFile(file, 'utf8');
-      // Counts at the next start, and until then for nobody.
-      await fs.writeFile(path.join(folder, 'deploy/service.yaml'), `data:\n  name: refunds\n  port: '1'\n`);
-      await up.line(/ services\/refunds\/deploy\/service\.yaml has changed: /);
-      await fs.writeFile(file, `${good}// saved\n`);
-      const [, second] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
-      await up.line(passed);
-      expect(second).not.toBe(first);
-      expect(await version()).toMatchObject({ source: second });
-      await fs.writeFile(file, `${good}const = ;\n`);
-      await up.line(/^test +\| payment test failed: .*: refunds does not start with the code in this folder/);
-      const { groups } = await state();
-      await up.end('SIGINT');
-      await expectNothingLeft(groups);
-    } finally {
-      await fs.writeFile(path.join(clone, base), list);
-      await fs.rm(folder, { recursive: true });
-    }
-  },
-);
+    const file = path.join(folder, 'src/service.ts');
+    const good = await fs.readFile(file, 'utf8');
+    // Takes effect at the next start, and not before, for the service or the test.
+    await fs.writeFile(path.join(folder, 'deploy/service.yaml'), `data:\n  name: refunds\n  port: '1'\n`);
+    await up.line(/ services\/refunds\/deploy\/service\.yaml has changed: /);
+    await fs.writeFile(file, `${good}// saved\n`);
+    const [, second] = /# refunds (\w{64})$/.exec(await up.line(/^test +\| # refunds /)) ?? [];
+    await up.line(passed);
+    expect(second).not.toBe(first);
+    expect(await version()).toMatchObject({ source: second });
+    await fs.writeFile(file, `${good}const = ;\n`);
+    await up.line(/^test +\| payment test failed: .*: refunds does not start with the code in this folder/);
+    const { groups } = await state();
+    await up.end('SIGINT');
+    await expectNothingLeft(groups);
+  } finally {
+    await fs.writeFile(path.join(clone, base), list);
+    await fs.rm(folder, { recursive: true });
+  }
+});
 
-test('a list that cannot be read is said in one line', async () => {
+test('reports a list of services that cannot be read in one line', async () => {
   const list = await fs.readFile(path.join(clone, base), 'utf8');
   await fs.appendFile(path.join(clone, base), '  - ../../services/refunds\n');
   up = makeUp();
@@ -520,24 +516,24 @@ test('a list that cannot be read is said in one line', async () => {
   await fs.writeFile(path.join(clone, base), list);
 });
 
-test('every port that is taken is named in one go', async () => {
+test('reports all ports in use at once', async () => {
   const names = [...services.map((each) => `${variablePrefix(each)}_PORT`), 'POSTGRES_PORT'];
   const servers = names.map((name) => createServer().listen(port(name), '127.0.0.1'));
   await Promise.all(servers.map((server) => once(server, 'listening')));
   up = makeUp();
   for (const name of names) {
     const line = await up.line(/^up +\| port /);
-    expect(line).toMatch(new RegExp(`port ${port(name)} is taken .* set ${name} to`));
+    expect(line).toMatch(new RegExp(`port ${port(name)} is in use .* set ${name} to`));
   }
   await up.line(/^make: .*Error 1$/);
   for (const server of servers) server.close();
 });
 
-/** In a mount namespace of its own, where the clone is read-only. */
+/** Runs a command in its own mount namespace, where the clone is read-only. */
 const readOnly = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c'];
 const mountAndUp = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0"';
 
-test.runIf(canMount())('a checkout that cannot be written to is named in one line', async () => {
+test.runIf(canMount())('reports a read-only checkout in one line', async () => {
   const [file, ...args] = readOnly;
   const child = spawn(file!, [...args, `${mountAndUp} && make up 2>&1`, clone], { env });
   const output = await readAll(child.stdout);
@@ -552,8 +548,8 @@ function canMount(): boolean {
   return spawnSync(file!, [...args, mountAndUp, os.tmpdir()]).status === 0;
 }
 
-test('OVERLAY=prod and make down without Docker are one line each', { timeout: 60_000 }, async () => {
-  // All commands but docker.
+test('without Docker, OVERLAY=prod and make down print one line each', { timeout: 60_000 }, async () => {
+  // Contains all commands except docker.
   const folder = path.join(temporary, 'no-docker');
   await fs.mkdir(folder);
   for (const source of (env.PATH ?? '').split(path.delimiter)) {
@@ -564,7 +560,7 @@ test('OVERLAY=prod and make down without Docker are one line each', { timeout: 6
   }
   const without = { MODE: '', PATH: folder };
   up = makeUp('up', { ...without, OVERLAY: 'prod' });
-  await up.line(/^make up: the overlay prod needs a cluster, and there is no docker command$/);
+  await up.line(/^make up: the overlay prod needs a cluster, but there is no docker command$/);
   await up.line(/^make: .*Error 1$/);
   up = makeUp('down', without);
   expect(await up.line(/^make/)).toMatch(
@@ -572,7 +568,7 @@ test('OVERLAY=prod and make down without Docker are one line each', { timeout: 6
   );
 });
 
-test('what a killed one left behind is ended by the next', { timeout: 60_000 }, async () => {
+test('stops the processes that a killed make up left behind', { timeout: 60_000 }, async () => {
   const killed = makeUp();
   await killed.line(passed);
   const left = await state();
@@ -581,16 +577,16 @@ test('what a killed one left behind is ended by the next', { timeout: 60_000 }, 
   expect(left.groups.every((pid) => exists(-pid))).toBe(true);
 
   up = makeUp();
-  await up.line(/^up +\| ending what an earlier run left behind/);
+  await up.line(/^up +\| stopping a process that an earlier run left behind/);
   await up.line(passed);
   const { groups } = await state();
   await up.end('SIGTERM');
   await expectNothingLeft([...left.groups, ...groups]);
 });
 
-test('make debug lets a debugger into both services, from loopback only', { timeout: 60_000 }, async () => {
+test('make debug opens the inspectors of both services, on loopback only', { timeout: 60_000 }, async () => {
   up = makeUp('debug');
-  await up.line(/^up +\| a debugger finds invoice-app at 127\.0\.0\.1:\d+$/);
+  await up.line(/^up +\| the inspector of invoice-app is at 127\.0\.0\.1:\d+$/);
   await up.line(passed);
   await fetch(`${url}/reset`, { method: 'POST' });
   const app = await Debugger.attach(port('INVOICE_APP_INSPECT_PORT'));
@@ -621,7 +617,7 @@ test('make debug lets a debugger into both services, from loopback only', { time
   await expectNothingLeft(groups);
 });
 
-/** Sets a breakpoint on the line that holds a text. @returns where the program then stops */
+/** Sets a breakpoint on the line that contains a text. @returns the place at which the program will stop */
 async function breakAt(attached: Debugger, file: string, text: string) {
   const lines = (await fs.readFile(path.join(clone, file), 'utf8')).split('\n');
   const line = lines.findIndex((each) => each.includes(text)) + 1;
@@ -631,17 +627,17 @@ async function breakAt(attached: Debugger, file: string, text: string) {
   return { url: href, line };
 }
 
-test('a taken port of an inspector is named like any other', async () => {
+test('reports the port of an inspector in use like any other port', async () => {
   const taken = createServer().listen(port('PAYMENT_PROVIDER_INSPECT_PORT'), '127.0.0.1');
   await once(taken, 'listening');
   up = makeUp('debug');
-  expect(await up.line(/^up +\| port \d+ is taken/)).toMatch(
+  expect(await up.line(/^up +\| port \d+ is in use/)).toMatch(
     /set PAYMENT_PROVIDER_INSPECT_PORT to a free port$/,
   );
   taken.close();
 });
 
-/** What the provider answers that many payments with; 0 is no answer. */
+/** Sends a number of payments to the provider. @returns the status of each answer, 0 for none */
 async function statusesOfPayments(count: number): Promise<number[]> {
   const body = JSON.stringify({ id: 'I1', value: 1, currency: 'EUR' });
   const ask = () =>
@@ -657,7 +653,7 @@ async function statusesOfPayments(count: number): Promise<number[]> {
 }
 
 test(
-  'OVERLAY=flaky is what that overlay sets, with data of its own, and passes the same test',
+  'OVERLAY=flaky sets the variables of that overlay, has separate data, and passes the same test',
   { timeout: 90_000 },
   async () => {
     const overlay = { OVERLAY: 'flaky' };
@@ -682,10 +678,10 @@ test(
   },
 );
 
-test('an overlay that is not for local processes is named in a line', async () => {
+test('rejects an overlay that does not work with local processes in one line', async () => {
   up = makeUp('up', { OVERLAY: 'prod' });
   expect(await up.line(/^up +\| /)).toMatch(
-    /\| OVERLAY=prod is not for local processes, .*dev or flaky: MODE=/,
+    /\| OVERLAY=prod does not work with local processes: use dev or flaky, or set MODE=/,
   );
   await up.line(/^make: .*Error 1$/);
 });

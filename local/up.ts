@@ -1,11 +1,11 @@
-// The services and their test as processes of this machine, on a Postgres from npm; `make up` runs it, and `make
-// debug` with --debug, which opens their inspectors; --overlay=flaky sets what that overlay does.
+// Runs the services and their test as processes of this machine, on a Postgres from npm, for `make up`. `make debug`
+// adds --debug, which opens the inspectors. --overlay=flaky sets the variables of that overlay.
 import * as fs from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { styleText } from 'node:util';
 import { watchForRestart } from './changes.ts';
-import { endGroup, startGroup, type Command, type Group } from './groups.ts';
+import { stopGroup, startGroup, type Command, type Group } from './groups.ts';
 import { createOutput, readable, wantsColour } from './output.ts';
 import { OverlayError, readAddresses, readOverlay } from './overlay.ts';
 import { whyTaken } from './ports.ts';
@@ -22,12 +22,12 @@ import {
 interface Service extends Pick<Listed, 'name' | 'port'> {
   database: string;
   localPort: number;
-  /** Where debuggers are let in, if they are. */
+  /** The port of the inspector, if it is open. */
   inspectPort: number | undefined;
   env: NodeJS.ProcessEnv;
 }
 
-/** Thrown with a message that is meant for the user as it is. */
+/** An error with a message for the user, printed without a stack. */
 class UpError extends Error {}
 
 const root = path.resolve(import.meta.dirname, '..');
@@ -35,15 +35,15 @@ const state = path.join(root, '.payloop');
 const paymentTest = 'local/payment-test.ts';
 const reload = 'libraries/chassis/dev/serve.ts';
 
-/** The service that people and the payment test talk to. */
+/** The service that people and the payment test call. */
 const front = 'invoice-app';
 const listed = readList();
-const speakers = ['up', ...listed.map(({ name }) => name), 'test'];
+const labels = ['up', ...listed.map(({ name }) => name), 'test'];
 const colour = wantsColour(process.stdout, process.env);
-const output = createOutput(speakers, { write: (text) => process.stdout.write(text), colour });
-/** Whoever sets LOG_LEVEL wants to see every line; else a save that is served and passes the test is one. */
+const output = createOutput(labels, { write: (text) => process.stdout.write(text), colour });
+/** With LOG_LEVEL set every line is printed. Otherwise a save that is served and passes the test prints one line. */
 const isVerbose = Boolean(process.env.LOG_LEVEL);
-/** A process that ends sooner after its start than this, in milliseconds, would only do so again. */
+/** A process that exits sooner than this after its start, in milliseconds, is not restarted: it would exit again. */
 const tooSoon = 5_000;
 const say = output('up');
 
@@ -56,7 +56,7 @@ async function main(): Promise<void> {
   const services = listed.map((service): Service => ({
     name: service.name,
     port: service.port,
-    // Data of its own: a database that is there already is not filled anew, and dev's should stay as they are.
+    // A separate database per overlay: an existing database is not seeded again, and dev's data should not change.
     database: overlay === 'dev' ? databaseOf(service) : `${databaseOf(service)}_${overlay}`,
     localPort: portOf(`${variablePrefix(service)}_PORT`, service.port),
     inspectPort: isDebug
@@ -69,7 +69,7 @@ async function main(): Promise<void> {
   const start = performance.now();
   const stop = stopRequest();
   await checkFolder();
-  await endLeftovers();
+  await stopLeftovers();
   await checkPorts(ports);
 
   const postgres = await startPostgres({
@@ -77,26 +77,26 @@ async function main(): Promise<void> {
     port: postgresPort,
     databases: services.map(({ database }) => database),
   });
-  say(`Postgres on 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
+  say(`Postgres is at 127.0.0.1:${postgres.port}, its data in ${postgres.home}`);
   if (overlay !== 'dev') {
     const variables = Object.entries(Object.assign({}, ...Object.values(environments)));
     const set = variables.map(([name, value]) => `${name}=${String(value)}`).join(' ');
-    say(`${overlay}: ${set}, with databases of its own: make up goes on with those of dev`);
+    say(`${overlay}: ${set}; it has separate databases, so dev keeps its data`);
   }
   const groups: Group[] = [];
   const { promise: end, resolve: finish } = Promise.withResolvers<string | undefined>();
   let restarts = Promise.resolve();
-  let isEnding = false;
+  let isStopping = false;
   const keepRunning = async (command: Command): Promise<void> => {
     const startedAt = performance.now();
     const group = await startGroup(command, createListener(command.name));
     groups.push(group);
     await remember(groups);
     const restart = async (how: string) => {
-      if (isEnding) return;
-      if (performance.now() - startedAt < tooSoon) return finish(`${group.name} ended by itself: ${how}`);
-      say(`${group.name} ended by itself (${how}) and is started again`);
-      await endGroup(group.pid);
+      if (isStopping) return;
+      if (performance.now() - startedAt < tooSoon) return finish(`${group.name} exited at its start: ${how}`);
+      say(`${group.name} exited (${how}) and is restarted`);
+      await stopGroup(group.pid);
       groups.splice(groups.indexOf(group), 1);
       await keepRunning(command);
     };
@@ -107,30 +107,30 @@ async function main(): Promise<void> {
   };
   try {
     void stop.promise.then(finish);
-    void postgres.ended.then(() => finish(`Postgres ended by itself, see ${postgres.log}`));
+    void postgres.ended.then(() => finish(`Postgres exited: see ${postgres.log}`));
     stop.onAgain = () => {
       for (const { pid } of groups) signal(-pid, 'SIGKILL');
     };
-    // In any order: each waits for its database, and calls the others only when it is asked.
+    // In any order: each service waits for its database, and calls the others only when it gets a request.
     for (const service of services) {
       if (!stop.requested) await keepRunning(serve(service, postgres));
     }
     const url = `http://localhost:${services.find(({ name }) => name === front)!.localPort}`;
-    // A test that came before the migrations would fail.
+    // Before the migrations the test would fail.
     await Promise.race([announce(services, url, start), end]);
     if (!stop.requested) await keepRunning(test(url, ports));
     watchForRestart(root, say);
     const why = await end;
     if (why !== undefined) throw new UpError(why);
   } finally {
-    say('ending');
-    isEnding = true;
+    say('stopping');
+    isStopping = true;
     await restarts;
-    await endAll(groups, postgres);
+    await stopAll(groups, postgres);
   }
 }
 
-/** Ends this process where it cannot: each line that it says is as wide as the longest name. */
+/** Exits if the list cannot be read: every line of output is padded to the longest name in it. */
 function readList(): Listed[] {
   try {
     return readServices();
@@ -153,33 +153,33 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
     entries.some(([, other], at) => at < index && other === port),
   );
   if (twice)
-    throw new UpError(`${twice[0]} is ${twice[1]}, which another part uses already: set it to a free port`);
-  // Postgres looks at its own port when it has ended what an earlier run left there.
-  const asked = entries.filter(([variable]) => variable !== 'POSTGRES_PORT');
-  const answers = await Promise.all(asked.map(([variable, port]) => whyTaken(variable, port)));
+    throw new UpError(`${twice[0]} is ${twice[1]}, which another setting uses too: set it to a free port`);
+  // startPostgres checks its own port, after it has stopped the Postgres of an earlier run.
+  const checked = entries.filter(([variable]) => variable !== 'POSTGRES_PORT');
+  const answers = await Promise.all(checked.map(([variable, port]) => whyTaken(variable, port)));
   const taken = answers.filter((answer) => answer !== undefined);
   if (taken.length === 0) return;
-  // Whatever has one has the others too, most often another `make up`: all at once, not one a try.
+  // Reports all ports at once: the process that has one, mostly another `make up`, has the others too.
   const postgres = await whyTaken('POSTGRES_PORT', ports.POSTGRES_PORT!);
   throw new UpError([...taken, postgres].filter((answer) => answer !== undefined).join('\n'));
 }
 
-/** Postgres' data and what runs are kept in the checkout. */
+/** Checks that the state folder can be written to: Postgres' data and the list of running processes are in it. */
 async function checkFolder(): Promise<void> {
   try {
     await fs.mkdir(state, { recursive: true });
-    // Asking is not enough: root may do everything but on a file system that is read-only.
+    // Checking permissions is not enough: they do not stop root, but a read-only file system does.
     await fs.rm(await fs.mkdtemp(path.join(state, 'probe-')), { recursive: true });
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException;
     throw new UpError(
-      `${state} cannot be written to (${code}), and make up keeps its data there: use a checkout that is yours to change`,
+      `${state} cannot be written to (${code}), and make up keeps its data there: use a checkout that you can write to`,
     );
   }
 }
 
 function serve({ name, database, localPort, inspectPort, env }: Service, postgres: Postgres): Command {
-  // The user's would contradict what is set here.
+  // The user's values would contradict the variables below.
   const { DATABASE_URL_FILE: _file, PAYMENT_PROVIDER_ENDPOINT: _endpoint, ...inherited } = process.env;
   return {
     name,
@@ -187,16 +187,16 @@ function serve({ name, database, localPort, inspectPort, env }: Service, postgre
     args: [reload, name],
     env: {
       ...inherited,
-      // Without a line for each request.
+      // No line for each request.
       LOG_LEVEL: process.env.LOG_LEVEL || 'warn',
       ENVIRONMENT: 'dev',
       ALLOW_RESET: 'true',
-      // Not for the whole network: the service pays whoever asks.
+      // Not reachable from the network: the service pays for any caller.
       HOST: '127.0.0.1',
       PORT: String(localPort),
-      // Any free one, said in the log: nothing scrapes here.
+      // Any free port, printed in the log: no Prometheus scrapes it.
       METRICS_PORT: '0',
-      // Empty, not absent: one of the user's shell would be the same for all.
+      // Empty, not absent: a value from the user's shell would give every service the same port.
       INSPECT_PORT: String(inspectPort ?? ''),
       DATABASE_URL: postgres.url(database),
       ...env,
@@ -205,7 +205,7 @@ function serve({ name, database, localPort, inspectPort, env }: Service, postgre
   };
 }
 
-/** @param ports by the variables that tell test.sh of them */
+/** @param ports by the variables that pass them to test.sh */
 function test(url: string, ports: Record<string, number>): Command {
   const variables = Object.entries(ports).map(([variable, port]) => [variable, String(port)]);
   const env = { ...process.env, ...Object.fromEntries(variables) };
@@ -215,7 +215,7 @@ function test(url: string, ports: Record<string, number>): Command {
 function createListener(name: string): (line: string) => void {
   const sayAs = output(name);
   return (line) => {
-    // The test says whether what a save brought works.
+    // The test reports whether the saved code works.
     if (!isVerbose && /^\[reload\] \S+ runs the new code /.test(line)) return;
     const text = readable(line);
     const hasFailed = /^(not ok|payment test failed)/.test(text) || / did not start \(/.test(text);
@@ -223,18 +223,18 @@ function createListener(name: string): (line: string) => void {
   };
 }
 
-/** Says once where the services are, when all are ready. */
+/** Prints the addresses of the services once all are ready. */
 async function announce(services: Service[], url: string, start: number): Promise<void> {
   for (const { localPort } of services) {
     while (!(await isReady(localPort))) await delay(50);
   }
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   say(
-    `serving ${url} after ${seconds} s; every save restarts what it touches and runs the test; Ctrl-C ends it`,
+    `serving ${url} after ${seconds} s; every save reloads the services it changes and runs the test; Ctrl-C stops it`,
   );
   for (const { name, localPort, inspectPort } of services) {
     if (name !== front) say(`${name} is at http://127.0.0.1:${localPort}`);
-    if (inspectPort !== undefined) say(`a debugger finds ${name} at 127.0.0.1:${inspectPort}`);
+    if (inspectPort !== undefined) say(`the inspector of ${name} is at 127.0.0.1:${inspectPort}`);
   }
 }
 
@@ -250,11 +250,11 @@ async function isReady(port: number): Promise<boolean> {
 interface Stop {
   requested: boolean;
   promise: Promise<undefined>;
-  /** Called when the user asks once more. */
+  /** Called on each further request to stop. */
   onAgain: () => void;
 }
 
-/** Ctrl-C, SIGTERM, or nobody left who reads what is said. */
+/** Returns the user's request to stop: Ctrl-C, SIGTERM, SIGHUP, or an output that has lost its reader. */
 function stopRequest(): Stop {
   const { promise, resolve } = Promise.withResolvers<undefined>();
   const stop: Stop = { requested: false, promise, onAgain: () => undefined };
@@ -267,13 +267,13 @@ function stopRequest(): Stop {
   const requestOnce = () => {
     if (!stop.requested) request();
   };
-  // A closed terminal or pipe; unhandled, it would end this process and leave the others.
+  // A closed terminal or pipe: unhandled, the error would crash this process and leave the others running.
   for (const stream of [process.stdout, process.stderr]) stream.on('error', requestOnce);
   if (process.stdout.isTTY) onTerminalGone(requestOnce);
   return stop;
 }
 
-/** SIGHUP is for the first process of a terminal; where that is make, it keeps it to itself. */
+/** Polls the terminal: its SIGHUP goes to the first process, and if that is make, make does not pass it on. */
 function onTerminalGone(then: () => void): void {
   const timer = setInterval(() => {
     fs.open('/dev/tty').then(
@@ -286,36 +286,36 @@ function onTerminalGone(then: () => void): void {
   }, 1_000);
 }
 
-async function endAll(groups: Group[], postgres: Postgres): Promise<void> {
-  const ended = await Promise.all(groups.map(({ pid }) => endGroup(pid)));
+async function stopAll(groups: Group[], postgres: Postgres): Promise<void> {
+  const ended = await Promise.all(groups.map(({ pid }) => stopGroup(pid)));
   await postgres.stop();
   const left = groups.filter((_, index) => ended[index] === false);
   if (left.length > 0)
-    throw new UpError(`could not end ${left.map(({ name, pid }) => `${name} (${pid})`).join()}`);
+    throw new UpError(`could not stop ${left.map(({ name, pid }) => `${name} (pid ${pid})`).join(', ')}`);
   await fs.rm(stateFile(), { force: true });
 }
 
-/** What runs, for the next `make up` in case this one is killed and cannot end it. */
+/** Saves the pids of the groups, so that the next `make up` can stop them if this one is killed. */
 async function remember(groups: Group[]): Promise<void> {
   const known = { owner: process.pid, groups: groups.map(({ pid }) => pid) };
   await fs.writeFile(stateFile(), JSON.stringify(known));
 }
 
-async function endLeftovers(): Promise<void> {
+async function stopLeftovers(): Promise<void> {
   const text = await fs.readFile(stateFile(), 'utf8').catch(() => undefined);
   if (text === undefined) return;
   const known: { owner: number; groups: number[] } = JSON.parse(text);
-  await Promise.all(known.groups.map((pid) => endLeftover(pid, known.owner)));
+  await Promise.all(known.groups.map((pid) => stopLeftover(pid, known.owner)));
   await fs.rm(stateFile(), { force: true });
 }
 
-async function endLeftover(pid: number, owner: number): Promise<void> {
+async function stopLeftover(pid: number, owner: number): Promise<void> {
   const found = await processOf(pid);
-  // Its number may be somebody else's by now.
+  // Another process may have this pid by now.
   if (![paymentTest, reload].some((file) => found?.command.includes(file))) return;
-  if (found?.parent === owner) throw new UpError(`make up runs here already, as process ${owner}`);
-  say(`ending what an earlier run left behind (pid ${pid})`);
-  await endGroup(pid);
+  if (found?.parent === owner) throw new UpError(`make up is already running here, as process ${owner}`);
+  say(`stopping a process that an earlier run left behind (pid ${pid})`);
+  await stopGroup(pid);
 }
 
 function stateFile(): string {

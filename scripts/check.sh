@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make test` checks besides the tests themselves; where an outside tool is missing it says so and goes on, unless
-# STRICT is set, as in the pipeline.
+# Runs the checks of `make test` other than the tests. Skips a check if its tool is missing, and prints that. With
+# STRICT set, as in the pipeline, it fails instead.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -11,7 +11,7 @@ run() {
   "$@"
 }
 
-skip() { # WHAT WHY
+skip() { # CHECK REASON
   echo "$1: skipped, $2"
   [[ -z ${STRICT:-} ]] || exit 1
 }
@@ -27,7 +27,7 @@ check_scripts() {
   shellcheck "${scripts[@]}"
 }
 
-# Of the pipeline; from Go's modules where it is not installed and Go is.
+# Checks the pipeline. If actionlint is missing and Go is installed, gets actionlint from Go's modules.
 check_pipeline() {
   local -r tools=.payloop/bin
   local actionlint
@@ -49,12 +49,12 @@ check_overlays() {
   done
 }
 
-# Each overlay with each switch that it does not turn on by itself, and with all of them.
+# Builds each overlay with each component that it does not use itself, and with all of them.
 check_combinations() {
   command -v kustomize >/dev/null || return 0
   local folder overlay component
   folder=$(mktemp -d kustomize/combination.XXXXXX)
-  # shellcheck disable=SC2064  # The folder's name now.
+  # shellcheck disable=SC2064  # Expands the folder's name now.
   trap "rm -r '$folder'" EXIT
   for overlay in kustomize/overlays/*/; do
     local -a off=()
@@ -75,7 +75,7 @@ build_with() { # OVERLAY COMPONENT…
   kustomize build "$folder" >/dev/null
 }
 
-# Whether an overlay, or one that it builds on, has a component.
+# Tells whether an overlay, or one that it builds on, uses a component.
 turns_on() { # OVERLAY COMPONENT
   ! grep -q "components/$2\$" "$1/kustomization.yaml" || return 0
   local below

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What a pipeline runs, as `make ci`: makes the cluster, runs `tilt ci` and then the tests of tests/cluster in it,
-# and tears it down. OVERLAY is dev or prod. On failure it says what is wrong with which pod. With PROVE=yes it runs
-# the long tests that tests/cluster/prove/ has for the overlay.
+# Runs the tests in a cluster, for `make ci` and pipelines: creates the cluster, runs `tilt ci` and the tests of
+# tests/cluster, and removes the cluster. OVERLAY is dev or prod. On failure it prints why pods are not ready. With
+# PROVE=yes it runs the long tests of tests/cluster/prove/ for the overlay.
 #
-# A cluster that was there before stays, with its volumes and Secrets; `tilt down` takes out what `tilt ci`
-# put in. It refuses to start while a `tilt up` runs, which would fight over the same pods: it asks Tilt's API
-# at its usual port for a session.
+# A cluster that already existed stays, with its volumes and Secrets; `tilt down` removes the objects of `tilt ci`. The
+# script refuses to start while `tilt up` runs, since both would change the same pods. It queries Tilt's API for a
+# session at its usual port.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -26,19 +26,19 @@ check_machine() {
   local tool
   local -a tools=(kubectl kind ctlptl tilt kustomize)
   [[ $overlay != prod ]] || tools+=(kube-score)
-  command -v node >/dev/null || fail "Node's packages are not installed: \`make ci\` does it"
+  command -v node >/dev/null || fail "Node's packages are not installed: run \`make ci\`, which installs them"
   PATH=$(node --import tsx scripts/tools.ts "${tools[@]}")
   tools=(docker curl jq)
   [[ $overlay != prod ]] || tools+=(openssl)
   for tool in "${tools[@]}"; do
-    command -v "$tool" >/dev/null || fail "$tool is missing: it is a package of your system"
+    command -v "$tool" >/dev/null || fail "$tool is missing: install it from your system's packages"
   done
-  docker info >/dev/null 2>&1 || fail "Docker does not answer: start it (\`docker info\` tells more)"
+  docker info >/dev/null 2>&1 || fail "Docker does not answer. Start it; \`docker info\` prints the reason."
   [[ -f kustomize/overlays/$overlay/kustomization.yaml ]] || fail "OVERLAY must be a folder of kustomize/overlays, not $overlay"
-  ! tilt get session >/dev/null 2>&1 || fail "Tilt is running: end \`tilt up\` first"
+  ! tilt get session >/dev/null 2>&1 || fail "Tilt is running: stop \`tilt up\` first"
 }
 
-# Runs a command and says how long it took.
+# Runs a command and prints how long it took.
 timed() {
   local -r start=$SECONDS
   local code=0
@@ -48,12 +48,12 @@ timed() {
   return "$code"
 }
 
-# The pods that are not ready: namespace, name, and what each container waits for or ended with.
+# Lists the pods that are not ready: namespace, name, and why each container waits or exited.
 # shellcheck disable=SC2016  # $why is jq's.
 unready='
   def reason:
     if .state.waiting then "\(.state.waiting.reason) \(.state.waiting.message // "")"
-    elif .state.terminated then "ended with exit code \(.state.terminated.exitCode) (\(.state.terminated.reason))"
+    elif .state.terminated then "exited with code \(.state.terminated.exitCode) (\(.state.terminated.reason))"
     else "runs, but is not ready" end;
   .items[]
   | select(.metadata.deletionTimestamp == null)
@@ -63,7 +63,7 @@ unready='
       | "\(.name): \(reason), \(.restartCount) restarts")] as $why
   | [.metadata.namespace, .metadata.name, ($why | join("; "))] | @tsv'
 
-# The long tests of prod drain a node, so a cluster that is made for them has a second one.
+# The long tests of prod drain a node, so a cluster that is created for them has two.
 two_nodes() {
   cat ctlptl.yaml
   printf '    - role: worker\n      %s\n' "$(sed -n 's/^ *\(image: .*\)/\1/p' ctlptl.yaml)"
@@ -72,7 +72,7 @@ two_nodes() {
 make_cluster() {
   if [[ -n ${PROVE:-} && $overlay == prod && -n $made_cluster ]]; then
     timed ctlptl apply -f - < <(two_nodes)
-    # Else all pods would be on the worker, and have nowhere to go.
+    # With the taint all pods would run on the worker, and could not move when it is drained.
     kube taint nodes --selector=node-role.kubernetes.io/control-plane node-role.kubernetes.io/control-plane-
   else
     timed ctlptl apply -f ctlptl.yaml
@@ -90,7 +90,7 @@ report() {
       kube logs --namespace="$namespace" "$pod" --all-containers --prefix --tail=15 || true
       kube logs --namespace="$namespace" "$pod" --all-containers --prefix --tail=15 --previous 2>/dev/null || true
     done
-  # What keeps a pod from being made at all is said of its owner.
+  # If a pod cannot be created at all, the event is about its owner.
   printf '\n--- the last warnings that are not about pods\n'
   kube get events --all-namespaces --field-selector='type=Warning,involvedObject.kind!=Pod,involvedObject.kind!=Node' \
     --no-headers --sort-by=.lastTimestamp --output=custom-columns='K:.involvedObject.kind,N:.involvedObject.name,M:.message' |
@@ -101,7 +101,7 @@ tear_down() {
   if [[ -n $made_cluster ]]; then
     scripts/down.sh
   else
-    say 'the cluster was there before and stays'
+    say 'the cluster already existed and stays'
     tilt down -- --overlay="$overlay"
   fi
 }
@@ -120,7 +120,7 @@ main() {
   export PATH=$PWD/.payloop/bin:$PWD/node_modules/.bin:$PATH OVERLAY=$overlay
   check_machine
   local clusters
-  clusters=$(kind get clusters 2>&1) || fail "kind does not tell which clusters there are: $clusters"
+  clusters=$(kind get clusters 2>&1) || fail "kind cannot list the clusters: $clusters"
   [[ $'\n'$clusters$'\n' == *$'\n'"${context#kind-}"$'\n'* ]] || made_cluster=yes
   trap finish EXIT
   trap 'exit 130' INT TERM

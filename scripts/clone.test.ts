@@ -13,14 +13,14 @@ beforeAll(async () => {
   clone = path.join(folder, 'clone');
   const settings = ['--config=core.autocrlf=true', '--config=core.eol=crlf'];
   execFileSync('git', ['clone', '--quiet', '--no-checkout', ...settings, root, clone]);
-  // The attributes as they are in this folder, whether they are committed yet or not.
+  // Uses the attributes of this folder, committed or not.
   await fs.copyFile(path.join(root, '.gitattributes'), path.join(clone, '.git/info/attributes'));
   execFileSync('git', ['checkout', '--quiet', 'HEAD'], { cwd: clone });
 });
 afterAll(() => fs.rm(folder, { recursive: true, force: true }));
 
-test('a clone under core.autocrlf=true has line feeds only, and nothing to commit', () => {
-  // A line a file: its line ends in the index and in the folder, its attributes, its name.
+test('a clone with core.autocrlf=true has only line feeds, and nothing to commit', () => {
+  // Each line has a file's line endings in the index and in the folder, its attributes and its name.
   const files = execFileSync('git', ['ls-files', '--eol'], { cwd: clone, encoding: 'utf8' });
   const lines = files.split('\n').filter(Boolean);
   expect(lines.length).toBeGreaterThan(100);
@@ -28,7 +28,7 @@ test('a clone under core.autocrlf=true has line feeds only, and nothing to commi
   expect(execFileSync('git', ['status', '--porcelain'], { cwd: clone, encoding: 'utf8' })).toBe('');
 });
 
-test('bash runs the payment test of such a clone', () => {
+test('bash can parse the payment test of such a clone', () => {
   const script = path.join(clone, 'test.sh');
   expect(execFileSync('bash', ['-n', script], { encoding: 'utf8' })).toBe('');
 });

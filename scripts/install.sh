@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the packages when the lockfile changed, with the npm on the user's PATH, and links the Node that everything
-# runs on to .payloop/bin/node.
+# Installs the packages if the lockfile has changed, with the npm on the user's PATH. Links .payloop/bin/node to the
+# Node that runs everything.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -14,7 +14,7 @@ fail() {
   exit 1
 }
 
-# The range of oxlint and rolldown: on an older Node npm leaves out their bindings without a word.
+# The range of oxlint and rolldown: on an older Node npm silently leaves out their bindings.
 check_host() {
   local tool version major minor
   [[ $PWD != *:* ]] || fail "the path of this folder has a colon, which PATH cannot hold: move it ($PWD)"
@@ -34,11 +34,11 @@ hint() {
   [[ $PWD != *%* ]] || echo ": npm before 10.9.8, and 11 before 11.6.2, cannot install below a folder with a % in its name"
 }
 
-# npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362), so the link is ours. Whether
-# a Node runs is tried: npm's need glibc, which Alpine and NixOS do not have in its usual place.
+# Creates the link here, as npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362).
+# Tries to run each Node: npm's need glibc, which Alpine and NixOS do not have in its usual place.
 link_node() {
   local candidate reason='npm has none for this system'
-  mkdir -p "${node%/*}" || fail "${node%/*} cannot be made: payloop needs a folder that it can write to"
+  mkdir -p "${node%/*}" || fail "${node%/*} cannot be created: payloop needs a folder that it can write to"
   for candidate in node_modules/node-*/bin/node; do
     [[ -f $candidate ]] || continue
     if reason=$("$candidate" --version 2>&1); then
@@ -59,9 +59,9 @@ main() {
   local start=$SECONDS
   check_host
   if ! cmp -s package-lock.json "$installed"; then
-    say 'npm ci installs the packages: some 15 s, or a minute the first time'
-    # All of it is needed here, whatever the user's settings (NODE_ENV, omit) leave out elsewhere. engine-strict would
-    # refuse Node 20 for packages that only ever run on the Node that comes with them.
+    say 'npm ci installs the packages: about 15 s, or a minute the first time'
+    # All packages are needed, even if the user's settings (NODE_ENV, omit) leave some out. engine-strict would refuse
+    # Node 20 because of packages that only ever run on npm's Node 24.
     npm ci --prefer-offline --loglevel=error --include=dev --include=optional --engine-strict=false ||
       fail "npm ci failed, see above$(hint)"
     cp package-lock.json "$installed"

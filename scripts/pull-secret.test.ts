@@ -4,7 +4,7 @@ import { expect, test } from 'vitest';
 import { parseAllDocuments } from 'yaml';
 import { readServices } from './services.ts';
 
-/** Which login the nodes pull the images of the services with, overlay by overlay. */
+/** Checks the login with which nodes pull the images of the services, for each overlay. */
 
 const overlays = path.resolve(import.meta.dirname, '../kustomize/overlays');
 const hasKustomize = spawnSync('kustomize', ['version']).status === 0;
@@ -16,7 +16,7 @@ interface Manifest {
   spec?: { template?: { spec?: { serviceAccountName?: string; imagePullSecrets?: object[] } } };
 }
 
-/** The names of the pull secrets that the account of each Deployment has, by Deployment. */
+/** Returns the names of the pull secrets of each Deployment's service account, by Deployment. */
 function pullSecrets(overlay: string): Record<string, string[] | undefined> {
   const text = execFileSync('kustomize', ['build', path.join(overlays, overlay)], { encoding: 'utf8' });
   const manifests = parseAllDocuments(text).map((document) => document.toJS() as Manifest);
@@ -24,7 +24,7 @@ function pullSecrets(overlay: string): Record<string, string[] | undefined> {
   return Object.fromEntries(
     deployments.map(({ metadata, spec }) => {
       const pod = spec?.template?.spec;
-      // Its own would be used in place of the account's.
+      // A pod's own pull secrets would replace those of its account.
       expect(pod?.imagePullSecrets).toBeUndefined();
       const account = manifests.find(
         ({ kind, metadata: { name, namespace } }) =>
@@ -36,14 +36,17 @@ function pullSecrets(overlay: string): Record<string, string[] | undefined> {
   );
 }
 
-/** The same for every service. */
+/** Maps every service to the same secrets. */
 const each = (secrets: string[] | undefined) =>
   Object.fromEntries(readServices().map(({ name }) => [name, secrets]));
 
-test.skipIf(!hasKustomize)('production pulls each image with the login of its account', () => {
+test.skipIf(!hasKustomize)("production pulls each image with its service account's login", () => {
   expect(pullSecrets('prod')).toStrictEqual(each(['registry']));
 });
 
-test.skipIf(!hasKustomize).each(['dev', 'flaky', 'prod-local'])('%s asks for no login', (overlay) => {
-  expect(pullSecrets(overlay)).toStrictEqual(each(undefined));
-});
+test.skipIf(!hasKustomize).each(['dev', 'flaky', 'prod-local'])(
+  '%s pulls images without a login',
+  (overlay) => {
+    expect(pullSecrets(overlay)).toStrictEqual(each(undefined));
+  },
+);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a pipeline applies to production: prints the prod overlay with the digest of each image. The tag that the overlay
-# names is the release. One that REGISTRY has already is taken as it is, since a release never changes; another is built
-# from this folder and pushed.
+# Prints the manifests that a pipeline applies to production: the prod overlay with the digest of each image. The tag in
+# the overlay is the release. A release that REGISTRY has is reused, since a release never changes; one that it lacks is
+# built from this folder and pushed.
 #   REGISTRY=ghcr.io/acme scripts/release.sh >release.yaml && kubectl apply --filename=release.yaml
 set -o errexit -o nounset -o pipefail
 unset CDPATH
@@ -16,7 +16,7 @@ fail() {
 }
 
 # Prints the digest that the registry has for an image. Returns $absent if the registry has none, $denied if it does not
-# let this login read, and $unknown, after saying so, for every other answer.
+# let this login read, and $unknown, with a message, for every other answer.
 digest_of() { # IMAGE
   local digest error
   if digest=$(docker buildx imagetools inspect --format '{{json .Manifest.Digest}}' "$1" 2>"$folder/error") &&
@@ -26,7 +26,7 @@ digest_of() { # IMAGE
   fi
   error=$(<"$folder/error")
   case $error in
-    # With its name: "not found" alone is also said of commands and hosts.
+    # With the image's name: "not found" alone is also printed for commands and hosts.
     *"$1: not found") return "$absent" ;;
     *'401 Unauthorized'* | *'403 Forbidden'* | *denied* | *'authorization failed'* | *'authentication required'*) return "$denied" ;;
   esac
@@ -48,11 +48,11 @@ publish() { # SERVICE IMAGE WHY
   revision=$(git rev-parse HEAD)
   local -r candidate=${2%:*}:commit-$revision
   say "building $2"
-  # Without attestations, which would be a second image beside the one that is meant.
+  # Without attestations, which would add a second image.
   docker buildx build --quiet --provenance=false --file=Dockerfile --target=prod --build-arg="SERVICE=$1" \
     --tag="$candidate" --label="org.opencontainers.image.revision=$revision" --load . >&2
   docker push --quiet "$candidate" >&2 ||
-    fail "$candidate could not be pushed, see above: log in with \`docker login\`, as somebody who may push there"
+    fail "$candidate could not be pushed, see above: log in with \`docker login\`, as a user who may push there"
   digest_of "$candidate" >/dev/null ||
     fail "this login pushed $candidate but cannot read it, so it cannot tell whether $2 exists: let it read the repository"
   digest=$(digest_of "$2") || code=$?
@@ -70,14 +70,14 @@ publish() { # SERVICE IMAGE WHY
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   local tool releases release service tag image digest code
-  [[ -n ${REGISTRY:-} ]] || fail 'REGISTRY must be where the images are pushed to, such as ghcr.io/acme'
+  [[ -n ${REGISTRY:-} ]] || fail 'REGISTRY must be the place to push the images to, such as ghcr.io/acme'
   PATH=$(node --import tsx scripts/tools.ts kustomize)
   for tool in docker git; do
     command -v "$tool" >/dev/null || fail "$tool is missing"
   done
-  docker info >/dev/null 2>&1 || fail "Docker does not answer: start it (\`docker info\` tells more)"
+  docker info >/dev/null 2>&1 || fail "Docker does not answer. Start it; \`docker info\` prints the reason."
 
-  # Beside overlays/, as a kustomization refers to others by relative paths.
+  # Beside overlays/, since a kustomization refers to others by relative paths.
   folder=$(mktemp -d kustomize/release.XXXXXX)
   trap 'rm -r "$folder"' EXIT
   printf 'resources: [../overlays/prod]\nimages:\n' >"$folder/kustomization.yaml"

@@ -6,10 +6,10 @@ import path from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 
 const root = path.resolve(import.meta.dirname, '..');
-/** By their own paths: the PATH of an editor that runs this test has none of them. */
+/** Returns a tool's path: an editor that runs this test does not have the tools on its PATH. */
 const tool = (name: string) => path.join(root, 'node_modules/.bin', name);
 
-// What macOS writes beside a file on a file system that is not its own.
+// On a foreign file system macOS writes a file's resource fork to a file ._NAME beside it.
 let folder: string;
 beforeEach(() => {
   folder = fs.mkdtempSync(path.join(os.tmpdir(), 'payloop-forks-'));
@@ -35,12 +35,12 @@ test.each([
   ['oxlint', ['--quiet']],
   ['prettier', ['--check', '--log-level=warn', '.']],
   ['vitest', ['run']],
-])('%s passes over them', (name, args) => {
+])('%s ignores resource forks', (name, args) => {
   const { status, stdout, stderr } = spawnSync(tool(name), args, { cwd: folder, encoding: 'utf8' });
   expect([status, status === 0 ? '' : stdout + stderr]).toEqual([0, '']);
 });
 
-test('and not over what is wrong with a file', () => {
+test('the same tools reject a broken file', () => {
   fs.writeFileSync(path.join(folder, 'local/wrong.test.ts'), 'const = ;');
   for (const [name, ...args] of [
     ['oxlint', '--quiet'],

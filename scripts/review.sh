@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What a change does to production, for whoever reviews it: the rendered prod overlay of this folder against the one
-# of BASE, object by object, and what the scanners find that they did not before, or no longer. Needs git and
-# kustomize; a scanner that is not there is said so. Prints nothing where nothing changed.
+# Shows a reviewer how a change affects production: compares the rendered prod overlay of this folder with that of BASE,
+# object by object, and prints new and resolved findings of the scanners. Needs git and kustomize; names a scanner that
+# is missing. Prints nothing if nothing changed.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -12,7 +12,7 @@ fail() {
   exit 1
 }
 
-# Writes each object of a stream into a file of its own, named by kind, namespace and name.
+# Writes each object of a stream to a separate file, named by kind, namespace and name.
 split() { # FOLDER
   mkdir "$1"
   awk -v folder="$1" '
@@ -38,12 +38,12 @@ compare_objects() {
     if [[ ! -f $new ]]; then what='gone' new=/dev/null; fi
     cmp -s "$old" "$new" && continue
     printf '== %s: %s\n' "$what" "$object"
-    # The header, up to the names of the two files, says what is said above. git has an exit code for a difference.
+    # Removes git's header, up to the names of the two files. git exits with 1 if there is a difference.
     { git --no-pager diff --no-index --no-color "$old" "$new" || true; } | sed '1,/^+++ /d'
   done
 }
 
-# What came since the base with a +, what went with a -.
+# Prints findings that are new since the base with a +, and resolved ones with a -.
 compare_findings() { # SCANNER FUNCTION
   "$2" "$work/old.yaml" "$old_dockerfile" >"$work/old.findings"
   "$2" "$work/new.yaml" Dockerfile >"$work/new.findings"
@@ -53,7 +53,7 @@ compare_findings() { # SCANNER FUNCTION
   [[ -z $found ]] || printf '== findings of %s\n%s\n' "$1" "$found"
 }
 
-render() { # ROOT; nothing where there is no such overlay
+render() { # ROOT; prints nothing if there is no prod overlay
   [[ ! -d $1/kustomize/overlays/prod ]] || kustomize build "$1/kustomize/overlays/prod"
 }
 
@@ -61,7 +61,7 @@ main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   # shellcheck source=scripts/scanners.sh
   source scripts/scanners.sh
-  command -v kustomize >/dev/null || fail "kustomize is missing: \`mise install\` gets the tools of mise.toml"
+  command -v kustomize >/dev/null || fail "kustomize is missing: \`mise install\` installs the tools of mise.toml"
   git rev-parse --quiet --verify "$base^{commit}" >/dev/null || fail "BASE must be a revision that git knows, not $base"
   work=$(mktemp -d)
   trap 'rm -r "$work"' EXIT
@@ -69,7 +69,7 @@ main() {
   mkdir "$work/base"
   git archive "$base" | tar -x -C "$work/base"
   old_dockerfile=$work/base/Dockerfile
-  # Where it was before services/ had nothing but services.
+  # Its path in older revisions.
   [[ -f $old_dockerfile ]] || old_dockerfile=$work/base/services/Dockerfile
   render "$work/base" >"$work/old.yaml"
   render . >"$work/new.yaml"
@@ -78,7 +78,7 @@ main() {
   compare_objects
   if cmp -s "$work/old.yaml" "$work/new.yaml" && cmp -s "$old_dockerfile" Dockerfile; then return; fi
   if command -v kube-score >/dev/null; then compare_findings kube-score kube_score; else echo '== kube-score: not installed'; fi
-  if has_checkov; then compare_findings checkov checkov; else echo "== checkov: not installed, \`make ci OVERLAY=prod\` does it"; fi
+  if has_checkov; then compare_findings checkov checkov; else echo "== checkov: not installed, \`make ci OVERLAY=prod\` installs it"; fi
 }
 
 main "$@"

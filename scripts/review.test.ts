@@ -9,7 +9,7 @@ const root = path.resolve(import.meta.dirname, '..');
 const hasKustomize = spawnSync('kustomize', ['version']).status === 0;
 const folders: string[] = [];
 
-/** A clone with what make review reads, and nothing of the user's git. */
+/** A repository with the files that make review reads, without the user's git configuration. */
 let clone: string;
 beforeEach(async () => {
   clone = await fs.mkdtemp(path.join(tmpdir(), 'payloop-review-'));
@@ -52,18 +52,18 @@ async function edit(file: string, change: (text: string) => string): Promise<voi
   await fs.writeFile(name, after);
 }
 
-/** What follows a heading, up to the next. */
+/** Returns the lines between a heading and the next one. */
 function section(text: string, heading: string): string[] {
   const [, found = ''] = text.split(`== ${heading}\n`);
   return found.split('\n== ')[0]!.split('\n');
 }
 
-test.skipIf(!hasKustomize)('prints nothing where nothing that production runs has changed', async () => {
+test.skipIf(!hasKustomize)('prints nothing if production does not change', async () => {
   await edit('kustomize/overlays/dev/environment.yaml', (text) => text.replace('true', 'false'));
   expect(review()).toMatchObject({ status: 0, stdout: '', stderr: '' });
 });
 
-test.skipIf(!hasKustomize)('shows what is new, gone and changed, object by object', async () => {
+test.skipIf(!hasKustomize)('lists new, removed and changed objects', async () => {
   const deploy = 'services/invoice-app/deploy';
   await edit(`${deploy}/service.yaml`, (text) => text.replace('release: 1.0.0', 'release: 1.0.1'));
   await edit(`${deploy}/kustomization.yaml`, (text) => text.replace('  - ingress.yaml\n', ''));
@@ -90,7 +90,7 @@ test.skipIf(!hasKustomize)('shows what is new, gone and changed, object by objec
   expect(section(stdout, 'gone: Ingress invoice-app.invoice-app')).toContain('-kind: Ingress');
 });
 
-test.skipIf(!hasKustomize)('compares with the revision that BASE names', async () => {
+test.skipIf(!hasKustomize)('compares with the revision in BASE', async () => {
   await edit('services/invoice-app/deploy/ingress.yaml', (text) =>
     text.replaceAll('example.com', 'example.org'),
   );
@@ -104,13 +104,13 @@ test.skipIf(!hasKustomize)('compares with the revision that BASE names', async (
   });
 });
 
-/** Stands for a scanner: finds what the manifests say about replicas. */
+/** Stands in for a scanner: its findings are the autoscalers' targets. */
 const scanner = `#!/bin/sh
 grep -n averageUtilization "$3" | sed 's/^[0-9]*: */[WARNING] /'
 exit 1
 `;
 
-test.skipIf(!hasKustomize)('shows which findings came and which went', async () => {
+test.skipIf(!hasKustomize)('shows new and resolved findings', async () => {
   const tools = path.join(clone, 'tools');
   await fs.mkdir(tools);
   await fs.writeFile(path.join(tools, 'kube-score'), scanner, { mode: 0o755 });
@@ -122,7 +122,7 @@ test.skipIf(!hasKustomize)('shows which findings came and which went', async () 
   expect(stdout).toContain('== checkov: not installed');
 });
 
-test.skipIf(!hasKustomize)('says which scanner is missing', async () => {
+test.skipIf(!hasKustomize)('names missing scanners', async () => {
   const tools = path.join(clone, 'tools');
   await fs.mkdir(tools);
   for (const tool of [

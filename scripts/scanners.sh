@@ -1,18 +1,18 @@
-# What the scanners find, a line each: sourced by scripts/scan.sh, which wants none, and by review.sh, which compares.
+# Functions that print the scanners' findings, one per line. scan.sh fails on any finding; review.sh compares findings.
 # shellcheck shell=bash
 
 readonly checkov_version=3.3.30
 readonly checkov_folder=.payloop/checkov-$checkov_version
 
-# kube_score FILE: what is CRITICAL or a WARNING. Optional checks that are off come as skipped, and are left out.
+# kube_score FILE: prints findings that are CRITICAL or a WARNING. Omits optional checks, which are reported as skipped.
 kube_score() {
-  # Its exit code tells of findings, as its lines do.
+  # Ignores its exit code, which only repeats that there are findings.
   { kube-score score --output-format=ci "$1" || true; } | grep -E '^\[(CRITICAL|WARNING)\]' | sort || true
 }
 
 has_checkov() { [[ -x $checkov_folder/bin/checkov ]]; }
 
-# checkov MANIFESTS DOCKERFILE: what failed, and what is excepted.
+# checkov MANIFESTS DOCKERFILE: prints the failed checks and the exceptions.
 checkov() {
   local folder
   folder=$(mktemp -d)

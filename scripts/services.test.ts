@@ -20,7 +20,7 @@ beforeEach(async () => {
   list = readFileSync(path.join(folder, base), 'utf8');
 });
 
-/** Adds a service as its folder and its line would. */
+/** Adds a service: its folder, and its line in the list. */
 function add(
   line = '  - ../../services/refunds/deploy\n',
   data = "name: refunds, port: '8083', release: 0.1.0",
@@ -30,7 +30,7 @@ function add(
   writeFileSync(path.join(folder, base), `${list}${line}`);
 }
 
-test('a service is a folder and a line', () => {
+test('reads a service from its folder and its line in the list', () => {
   const before = readServices(folder);
   expect(before.map(({ name }) => name)).toEqual(['invoice-app', 'payment-provider']);
   add();
@@ -43,7 +43,7 @@ test('a service is a folder and a line', () => {
   ]);
 });
 
-test('two words of a name are joined as Postgres and shells want it', () => {
+test('joins the words of a name as Postgres and shells require', () => {
   const service = { name: 'payment-provider', port: 8082, release: '1.0.0' };
   expect([databaseOf(service), variablePrefix(service)]).toEqual(['payment_provider', 'PAYMENT_PROVIDER']);
 });
@@ -53,7 +53,7 @@ test.each([
   [undefined, "name: refund, port: '8083'", 'deploy/service.yaml: data.name must be refunds, not refund'],
   [undefined, 'name: refunds', 'deploy/service.yaml: data.port must be a port, 1 to 65535, not undefined'],
   [undefined, "name: refunds, port: '70000'", 'data.port must be a port, 1 to 65535, not 70000'],
-])('%j with %j is said with its file', (line, data, message) => {
+])('rejects %j with %j, and names the file', (line, data, message) => {
   add(line, data);
   expect(() => readServices(folder)).toThrow(message);
 });

@@ -6,7 +6,7 @@ import { parse } from 'yaml';
 export interface Service {
   /** The name of its folder, its namespace and its objects: a DNS label. */
   name: string;
-  /** Where it listens, in a container and on this machine. */
+  /** The port that it listens on, in a container and on this machine. */
   port: number;
   /** The tag of its image in production. */
   release: string;
@@ -15,8 +15,8 @@ export interface Service {
 const root = path.resolve(import.meta.dirname, '..');
 
 /**
- * The services that kustomize/base deploys, in its order.
- * @throws {Error} with a message that names the file, where one of them is not described as kustomize/service wants it
+ * Returns the services that kustomize/base deploys, in its order.
+ * @throws {Error} with the name of the file, if a service is not described as kustomize/service requires
  */
 export function readServices(folder = root): Service[] {
   const { resources = [] } = read(folder, 'kustomize/base/kustomization.yaml');
@@ -34,7 +34,7 @@ export function readServices(folder = root): Service[] {
   });
 }
 
-/** The team of its namespace, as k8s/tenant binds it. */
+/** Returns the team of a service's namespace, to which k8s/tenant binds roles. */
 export function teamOf({ name }: Service, folder = root): string {
   const file = `services/${name}/namespace/tenant.yaml`;
   const { data = {} } = read(folder, file);
@@ -43,7 +43,7 @@ export function teamOf({ name }: Service, folder = root): string {
   return data.team;
 }
 
-/** The parts of a kustomization or a ConfigMap that this is about. */
+/** The parts of a kustomization or a ConfigMap that are read here. */
 interface Manifest {
   resources?: string[];
   data?: Record<string, unknown>;
@@ -53,17 +53,17 @@ function read(folder: string, file: string): Manifest {
   return parse(readFileSync(path.join(folder, file), 'utf8'));
 }
 
-/** The name of its database and role, as k8s/local/databases.sh makes them. */
+/** Returns the name of a service's database and role, as k8s/local/databases.sh creates them. */
 export function databaseOf({ name }: Service): string {
   return name.replaceAll('-', '_');
 }
 
-/** The prefix of the variables that are about it, such as INVOICE_APP_PORT. */
+/** Returns the prefix of the variables about a service, such as that of INVOICE_APP_PORT. */
 export function variablePrefix({ name }: Service): string {
   return name.replaceAll('-', '_').toUpperCase();
 }
 
-/** Where debuggers reach it on this machine: 9229 for port 8081, 9230 for 8082, and so on. */
+/** Returns the port of a service's inspector on this machine: 9229 for port 8081, 9230 for 8082, and so on. */
 export function inspectPortOf({ port }: Service): number {
   return port + 9229 - 8081;
 }

@@ -1,5 +1,5 @@
-// Finds the tools of mise.toml and installs those that are missing or of another version than the project is tested with:
-// `tools.ts NAME…` prints the PATH to run them with.
+// Finds the tools of mise.toml, and installs those that are missing or have an unsuitable version. `tools.ts NAME…`
+// prints the PATH to run them with.
 import { spawn } from 'node:child_process';
 import { access, constants, readFile } from 'node:fs/promises';
 import path from 'node:path';
@@ -8,7 +8,7 @@ const installMs = 300_000;
 const versionMs = 10_000;
 const miseVersion = '2026.9.15';
 
-/** How each tool prints its version. kube-score has none to compare: built from source it says "development". */
+/** The arguments that print each tool's version. Not kube-score's: built from source it prints "development". */
 const versionArguments: Record<string, string[]> = {
   ctlptl: ['version'],
   kind: ['version'],
@@ -17,16 +17,16 @@ const versionArguments: Record<string, string[]> = {
   tilt: ['version'],
 };
 
-/** A tool that is missing, or that is on the PATH at a version that the project does not work with. */
+/** A tool that is missing, or is on the PATH in a version that does not work with the project. */
 export interface Unsuitable {
   tool: string;
   /** The version that mise.toml pins. */
   wanted: string;
-  /** The version on the PATH, or undefined where the tool is missing. */
+  /** The version on the PATH, or undefined if the tool is missing. */
   found: string | undefined;
 }
 
-/** Such as `kind 0.33.0 (0.32.0 is on the PATH), tilt 0.37.6`. */
+/** Returns a text such as `kind 0.33.0 (0.32.0 is on the PATH), tilt 0.37.6`. */
 export function describe(tools: Unsuitable[]): string {
   const parts = tools.map(({ tool, wanted, found }) => {
     return `${tool} ${wanted}${found === undefined ? '' : ` (${found} is on the PATH)`}`;
@@ -34,28 +34,28 @@ export function describe(tools: Unsuitable[]): string {
   return parts.join(', ');
 }
 
-/** Installs the unsuitable ones with mise, which itself comes from npm, and puts them first on `env.PATH`. */
+/** Installs the unsuitable tools with mise, which itself comes from npm, and puts them first on `env.PATH`. */
 export async function installUnsuitable(tools: string[], env: NodeJS.ProcessEnv): Promise<void> {
   const unsuitable = await findUnsuitable(tools, env);
   if (unsuitable.length === 0) return;
   const mise = `@jdxcode/mise-${process.platform}-${process.arch}@${miseVersion}`;
-  // Without a network there is an answer at once: npm would try again for minutes.
+  // Fails at once if there is no network. By default npm retries for minutes.
   const quick = ['--loglevel=error', '--prefer-offline', '--fetch-retries=0'];
   const exec = ['exec', '--yes', ...quick, `--package=${mise}`, '--', 'mise'];
-  // The project's own mise.toml; mise would ask whether to trust it.
+  // Trusts the project's mise.toml; otherwise mise would prompt.
   const trusting = { ...env, MISE_TRUSTED_CONFIG_PATHS: process.cwd(), MISE_YES: '1' };
   process.stderr.write(`make: installing ${describe(unsuitable)} with mise ${miseVersion}\n`);
   const { output } = await run('npm', [...exec, 'install'], trusting, installMs);
   const pins = await readPins();
   const names = unsuitable.map(({ tool }) => pins.get(tool)!.name);
   const paths = await run('npm', [...exec, 'bin-paths', ...names], trusting, installMs);
-  // Between the paths are its warnings.
+  // mise prints warnings between the paths.
   const folders = paths.output.split('\n').filter((line) => path.isAbsolute(line));
   env.PATH = [...folders, env.PATH].join(path.delimiter);
   if ((await findUnsuitable(tools, env)).length > 0) process.stderr.write(output);
 }
 
-/** Which of the tools are missing, or on the PATH at another version than `isSuitable` takes. */
+/** Returns the tools that are missing, or are on the PATH in a version that `isSuitable` rejects. */
 export async function findUnsuitable(tools: string[], env: NodeJS.ProcessEnv): Promise<Unsuitable[]> {
   const pins = await readPins();
   const checked = await Promise.all(
@@ -75,8 +75,9 @@ export async function findUnsuitable(tools: string[], env: NodeJS.ProcessEnv): P
 }
 
 /**
- * Whether the project works with a version: one of the same major version, and not older than the pinned one. kubectl
- * works with servers up to one minor version away (https://kubernetes.io/releases/version-skew-policy/#kubectl).
+ * Whether the project works with a version: it has the same major version, and is not older than the pinned one.
+ * kubectl works with servers up to one minor version away
+ * (https://kubernetes.io/releases/version-skew-policy/#kubectl).
  */
 export function isSuitable(tool: string, found: string, wanted: string): boolean {
   const [major = 0, minor = 0, patch = 0] = found.split('.').map(Number);
@@ -86,7 +87,7 @@ export function isSuitable(tool: string, found: string, wanted: string): boolean
   return minor > wantedMinor || (minor === wantedMinor && patch >= wantedPatch);
 }
 
-/** The version of each tool in mise.toml, with its name there, by its command. */
+/** Returns each tool's version and name in mise.toml, by its command. */
 async function readPins(): Promise<Map<string, { name: string; version: string }>> {
   const text = await readFile(path.join(import.meta.dirname, '../mise.toml'), 'utf8');
   const lines = text.matchAll(/^"?([^"\s#[]+)"? = "([\d.]+)"$/gm);
@@ -102,13 +103,16 @@ export async function isOnPath(command: string, env: NodeJS.ProcessEnv): Promise
       await access(path.join(folder, command), constants.X_OK);
       return true;
     } catch {
-      // The next one, then.
+      // Not in this folder.
     }
   }
   return false;
 }
 
-/** Its output and exit code; no code if it took too long and was ended, with all that it started. */
+/**
+ * Runs a command. The exit code is undefined if the command took longer than `bound` milliseconds and was killed, with
+ * all that it started; null if it did not start or was killed by a signal.
+ */
 export function run(
   command: string,
   args: string[],

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Makes a role and a database of its own for each service that k8s/ has a namespace for, with the password of its Secret
-# `database`. It can run again at any time: for a service that came later, or when a Secret or the volume was lost.
+# Creates a role and a database for each service that has a namespace in k8s/, with the password in its Secret
+# `database`. It can run again at any time: for a new service, or after a Secret or the volume was lost.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
-# Statements that psql reads from its standard input: no argument, no environment and no log has the password.
+# Prints statements that psql reads from its standard input, so that no argument, environment or log has the password.
 statements() { # ROLE; the URL of its database on standard input
   local password
   password=$(sed 's|^postgres://[^:]*:\([^@]*\)@.*|\1|')
-  [[ $password =~ ^[0-9a-f]+$ ]] || { echo "databases: the Secret of $1 has no password that secrets.sh made" >&2 && return 1; }
+  [[ $password =~ ^[0-9a-f]+$ ]] || { echo "databases: the Secret of $1 has no password created by secrets.sh" >&2 && return 1; }
   cat <<SQL
 SET log_min_error_statement = panic;
 SELECT 'CREATE ROLE "$1" LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$1') \gexec
 ALTER ROLE "$1" PASSWORD '$password';
 SELECT 'CREATE DATABASE "$1" OWNER "$1"' WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '$1') \gexec
--- A service's database is its own: without this any role may connect.
+-- Only the service may connect: by default any role may.
 REVOKE CONNECT ON DATABASE "$1" FROM PUBLIC;
 SQL
 }
@@ -29,7 +29,7 @@ main() {
       statements "${service//-/_}" |
       kube postgres exec --stdin postgres-0 --container=postgres -- \
         psql --no-psqlrc --quiet --username=postgres --dbname=postgres --set=ON_ERROR_STOP=1
-    echo "the role and the database of $service are there"
+    echo "the role and the database of $service exist"
   done < <(list_services)
 }
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes the Secrets with the passwords of the databases, where they are absent: `postgres` with the superuser's, and for
-# each service that k8s/ has a namespace for, `database` with the URL of its database. What is there is never replaced.
-# Random and never shown: passwords travel through pipes, as an argument would be in the list of processes.
+# Creates the Secrets with the databases' passwords if they are missing, and never replaces one: `postgres` has the
+# superuser's password, and `database` of each service with a namespace in k8s/ has the URL of its database. Passwords
+# are random and never shown. They go through pipes, since the list of processes shows arguments.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
 random() { od -An -v -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 
-# create, not apply, which would keep the values a second time, in an annotation. Nothing in them needs quotes or escapes.
+# Uses create: apply would store the values a second time, in an annotation. The values need no quotes or escapes.
 create_unless_there() { # NAMESPACE SECRET KEY VALUE
   local found
   found=$(kube "$1" get secret "$2" --ignore-not-found --output=name)

@@ -107,7 +107,7 @@ async function startsAndStops(up: Running, url: string, stop: (up: Running) => v
     stop(up);
     await up.ended();
   }
-  expect(up.output).toMatch(/^up +\| ending/m);
+  expect(up.output).toMatch(/^up +\| stopping/m);
 }
 
 async function passesChecks(check: Running): Promise<void> {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the certificate of https://invoice-app.localhost, once per cluster and where absent, and writes it, without
-# its key, to .payloop/certificate.pem: what clients are told to trust. The key is in the Secret and nowhere else.
+# Creates the certificate of https://invoice-app.localhost, unless the cluster has one. Writes the certificate, without
+# its key, to .payloop/certificate.pem, which clients have to trust. The key is in the Secret and nowhere else.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 
@@ -9,7 +9,7 @@ readonly certificate=.payloop/certificate.pem
 
 kube() { kubectl --context="$context" --namespace=invoice-app "$@"; }
 
-# Key and certificate. Two years at most is what clients take.
+# Prints the key and the certificate. Clients accept at most two years.
 generate() {
   openssl req -x509 -newkey rsa:2048 -nodes -sha256 -days 365 -subj "/CN=$host" \
     -addext "subjectAltName=DNS:$host" -keyout /dev/stdout -out /dev/stdout 2>/dev/null
@@ -24,7 +24,7 @@ to_secret() {
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
-  command -v openssl >/dev/null || { echo 'certificate: openssl is missing: it is a package of your system' >&2 && exit 1; }
+  command -v openssl >/dev/null || { echo 'certificate: openssl is missing: install it from your system packages' >&2 && exit 1; }
   local found
   found=$(kube get secret "$secret" --ignore-not-found --output=name)
   [[ -n $found ]] || generate | to_secret | kube create --filename=-
