@@ -66,10 +66,10 @@ test('without a folder it leaves nothing behind', async () => {
   const postgres = await startPostgres({ databases: [] });
   expect(await query(postgres.url('postgres'), 'SHOW fsync')).toEqual([{ fsync: 'off' }]);
   const [data] = await query(postgres.url('postgres'), 'SHOW data_directory');
-  const folder = path.dirname(String(data!.data_directory));
-  expect(existsSync(folder)).toBe(true);
+  const memory = path.dirname(String(data!.data_directory));
+  expect(existsSync(memory)).toBe(true);
   await postgres.stop();
-  expect(existsSync(folder)).toBe(false);
+  expect(existsSync(memory)).toBe(false);
   expect(existsSync(postgres.home)).toBe(false);
 });
 
@@ -83,17 +83,17 @@ test.runIf(hasMemory())(
     const [data] = await query(postgres.url('postgres'), 'SHOW data_directory');
     expect(data!.data_directory).toMatch(new RegExp(`^/dev/shm/${owned}`));
     expect([...left, recent].map(existsSync)).toEqual([false, true, true]);
-    await Promise.all([...left, recent].map((folder) => fs.rm(folder, { recursive: true, force: true })));
+    await Promise.all([...left, recent].map((each) => fs.rm(each, { recursive: true, force: true })));
     await postgres.stop();
   },
 );
 
 /** Creates a folder as a run with this pid leaves it, so many hours ago. */
 async function leave(pid: string, hours: number): Promise<string> {
-  const folder = await fs.mkdtemp(`/dev/shm/payloop-postgres-${pid}-`);
+  const left = await fs.mkdtemp(`/dev/shm/payloop-postgres-${pid}-`);
   const time = Date.now() / 1_000 - hours * 3_600;
-  await fs.utimes(folder, time, time);
-  return folder;
+  await fs.utimes(left, time, time);
+  return left;
 }
 
 function hasMemory(): boolean {
