@@ -22,7 +22,7 @@ const exempt: [awaited: RegExp, reason: string][] = [
     'a reset',
   ],
   [/^(sendPages|find|hasUnpaid)\(/, 'only reads'],
-  [/^asking\.(mark|unmark|store)\(/, 'failpoints of payments.ts'],
+  [/^context\.(mark|unmark|store)\(/, 'failpoints of payments.ts'],
   [/^payAll\(/, 'the result of the failpoints of payments.ts'],
   [/^settleAll\(/, 'waits for functions on the path'],
   [/^request\(controller/, 'the request of a failpoint, with a timeout'],

@@ -176,6 +176,18 @@ test('an idle process exits within 2 s of SIGTERM', async () => {
   expect(performance.now() - before).toBeLessThan(2_000);
 });
 
+test('a connection without a request delays the exit by about a second', async () => {
+  const port = await freePort();
+  const { child, ended } = start('payment-provider', { PORT: `${port}` });
+  await untilReady(`http://127.0.0.1:${port}`);
+  const unused = connect(port, '127.0.0.1').on('error', () => {});
+  await once(unused, 'connect');
+  const before = performance.now();
+  child.kill('SIGTERM');
+  expect((await ended).code).toBe(0);
+  expect(performance.now() - before).toBeLessThan(4_000);
+});
+
 test('/version reports the hash of the running sources', async () => {
   const port = await freePort();
   const { child, ended } = start('payment-provider', { PORT: `${port}` });

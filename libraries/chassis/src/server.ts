@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
+import type { Socket } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
 import express, { type ErrorRequestHandler, type Express, type Handler, type Response } from 'express';
 import { ConfigError, type SharedConfig } from './config.ts';
@@ -27,6 +28,8 @@ import { startRequest } from './tracing.ts';
 
 /** How long requests in flight may still take after the server begins to stop, in milliseconds. */
 const drainTimeout = 20_000;
+/** How long a connection may stay open without a first request after the server begins to stop, in milliseconds. */
+const unusedTimeout = 1_000;
 /** How long idle connections stay open, in milliseconds: longer than clients and load balancers keep them. */
 const keepAliveTimeout = 65_000;
 
@@ -110,6 +113,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   app.use(answerError(log));
 
   const server = createServer({ keepAliveTimeout }, app);
+  const connections = trackConnections(server);
   const port = await listen(server, 'PORT', config.HOST, config.PORT);
   const metricsServer = await startMetrics(options, port, isServed);
   log.info({ port, metricsPort: metricsServer.port }, 'listening');
@@ -121,7 +125,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
       stopping = true;
       await setTimeout(config.SHUTDOWN_DELAY_MS);
       for (const response of unanswered) if (!response.headersSent) response.set('Connection', 'close');
-      await Promise.all([close(server), options.stopWork?.()]);
+      await Promise.all([close(server, connections), options.stopWork?.()]);
       await metricsServer.close();
       await database.close();
     },
@@ -260,13 +264,27 @@ function startMetrics({ config, metrics, log }: ServerOptions, port: number, isS
   return serveMetrics({ host, port: metricsPort, metrics, isServed, log });
 }
 
+function trackConnections(server: Server): Set<Socket> {
+  const connections = new Set<Socket>();
+  server.on('connection', (socket) => {
+    connections.add(socket);
+    socket.once('close', () => connections.delete(socket));
+  });
+  return connections;
+}
+
 /** Stops accepting connections, waits for the requests in flight, and closes those that take too long. */
-async function close(server: Server): Promise<void> {
+async function close(server: Server, connections: Set<Socket>): Promise<void> {
   const closed = new Promise((resolve) => server.close(resolve));
   // Responses that had sent their headers could not announce `Connection: close`, so their clients keep the connection.
   const idle = setInterval(() => server.closeIdleConnections(), 100);
+  // Browsers and HTTP clients open connections in advance. Node does not count one as idle before its first request.
+  const unused = globalThis.setTimeout(() => {
+    for (const socket of connections) if (socket.bytesRead === 0) socket.destroy();
+  }, unusedTimeout);
   const late = globalThis.setTimeout(() => server.closeAllConnections(), drainTimeout);
   await closed;
   clearInterval(idle);
+  clearTimeout(unused);
   clearTimeout(late);
 }
