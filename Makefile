@@ -35,8 +35,8 @@ up: install ## run the services and, on every save, the payment test: in a clust
 debug: install ## like make up, with each service's inspector open on loopback for .vscode/launch.json
 	@local/up.sh -- --overlay=$(OVERLAY) --debug
 
-test: check ## check types, style and manifests, and run the fast tests, without a cluster
-	@vitest run --tags-filter='!slow'
+test: install ## check types, style and manifests, and run the fast tests, without a cluster
+	@scripts/test.sh
 
 ci: install ## run the cluster tests; if there is no cluster, create one and remove it afterwards (OVERLAY=dev, OVERLAY=prod)
 	@scripts/ci.sh

@@ -13,10 +13,9 @@ export default defineConfig({
     // `make test` leaves out the slow ones, `make test-slow` runs only those. A whole file is slow with the comment
     // `@module-tag slow`, one test with `{ tags: ['slow'] }`.
     tags: [{ name: 'slow', description: 'starts processes, waits for real timeouts, or loads the machine' }],
-    experimental: { preParse: true },
     globalSetup: ['tests/support/postgres.ts'],
     // More than there are cores: most tests wait for a process, a timeout or the database.
-    maxWorkers: 4,
+    maxWorkers: 6,
     testTimeout: 30_000,
     hookTimeout: 30_000,
   },

@@ -221,7 +221,7 @@ test('a database lost later is unavailable at once, and recovers by itself', asy
   await link.cut();
 });
 
-test('statements to a vanished server time out', { timeout: 20_000 }, async () => {
+test('statements to a vanished server time out', { timeout: 20_000, tags: ['slow'] }, async () => {
   const link = await Link.to(empty.url);
   const database = openDatabase({ url: link.url });
   await database.opened;

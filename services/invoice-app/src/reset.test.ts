@@ -64,7 +64,7 @@ async function broken(): Promise<string[]> {
 
 test.each(['invoices', 'batches', 'payment_events', 'customers'])(
   'an open transaction that has read %s blocks the reset, and the error names its session',
-  { timeout: 30_000 },
+  { timeout: 30_000, tags: ['slow'] },
   async (table) => {
     await pay();
     await using reader = await connect(app);

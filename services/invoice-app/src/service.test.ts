@@ -331,7 +331,7 @@ describe('/version', () => {
     expect(performance.now() - start).toBeLessThan(700);
   });
 
-  test('pay and reset time out too if the answer trickles', { timeout: 60_000 }, async () => {
+  test('pay and reset time out too if the answer trickles', { timeout: 60_000, tags: ['slow'] }, async () => {
     await using trickling = await startTrickling();
     await using own = await startApp(trickling);
     // In this order, because pay waits for an unfinished reset.

@@ -36,7 +36,7 @@ describe('a request', () => {
     expect(await countCharges(faulty)).toBe(0);
   });
 
-  test('is charged and never answered', { timeout: 20_000 }, async () => {
+  test('is charged and never answered', { timeout: 20_000, tags: ['slow'] }, async () => {
     await using faulty = await startFaulty('silent=1');
     expect(await pay(faulty, 'a', AbortSignal.timeout(lateness + 500))).toBeUndefined();
     expect(await countCharges(faulty)).toBe(1);

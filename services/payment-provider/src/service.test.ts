@@ -120,7 +120,7 @@ test('FAILURE_RATE=1 declines every payment', async () => {
   });
 });
 
-test('FAILURE_RATE declines about its share of the payments', async () => {
+test('FAILURE_RATE declines about its share of the payments', { tags: ['slow'] }, async () => {
   await using declining = await startService(paymentProvider, { FAILURE_RATE: '0.5' });
   const answers = await Promise.all(
     Array.from({ length: 400 }, () =>
