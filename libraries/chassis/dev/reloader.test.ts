@@ -93,7 +93,7 @@ test('serves a save with a new process, and prints the changed file', async () =
   await expect.poll(() => exists(first.pid), { timeout: 5_000 }).toBe(false);
 });
 
-test('a standby process has linked its files and has run none of them', async () => {
+test('a standby process has linked its files and has run none of them', { timeout: 60_000 }, async () => {
   await write(
     'ready.ts',
     `export const url = import.meta.url; export async function beforeReady(): Promise<void> {}`,
@@ -116,7 +116,7 @@ test('a standby process has linked its files and has run none of them', async ()
         await sleep(prepared);
         return (await ask()).word;
       },
-      { timeout: 20_000 },
+      { timeout: 50_000 },
     )
     .toMatch(/ready\.ts\?ahead \d+$/);
   expect((await readFile(join(root, 'pids'), 'utf8')).trim().split('\n')).toHaveLength(saves + 1);

@@ -1,7 +1,7 @@
 // `make screenshots` takes pictures of the page during a run and with declined invoices.
 import { statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import type { BrowserContextOptions, Page } from 'playwright-core';
+import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { startPostgres } from '../../../local/postgres.ts';
 import { startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import { findChromium, launch, open } from './browser.ts';
@@ -11,6 +11,27 @@ const docs = resolve(import.meta.dirname, '../../../docs');
 /** Waits until `condition` is true in the page. */
 async function until(page: Page, condition: string): Promise<void> {
   while (!(await page.evaluate<boolean>(condition))) await page.waitForTimeout(20);
+}
+
+/** Draws Tilt's page if Tilt runs, as under `make up`. */
+async function takeTilt(browser: Browser): Promise<void> {
+  const url = 'http://localhost:10350/overview';
+  const runs = await fetch(url).then(
+    ({ ok }) => ok,
+    () => false,
+  );
+  if (!runs) {
+    console.log('SKIPPED docs/tilt.png: Tilt does not run');
+    return;
+  }
+  const page = await browser.newPage({ viewport: { width: 1280, height: 720 } });
+  await page.goto(url);
+  await page.getByText('payment-test').first().waitFor();
+  await page.waitForTimeout(2_000);
+  const path = join(docs, 'tilt.png');
+  await page.screenshot({ path });
+  console.log(`${path}: ${Math.round(statSync(path).size / 1000)} kB`);
+  await page.close();
 }
 
 async function main(): Promise<void> {
@@ -68,6 +89,7 @@ async function main(): Promise<void> {
     await page.waitForTimeout(200);
   });
 
+  await takeTilt(browser);
   await browser.close();
   await app[Symbol.asyncDispose]();
   await provider[Symbol.asyncDispose]();
