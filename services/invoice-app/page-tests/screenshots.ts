@@ -24,7 +24,7 @@ async function takeTilt(browser: Browser): Promise<void> {
     console.log('SKIPPED docs/tilt.png: Tilt does not run');
     return;
   }
-  const page = await browser.newPage({ viewport: { width: 1280, height: 720 } });
+  const page = await browser.newPage({ viewport: { width: 1500, height: 900 } });
   await page.goto(url);
   await page.getByText('payment-test').first().waitFor();
   await page.waitForTimeout(2_000);
