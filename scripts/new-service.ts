@@ -5,7 +5,6 @@ import path from 'node:path';
 import { parse } from 'yaml';
 import { inspectPortOf, readServices, type Service } from './services.ts';
 
-
 const root = path.resolve(import.meta.dirname, '..');
 const template = 'scripts/new-service';
 const at = (...names: string[]) => path.join(root, ...names);
@@ -82,8 +81,7 @@ function checkPort(text: string | undefined, name: string): Service {
   let free = 8081;
   while (!isFree(free)) free += 1;
 
-  if (!text)
-    throw new Error(`PORT is missing, and ${free} is free: make service NAME=${name} PORT=${free}`);
+  if (!text) throw new Error(`PORT is missing, and ${free} is free: make service NAME=${name} PORT=${free}`);
   const port = Number(text);
   const maxPort = 65_535 - inspectPortOf(of(0));
   if (!/^[1-9]\d*$/.test(text) || port < 1024 || port > maxPort) {

@@ -190,7 +190,11 @@ export const mutants: Mutant[] = [
   {
     name: 'a provider counts as honouring keys although it does not say so',
     changes: [
-      [`${app}/provider.ts`, `this.#keys = response.headers[honoursKeysHeader.toLowerCase()] === 'true';`, ''],
+      [
+        `${app}/provider.ts`,
+        `this.#keys = response.headers[honoursKeysHeader.toLowerCase()] === 'true';`,
+        '',
+      ],
       [`${app}/provider.ts`, 'keys = false', 'keys = true'],
     ],
     tests: [`${app}/original.test.ts`],
@@ -287,7 +291,9 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no length limit: an id may be as long as a body',
-    changes: [[`${provider}/payment-request.ts`, ".max(idLength, tooLong('payment id', idLength))", '']],
+    changes: [
+      [`${provider}/payment-request.ts`, ".max(maxIdLength, tooLong('payment id', maxIdLength))", ''],
+    ],
     tests: [`${provider}/edges.test.ts`],
   },
   {
@@ -386,8 +392,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/reset.ts`,
-        `answer.outcome === 'refused' && (!isPending || answer.isAbsent)`,
-        `answer.outcome !== 'reset'`,
+        `result.outcome === 'refused' && (!isPending || result.isAbsent)`,
+        `result.outcome !== 'reset'`,
       ],
     ],
     tests: [`${app}/reset.test.ts`, model],

@@ -57,7 +57,7 @@ export interface Plan {
   commands: Command[];
   /** The fault of the n-th step that the scheduler releases. */
   faults: { at: number; fault: Fault }[];
-  /** The steps during which the provider answers no request. They can outlast all retries. */
+  /** The steps during which the provider sends no response. They can outlast all retries. */
   silence: { from: number; steps: number };
   /** The steps during which Postgres is read-only for invoice-app, as a standby is. */
   readOnly: { from: number; steps: number };
@@ -93,7 +93,7 @@ const maxPays = 40;
 /** A simulated process, which runs until it is dead. */
 interface Replica {
   name: string;
-  /** Its index among the replicas of its service. */
+  /** The index of the process among the replicas of its service. */
   slot: number;
   dead: boolean;
   steps: number;

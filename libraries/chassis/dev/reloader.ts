@@ -17,11 +17,11 @@ const settleTime = 500;
 const problemDelay = 400;
 /** How long a request waits for a process that serves, in milliseconds. */
 const servingTimeout = 10_000;
-/** How long new code may take to start until a message says so, in milliseconds. */
+/** How long new code may take to start before a message reports it, in milliseconds. */
 const slowStart = 1_500;
-/** The shortest time between two starts of the same code, in milliseconds. */
+/** The minimum time between two starts of the same code, in milliseconds. */
 const restartDelay = 1_000;
-/** The delay before the next standby process starts, in milliseconds: the new code's first answers come first. */
+/** The delay before the next standby process starts, in milliseconds: it must not slow the first responses of the new code. */
 const standbyDelay = 100;
 
 export interface ReloaderOptions extends ServiceProcessOptions {

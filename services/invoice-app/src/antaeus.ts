@@ -33,13 +33,13 @@ export interface AntaeusOptions {
   database: Database;
   /** Limits how many lists are sent at a time. */
   listLimit: Handler;
-  /** Pays every unpaid invoice. Resolves to true if none is unpaid afterwards. */
+  /** Pays every payable invoice. Resolves to true if none is unpaid afterwards. */
   payAll: (response: Response) => Promise<boolean>;
 }
 
 /** Adds the routes of pleo-io/antaeus, for its clients. */
 export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: AntaeusOptions): void {
-  // In JSON, like every answer of Antaeus.
+  // In JSON, like every response of Antaeus.
   const answerHealth: Handler = (_request, response) => void response.json('ok');
   route(app, '/rest/health', { get: answerHealth }, () => ({
     get: { summary: 'Whether the process runs', answers: { 200: json('It runs.', z.literal('ok')) } },
@@ -99,7 +99,7 @@ function toAntaeusCustomer({ id, currency }: Customer): z.infer<ReturnType<typeo
   return { id, currency };
 }
 
-/** Answers with the row that the path names, or with 404 and a JSON string, as the original does. */
+/** Responds with the row that the path names, or with 404 and a JSON string, as the original Antaeus does. */
 function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: T) => object): Handler {
   return async (request, response) => {
     const { id = '' } = request.params as { id?: string };

@@ -7,13 +7,13 @@ import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
 import { tallyBody, type Tally } from './payments.ts';
 import { appVersion } from './provider.ts';
 
-/** The most invoices in one answer. */
-const mostInvoices = 1_000_000;
+/** The maximum number of invoices in one response. */
+const maxInvoices = 1_000_000;
 
 /** The query parameters of `GET /invoices`. */
 export const invoiceQuery = z.object({
   status: z.enum(['paid', 'unpaid'], must('paid or unpaid')).optional(),
-  limit: integer(1, mostInvoices).meta({ type: 'integer', minimum: 1, maximum: mostInvoices }).optional(),
+  limit: integer(1, maxInvoices).meta({ type: 'integer', minimum: 1, maximum: maxInvoices }).optional(),
   after: z
     .string()
     .regex(invoiceName, must('the id of an invoice, such as I1'))
@@ -21,7 +21,7 @@ export const invoiceQuery = z.object({
     .optional(),
 });
 
-/** The answer to a run that left invoices unpaid for another reason than a decline. */
+/** The response after a run that left invoices unpaid for another reason than a decline. */
 const unreliable = () => z.object({ ...errorBody().shape, ...tallyBody().shape }).meta({ id: 'Unreliable' });
 export type Unreliable = z.infer<ReturnType<typeof unreliable>>;
 

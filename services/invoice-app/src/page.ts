@@ -57,7 +57,7 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
     const rows = await overview.readRows(show, from, limit);
     response.set('Cache-Control', 'no-store').json(rows);
   };
-  route(app, '/rows', { get: [limitRequests(mostPages, 'pages of rows'), sendRows] }, () => ({
+  route(app, '/rows', { get: [limitRequests(maxRowRequests, 'pages of rows'), sendRows] }, () => ({
     get: {
       summary: 'Invoices as the page shows them, from any position in the list',
       query: rowsQuery,
@@ -82,16 +82,16 @@ const describeFile = (content: Record<string, z.ZodType>): Answers => {
   };
 };
 
-/** The most rows in one answer. */
-const mostRows = 1_000;
-/** Requests for rows in flight at a time. They are short, so they have a limit apart from that of the lists. */
-const mostPages = 50;
+/** The maximum number of rows in one response. */
+const maxRows = 1_000;
+/** The maximum number of requests for rows in flight. They are short, so they have a limit apart from the lists. */
+const maxRowRequests = 50;
 
 /** The query parameters of `GET /rows`. */
 const rowsQuery = z.object({
   show: z.enum(filters, must(`one of ${filters.join(', ')}`)).default('all'),
   from: integer(0, Number.MAX_SAFE_INTEGER).meta({ type: 'integer', minimum: 0 }).default(0),
-  limit: integer(1, mostRows).meta({ type: 'integer', minimum: 1, maximum: mostRows }).default(100),
+  limit: integer(1, maxRows).meta({ type: 'integer', minimum: 1, maximum: maxRows }).default(100),
 });
 
 /** Sends a file. Reads it on each request, so that a save of the page needs no restart. */

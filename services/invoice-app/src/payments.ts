@@ -16,7 +16,13 @@ import * as batches from './batches.ts';
 import { countStuck, type Attempt } from './invoices.ts';
 import { Lease } from './lease.ts';
 import type { Resets } from './reset.ts';
-import { everyOutcome, type AttemptResult, type Outcome, type PayContext, type Provider } from './provider.ts';
+import {
+  everyOutcome,
+  type AttemptResult,
+  type Outcome,
+  type PayContext,
+  type Provider,
+} from './provider.ts';
 
 /**
  * The result of a run: its invoices, counted by outcome. `refused`, and for a provider without keys `unknown`, include

@@ -13,8 +13,8 @@ import {
   antaeusFields,
   epoch,
   idempotencyKey,
-  keyLength,
-  mostPayments,
+  maxKeyLength,
+  maxPayments,
   paymentFields,
 } from './payment-request.ts';
 
@@ -56,8 +56,8 @@ const keyHeader = () =>
         description:
           'The first definite answer (200 or 402) to a key is its answer for ever. Bare, or as a quoted string.',
         anyOf: [
-          { pattern: `^".{1,${keyLength}}"$` },
-          { minLength: 1, maxLength: keyLength, not: { pattern: '^".*"$' } },
+          { pattern: `^".{1,${maxKeyLength}}"$` },
+          { minLength: 1, maxLength: maxKeyLength, not: { pattern: '^".*"$' } },
         ],
       }),
   });
@@ -96,7 +96,7 @@ export const describePay = () => {
   const wrong = z.unknown().meta({ description: 'Anything else: its outcome has the status 400.' });
   const payments = z
     .array(z.union([element, wrong]))
-    .max(mostPayments)
+    .max(maxPayments)
     .meta({ description: 'Payments, each with a key of its own; the header is not read.' });
   return {
     post: {
@@ -146,7 +146,7 @@ export const describeReset = () => ({
   },
 });
 
-/** Describes the header on every answer to a payment. */
+/** Describes the header of every response to a payment. */
 export const describeKeys = (): Addition => ({
   answerHeaders: z.object({
     'Accept-Idempotency-Key': z.literal('true').optional().meta({
