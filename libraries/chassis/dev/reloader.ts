@@ -21,7 +21,7 @@ const servingTimeout = 10_000;
 const slowStart = 1_500;
 /** The minimum time between two starts of the same code, in milliseconds. */
 const restartDelay = 1_000;
-/** The delay before the next standby process starts, in milliseconds: it must not slow the first responses of the new code. */
+/** The delay of the next standby process, in milliseconds: the first responses of the new code must not wait for it. */
 const standbyDelay = 100;
 
 export interface ReloaderOptions extends ServiceProcessOptions {

@@ -12,7 +12,7 @@ export interface Batch {
   abandoned: boolean;
   /** The epoch: identifies the data since the last reset. Each request to the provider carries it. */
   epoch: string;
-  /** Whether its last holder may have left invoices with an unknown outcome: it crashed, or released the batch so. */
+  /** Whether the last holder may have left unknown outcomes: it did not release the batch, or reported them then. */
   leftOpen: boolean;
 }
 

@@ -78,7 +78,7 @@ interface Run {
 
 /** Batches in flight at a time. While one waits for the provider, another is stored. */
 const workerCount = 6;
-/** Retries of one invoice in a run, after the first request, while its outcome stays unknown. */
+/** Retries of one attempt in a run, after the first try, while it has no definite outcome. */
 const retries = 3;
 /** The pause before the next claim while other claims hold all remaining batches, in milliseconds. */
 const claimDelay = 50;
@@ -259,7 +259,7 @@ export class Payments {
       if (needsReview || batch.leftOpen) {
         await this.#step('list unknown', () => batches.listUnknown(database, batch));
       }
-      // An earlier holder may have sent the attempts that this one did not.
+      // Recovery must also retry attempts that an earlier holder may have sent and this one did not.
       const needsRecovery = unknown > 0 || (batch.leftOpen && notSent > 0);
       await this.#release(batch, needsRecovery);
     } finally {

@@ -21,7 +21,7 @@ export type Outcome = (typeof everyOutcome)[number];
 
 /** The result of trying to pay an attempt once. */
 export interface AttemptResult {
-  /** Not sent: no request was sent, or no key protected it and it certainly charged nothing. */
+  /** Not sent: no request was sent, or the provider ignores keys and the request certainly charged nothing. */
   outcome: Outcome | 'not sent';
   /** The reason for a decline or a refusal, in the provider's words. */
   reason?: string;
@@ -40,7 +40,7 @@ const notSentDown: AttemptResult = { outcome: 'not sent', seemsDown: true };
 const notSentDownFinal: AttemptResult = { outcome: 'not sent', seemsDown: true, isFinal: true };
 /** Another process has marked the attempt or stored its outcome since this run read it. */
 const takenByOther: AttemptResult = { outcome: 'not sent', isFinal: true };
-/** The outcome of a request without a key. A retry could charge again. */
+/** The unknown outcome at a provider that ignores keys, where a retry could charge again. */
 const unknownDownFinal: AttemptResult = { outcome: 'unknown', seemsDown: true, isFinal: true };
 
 /** The data and callbacks with which a payment run calls the provider. */
@@ -50,7 +50,7 @@ export interface PayContext {
   epoch: string;
   /** Whether this run still holds the lease of the batch. If not, it must send nothing. */
   isHeld(): boolean;
-  /** Marks attempts before they are sent without a key. @returns the attempts that may be sent */
+  /** Marks attempts before they are sent to a provider that ignores keys. @returns the attempts that may be sent */
   mark(attempts: Attempt[]): Promise<Attempt[]>;
   /** Removes the marks of attempts that charged nothing. */
   unmark(attempts: Attempt[]): Promise<void>;
@@ -139,7 +139,7 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
-  /** Whether the last response said that the provider honours keys. It always honours the keys in an array. */
+  /** Whether the last response said that the provider honours keys. Those in an array are always honoured. */
   #keys: boolean;
 
   constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {
