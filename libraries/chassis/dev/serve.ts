@@ -70,8 +70,8 @@ async function main(): Promise<void> {
   const host = process.env.HOST || undefined;
   await listen(gateway, 'PORT', portOf('PORT'), host);
   const metrics = createGateway(async () => {
-    const generation = await reloader.serving();
-    return { port: generation.metricsPort, hold: () => generation.hold() };
+    const serviceProcess = await reloader.serving();
+    return { port: serviceProcess.metricsPort, hold: () => serviceProcess.hold() };
   });
   // Services on one machine share the default metrics port. A conflict must not keep any of them from starting.
   void listen(metrics, 'METRICS_PORT', portOf('METRICS_PORT', 0, defaultMetricsPort), host, true);

@@ -70,12 +70,12 @@ export async function start(self: Self): Promise<Running> {
 const describeNotes = () => ({
   get: {
     summary: `The last ${maxNotes} notes, newest first`,
-    answers: { 200: json('The notes.', z.array(note())), ...databaseErrors() },
+    responses: { 200: json('The notes.', z.array(note())), ...databaseErrors() },
   },
   post: {
     summary: 'Adds a note',
     body: { description: 'The note.', required: true, content: { 'application/json': newNote } },
-    answers: {
+    responses: {
       201: json('The note, with its id.', note()),
       400: error('The body is not a valid note.'),
       413: error('The body is larger than 100 kB.'),

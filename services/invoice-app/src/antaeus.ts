@@ -42,7 +42,7 @@ export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: 
   // In JSON, like every response of Antaeus.
   const answerHealth: Handler = (_request, response) => void response.json('ok');
   route(app, '/rest/health', { get: answerHealth }, () => ({
-    get: { summary: 'Whether the process runs', answers: { 200: json('It runs.', z.literal('ok')) } },
+    get: { summary: 'Whether the process runs', responses: { 200: json('It runs.', z.literal('ok')) } },
   }));
   const pay: Handler = async (_request, response) => {
     response.json(await payAll(response));
@@ -53,7 +53,7 @@ export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: 
       summary: 'Pays every unpaid invoice',
       description: 'A declined invoice does not stop the others from being paid.',
       body: neverRead,
-      answers: {
+      responses: {
         200: json('Whether every invoice is paid now.', z.boolean()),
         ...crossSite(),
         ...databaseErrors(),
@@ -111,14 +111,14 @@ function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: 
 }
 
 const describeList = (summary: string, schema: z.ZodType) => ({
-  get: { summary, answers: { 200: json('The whole list.', z.array(schema)), ...databaseErrors() } },
+  get: { summary, responses: { 200: json('The whole list.', z.array(schema)), ...databaseErrors() } },
 });
 
 const describeOne = (summary: string, schema: z.ZodType) => ({
   get: {
     summary,
     path: z.object({ id: z.string().meta({ type: 'integer', minimum: 1 }) }),
-    answers: {
+    responses: {
       200: json('The one with this id.', schema),
       400: error('The path cannot be decoded.'),
       404: json('No record has this id.', z.literal('not found')),

@@ -43,7 +43,7 @@ export const neverRead: Body = {
 export const describeVersion = () => ({
   get: {
     summary: 'The answering process and its code version, also of the payment provider',
-    answers: { 200: json('This process, and a process of the payment provider.', appVersion()) },
+    responses: { 200: json('This process, and a process of the payment provider.', appVersion()) },
   },
 });
 
@@ -51,7 +51,7 @@ export const describeInvoices = () => ({
   get: {
     summary: 'Every invoice, in id order',
     query: invoiceQuery,
-    answers: {
+    responses: {
       200: json('The invoices that match the query.', z.array(contractInvoice())),
       400: error('A parameter is invalid. The error names it and states its rule.'),
       ...databaseErrors(),
@@ -63,7 +63,7 @@ export const describePay = () => ({
   post: {
     summary: 'Pays every unpaid invoice',
     body: neverRead,
-    answers: {
+    responses: {
       200: json('Every invoice is paid or was declined.', z.object({})),
       ...crossSite(),
       502: json(
@@ -79,7 +79,7 @@ export const describeReset = () => ({
   post: {
     summary: 'Resets the data of both services once no payment run is in progress',
     body: neverRead,
-    answers: {
+    responses: {
       200: json('The data is as after the first start.', z.object({})),
       ...crossSite(),
       502: error(

@@ -4,7 +4,7 @@ import { extname, join } from 'node:path';
 import { describe, integer, must } from '@payloop/chassis/config.ts';
 import { HttpError } from '@payloop/chassis/http-error.ts';
 import { limitRequests } from '@payloop/chassis/limit.ts';
-import { databaseErrors, error, json, type Answers } from '@payloop/chassis/openapi.ts';
+import { databaseErrors, error, json, type Responses } from '@payloop/chassis/openapi.ts';
 import { route } from '@payloop/chassis/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
@@ -30,14 +30,14 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
       allowReset ? html.replace(resetRefused, 'data-reset="allowed"') : html,
     );
   route(app, '/', { get: sendPage }, () => ({
-    get: { summary: 'The page', answers: describeFile({ 'text/html': z.string() }) },
+    get: { summary: 'The page', responses: describeFile({ 'text/html': z.string() }) },
   }));
   const sendNamed: Handler = (request, response) => sendFile(String(request.params.file), response);
   route(app, '/page/:file', { get: sendNamed }, () => ({
     get: {
       summary: 'A file of the page',
       path: z.object({ file: z.string().regex(fileName) }),
-      answers: {
+      responses: {
         ...describeFile({
           'text/javascript': z.string(),
           'text/css': z.string(),
@@ -61,7 +61,7 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
     get: {
       summary: 'Invoices as the page shows them, from any position in the list',
       query: rowsQuery,
-      answers: {
+      responses: {
         200: json(
           'The rows at these positions.',
           rowsBody(),
@@ -74,7 +74,7 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
   }));
 }
 
-const describeFile = (content: Record<string, z.ZodType>): Answers => {
+const describeFile = (content: Record<string, z.ZodType>): Responses => {
   const headers = z.object({ 'Cache-Control': z.literal('no-cache'), ETag: z.string() });
   return {
     200: { description: 'The file.', content, headers },

@@ -27,7 +27,7 @@ export const describeProgress = () => ({
     description:
       'Server-sent events: `progress` with `Totals` as its data, and `unavailable` with an error while the database ' +
       'is down. The stream ends with the process, and clients reconnect.',
-    answers: {
+    responses: {
       200: {
         description: 'An endless stream.',
         content: { 'text/event-stream': z.string() },
