@@ -3,9 +3,9 @@
 # the reason to standard error.
 #
 #   ./test.sh [URL [REPLICAS]]     URL of invoice-app, by default http://localhost:8081
-# It waits until REPLICAS processes of each service run the code in this folder; without REPLICAS, until ten answers in
-# a row come from it. It then resets the invoices if that is allowed, pays, and pays again. It fails at once if that
-# code does not start, and waits for another test of the same URL. Needs curl and jq.
+# The test waits until REPLICAS processes of each service run the code in this folder. Without REPLICAS it waits until
+# ten responses in a row come from that code. It then resets the invoices if that is allowed, pays, and pays again. It
+# fails at once if that code does not start, and waits for another test of the same URL. Needs curl and jq.
 #
 # invoice-app's /version also reports payment-provider. Every other service of kustomize/base is queried on this
 # machine, at the port in its deploy/service.yaml or in NAME_PORT, and only if URL is http on this machine. The prod
@@ -18,7 +18,7 @@ while [[ $url == */ ]]; do url=${url%/}; done
 readonly url replicas=${2:-0} wait_seconds=20 turn_seconds=90
 lock=${url/127.0.0.1/localhost}
 lock=.payloop/payment-test-${lock//[^A-Za-z0-9]/_}
-# Ignores .curlrc, which may add text to an answer. Uses no proxy for this machine.
+# Ignores .curlrc, which may add text to a response. Uses no proxy for this machine.
 curl=(curl --disable)
 is_here=''
 case ${url#*://} in
@@ -30,13 +30,13 @@ count=0
 ok() { count=$((count + 1)) && echo "ok $count - $*"; }
 fail() { echo "not ok $((count + 1)) - $1" && printf 'payment test failed: %s: %s\n' "$1" "$(plain "$2")" >&2 && exit 1; }
 
-# Prints one line without control characters, which a terminal would interpret: the text may be a stranger's.
+# Prints one line without control characters, which a terminal would interpret: the text may come from another server.
 plain() { printf '%s' "$1" | LC_ALL=C tr '\001-\037\177' ' ' | LC_ALL=C sed $'s/\302[\200-\237]/ /g'; }
 
 # check NAME WHY COMMAND…: passes if the command does.
 check() { if "${@:3}"; then ok "$1"; else fail "$1" "$2"; fi; }
 
-# Sets `status` (000 for no answer) and `body`.
+# Sets `status` (000 without a response) and `body`.
 request() {
   body=$("${curl[@]}" --silent --show-error --max-time 60 --write-out '\n%{http_code}' "$@" 2>&1 | tr -d '\000') || true
   status=${body##*$'\n'} body=${body%$'\n'*}
@@ -113,8 +113,8 @@ hash_services() {
     jq --raw-input --null-input --compact-output '[inputs | split(" ") | {(.[0]): .[1]}] | add'
 }
 
-# Prints `ready`, or the worst problem in `answers`. A line of `answers` has a service, its address and its answer to
-# /version; a service without a line has not answered. Only a service's last answer is judged: the earlier ones came
+# Prints `ready`, or the worst problem in `answers`. A line of `answers` has a service, its address and its response to
+# /version; a service without a line has not responded. Only a service's last response is judged: the earlier ones came
 # from this code.
 judge() {
   jq --raw-input --null-input --raw-output --argjson codes "$codes" --argjson replicas "$replicas" '
@@ -125,8 +125,8 @@ judge() {
         then [0, "\($service) does not start with the code in this folder, see its log"]
         elif $isObject == false or $answer.source == null then [1, $silence // "no answer from \($service)"]
         elif $answer.source != $code then [1, "\($service) (\($answer.instance)) runs other code: \($answer.source)"]
-        elif (if $replicas == 0 then length < 10 else $seen < $replicas end)
-        then [2, "only \($seen) of \($service) answered, not \($replicas)"]
+        elif $replicas == 0 and length < 10 then [2, "only \(length) answers in a row from \($service), not 10"]
+        elif $seen < $replicas then [2, "only \($seen) of \($service) answered, not \($replicas)"]
         else [3, "ready"] end;
     [inputs | capture("^(?<service>[^ ]*) (?<address>[^ ]*) (?<body>.*)$"; "s")
       | {service, silence: "\(.address)/version does not say which code \(.service) runs: \(.body)",
@@ -157,7 +157,7 @@ wait_for_code() {
       answers+="${asked[index]} ${addresses[index]} ${body//$'\n'/ }"$'\n'
     done
     verdict=$(judge)
-    [[ $verdict == ready ]] || sleep 0.1 # leaves a starting service the processor
+    [[ $verdict == ready ]] || sleep 0.1 # leaves a starting service the CPU
   done
   ok "$name"
   jq --raw-output 'to_entries[] | "# \(.key) \(.value)"' <<<"$codes"

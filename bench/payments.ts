@@ -30,7 +30,7 @@ interface Row {
   name: string;
   invoices: number;
   perSecond: number;
-  /** Peak resident memory of the invoice-app side, in MB. */
+  /** Peak resident memory of the invoice-app side, in MiB. */
   memory: number;
 }
 
@@ -124,23 +124,26 @@ class Bench {
     return row;
   }
 
-  /** Measures invoice-app's memory, in MB, before and while a client reads every invoice. */
+  /** Measures invoice-app's resident memory, in MiB, before and while a client reads every invoice. */
   async measureListing(): Promise<{ before: number; while: number }> {
-    // The heap limit of kustomize/base.
+    // The heap limit of kustomize/service/deployment.yaml.
     const app = await startService(appName, this.#appUrl, { NODE_OPTIONS: '--max-old-space-size=128' });
     const readMemory = () =>
       Number(execFileSync('ps', ['-o', 'rss=', '-p', `${app.pid}`], { encoding: 'utf8' })) / 1024;
     const before = readMemory();
-    let most = before;
-    const sample = setInterval(() => (most = Math.max(most, readMemory())), 50);
+    let peak = before;
+    const sample = setInterval(() => (peak = Math.max(peak, readMemory())), 50);
     const response = await fetch(`${app.url}/invoices`);
     await response.body!.pipeTo(new WritableStream());
     clearInterval(sample);
     await app.stop();
-    return { before: Math.round(before), while: Math.round(most) };
+    return { before: Math.round(before), while: Math.round(peak) };
   }
 
-  /** Pays until no invoice is unpaid: outcomes may stay unknown. Throws if the ledger's charges differ. */
+  /**
+   * Pays until no invoice is unpaid: one run may leave unknown outcomes. Throws if the ledger's charges differ. The
+   * database alone charges nothing.
+   */
   async #payAll(pay: () => Promise<unknown>): Promise<void> {
     do await pay();
     while ((await this.#countUnpaid()) > 0);
@@ -260,11 +263,11 @@ async function main(): Promise<void> {
     process.stdout
       .write(`${cpus().length} cores, ${cpu?.model.trim()}, Node ${process.version}, Postgres on the same machine
 
-| way | invoices | invoices/s | to naive | to limit | memory, MB |
+| way | invoices | invoices/s | to naive | to limit | memory, MiB |
 | --- | ---: | ---: | ---: | ---: | ---: |
 ${lines.join('\n')}
 
-GET /invoices of ${10 * count}: invoice-app takes ${listing.before} MB before, ${listing.while} MB while it streams them
+GET /invoices of ${10 * count}: invoice-app takes ${listing.before} MiB before, ${listing.while} MiB while it streams them
 
 ${JSON.stringify({
   perRequestVsNaive: ratio(single, naive),

@@ -33,14 +33,14 @@ export async function startGroup(command: Command, onLine: (line: string) => voi
   return { name, pid: child.pid!, ended };
 }
 
-/** How long a group may take to stop after SIGTERM, in milliseconds: payments in flight get their answer. */
+/** How long a group may take to stop after SIGTERM, in milliseconds: payments in flight finish. */
 const politeMs = 8_000;
 /** How long a group may take to disappear after SIGKILL, in milliseconds. */
 const killedMs = 2_000;
 
 /**
- * Stops every process of a group; returns false if any is left. Kills the group's leader, a watcher without state: on
- * SIGTERM nodemon would signal the test twice, and the second signal kills it at once.
+ * Stops every process of a group; returns false if any is left. Kills the group's leader first. It has no state, and it
+ * could restart a process that exits after SIGTERM.
  */
 export async function stopGroup(pid: number): Promise<boolean> {
   signal(pid, 'SIGKILL');

@@ -10,7 +10,7 @@ import {
   type Unsuitable,
 } from '../scripts/tools.ts';
 
-/** Finds out whether this machine can run a cluster. `decide` calls each function only if its answer matters. */
+/** Finds out whether this machine can run a cluster. `decide` calls each function only if its result matters. */
 export interface Probe {
   /** Why Docker cannot be used; undefined if it can. */
   docker: () => Promise<string | undefined>;

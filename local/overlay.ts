@@ -25,7 +25,7 @@ const root = path.resolve(import.meta.dirname, '..');
 
 /**
  * Reads the variables with addresses of other services from a service's folder, and translates them to this machine.
- * Its other variables, such as the paths of tokens, only make sense in a cluster.
+ * The other variables, such as the paths of tokens, only make sense in a cluster.
  * @param services all services, each with its port in a cluster and its port here
  * @throws {OverlayError} if an address has another port than the service it names
  */
@@ -80,7 +80,7 @@ function read(name: string): Environments | undefined {
     for (const patch of readPatches(componentFolder)) {
       const env = environmentOf(patch);
       const service = services.find((each) => each.name === patch.metadata?.name)?.name;
-      // With a name that is not a service's the patch is for any Deployment.
+      // A patch with any other name applies to every Deployment.
       if (env === undefined || service === undefined) return undefined;
       const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value ?? '']));
       environments[service] = { ...environments[service], ...variables };

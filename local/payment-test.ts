@@ -11,7 +11,7 @@ import { readServices } from '../scripts/services.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const services = readServices().map(({ name }) => name);
-/** How long after a save the test starts, in milliseconds: the service that reloads needs the processor first. */
+/** How long after a save the test starts, in milliseconds: the service that reloads needs the CPU first. */
 const delay = 50;
 /** How often the sources are polled for a save that nodemon missed, in milliseconds. */
 const pollInterval = 1_000;

@@ -15,7 +15,7 @@ export async function freePort(): Promise<number> {
 
 /** Returns one line that names the port, its owner and the remedy, or undefined if the port is free on localhost. */
 export async function whyTaken(variable: string, port: number): Promise<string | undefined> {
-  // On macOS two processes can listen on one port if one of them listens on all addresses, so it also tries to connect.
+  // Also tries to connect: on macOS two processes can listen on one port if one of them listens on all addresses.
   const accepted = await Promise.all([accepts('127.0.0.1', port), accepts('::1', port)]);
   const refusal = accepted.includes(true) ? 'EADDRINUSE' : await refusalToListen(port);
   if (refusal === undefined) return undefined;

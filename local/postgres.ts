@@ -57,7 +57,7 @@ const IMMEDIATE_SHUTDOWN_MS = 5_000;
 const disposableSettings = ['fsync=off', 'full_page_writes=off', 'max_wal_size=128MB'];
 /** The in-memory file system of Linux. */
 const memoryFileSystem = '/dev/shm';
-/** The least free memory for keeping data there, in bytes: the tests of one run use less than a quarter. */
+/** The minimum free memory for keeping data there, in bytes: the tests of one run use less than a quarter. */
 const memoryNeeded = 2 * 2 ** 30;
 
 const run = promisify(execFile);

@@ -36,7 +36,7 @@ const paymentTest = 'local/payment-test.ts';
 const reload = 'libraries/chassis/dev/serve.ts';
 
 /** The service that people and the payment test call. */
-const front = 'invoice-app';
+const entryService = 'invoice-app';
 const listed = readList();
 const labels = ['up', ...listed.map(({ name }) => name), 'test'];
 const colour = wantsColour(process.stdout, process.env);
@@ -115,7 +115,7 @@ async function main(): Promise<void> {
     for (const service of services) {
       if (!stop.requested) await keepRunning(serve(service, postgres));
     }
-    const url = `http://localhost:${services.find(({ name }) => name === front)!.localPort}`;
+    const url = `http://localhost:${services.find(({ name }) => name === entryService)!.localPort}`;
     // Before the migrations the test would fail.
     await Promise.race([announce(services, url, start), end]);
     if (!stop.requested) await keepRunning(test(url, ports));
@@ -159,7 +159,7 @@ async function checkPorts(ports: Record<string, number>): Promise<void> {
   const answers = await Promise.all(checked.map(([variable, port]) => whyTaken(variable, port)));
   const taken = answers.filter((answer) => answer !== undefined);
   if (taken.length === 0) return;
-  // Reports all ports at once: the process that has one, mostly another `make up`, has the others too.
+  // Reports all ports at once: the process that has one, usually another `make up`, has the others too.
   const postgres = await whyTaken('POSTGRES_PORT', ports.POSTGRES_PORT!);
   throw new UpError([...taken, postgres].filter((answer) => answer !== undefined).join('\n'));
 }
@@ -194,7 +194,7 @@ function serve({ name, database, localPort, inspectPort, env }: Service, postgre
       // Not reachable from the network: the service pays for any caller.
       HOST: '127.0.0.1',
       PORT: String(localPort),
-      // Any free port, printed in the log: no Prometheus scrapes it.
+      // Any free port, which nothing prints: no Prometheus scrapes a local process.
       METRICS_PORT: '0',
       // Empty, not absent: a value from the user's shell would give every service the same port.
       INSPECT_PORT: String(inspectPort ?? ''),
@@ -233,7 +233,7 @@ async function announce(services: Service[], url: string, start: number): Promis
     `serving ${url} after ${seconds} s; every save reloads the services it changes and runs the test; Ctrl-C stops it`,
   );
   for (const { name, localPort, inspectPort } of services) {
-    if (name !== front) say(`${name} is at http://127.0.0.1:${localPort}`);
+    if (name !== entryService) say(`${name} is at http://127.0.0.1:${localPort}`);
     if (inspectPort !== undefined) say(`the inspector of ${name} is at 127.0.0.1:${inspectPort}`);
   }
 }

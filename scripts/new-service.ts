@@ -1,12 +1,9 @@
 // `make service NAME=… PORT=… TEAM=…` copies scripts/new-service to services/NAME, adds a line to each of the two
-// lists, and adds the service to the lockfile as npm does. It writes all of that or nothing.
+// lists, and adds the service to the lockfile as npm does. If an error occurs, it undoes its changes.
 import * as fs from 'node:fs';
 import path from 'node:path';
 import { parse } from 'yaml';
 import { inspectPortOf, readServices, type Service } from './services.ts';
-
-/** An error with a one-line message for the user. */
-class Refusal extends Error {}
 
 const root = path.resolve(import.meta.dirname, '..');
 const template = 'scripts/new-service';
@@ -22,39 +19,42 @@ const lockfile = 'package-lock.json';
 /** The copy of the lockfile that scripts/install.sh compares it with. */
 const installed = 'node_modules/.package-lock.installed.json';
 
-/** In characters. A Postgres role has at most 63, and an overlay such as `flaky` appends its name to the database's. */
-const longestName = 50;
+/**
+ * The maximum length of a name, in characters. Postgres allows 63 in the name of a database, to which an overlay such
+ * as `flaky` appends its own name.
+ */
+const maxNameLength = 50;
 
-/** Names that a service must not have, by their present meaning. */
+/** Names that a service must not have, by the meaning that they already have. */
 const reserved: Record<string, RegExp> = {
-  'an existing namespace':
+  'an existing namespace or reserved for Kubernetes':
     /^(default|elsewhere|ingress|kube-.*|local-path-storage|metrics-server|monitoring|postgres)$/,
   'a resource of Tilt, or a part of make up':
-    /^(certificate|databases|namespaces|payment-test|secrets|test|traefik|up)$/,
+    /^(certificate|databases|namespaces|payment-test|replicas|secrets|test|traefik|up)$/,
   'a role or a database of Postgres': /^(none|pg-.*|public|template[01])$/,
   // METRICS_PORT and INSPECT_PORT are about every service, and A_INSPECT_PORT is about service a.
   'part of the name of a variable': /^(metrics|(.*-)?inspect)$/,
   'a package of this repository': /^(chassis|local)$/,
 };
 
-const usage = 'make service NAME=… PORT=…';
+const usage = 'make service NAME=… PORT=… [TEAM=…]';
 
 /** YAML reads some words as another type, such as `on`. */
 const isText = (word: string) => parse(word, { version: '1.1' }) === word;
 
 function checkName(name: string | undefined): string {
-  if (!name) throw new Refusal(`NAME is missing: ${usage}`);
-  if (!/^[a-z]([a-z0-9-]*[a-z0-9])?$/.test(name) || name.length > longestName) {
-    throw new Refusal(
-      `NAME must be at most ${longestName} of a-z, 0-9 and -, start with a letter and not end with -, not ${JSON.stringify(name)}`,
+  if (!name) throw new Error(`NAME is missing: ${usage}`);
+  if (!/^[a-z]([a-z0-9-]*[a-z0-9])?$/.test(name) || name.length > maxNameLength) {
+    throw new Error(
+      `NAME must be at most ${maxNameLength} of a-z, 0-9 and -, start with a letter and not end with -, not ${JSON.stringify(name)}`,
     );
   }
   const meaning = Object.keys(reserved).find((each) => reserved[each]!.test(name));
-  if (meaning !== undefined) throw new Refusal(`NAME must not be ${name}, which is ${meaning}`);
-  if (!isText(name)) throw new Refusal(`NAME must not be ${name}, which YAML does not read as text`);
-  if (fs.existsSync(at('services', name))) throw new Refusal(`services/${name} already exists`);
+  if (meaning !== undefined) throw new Error(`NAME must not be ${name}, which is ${meaning}`);
+  if (!isText(name)) throw new Error(`NAME must not be ${name}, which YAML does not read as text`);
+  if (fs.existsSync(at('services', name))) throw new Error(`services/${name} already exists`);
   for (const [file, line] of Object.entries(lists)) {
-    if (read(file).split('\n').includes(line(name))) throw new Refusal(`${file} already lists ${name}`);
+    if (read(file).split('\n').includes(line(name))) throw new Error(`${file} already lists ${name}`);
   }
   return name;
 }
@@ -81,17 +81,16 @@ function checkPort(text: string | undefined, name: string): Service {
   let free = 8081;
   while (!isFree(free)) free += 1;
 
-  if (!text)
-    throw new Refusal(`PORT is missing, and ${free} is free: make service NAME=${name} PORT=${free}`);
+  if (!text) throw new Error(`PORT is missing, and ${free} is free: make service NAME=${name} PORT=${free}`);
   const port = Number(text);
-  const most = 65_535 - inspectPortOf(of(0));
-  if (!/^[1-9]\d*$/.test(text) || port < 1024 || port > most) {
-    throw new Refusal(`PORT must be a whole number from 1024 to ${most}, not ${JSON.stringify(text)}`);
+  const maxPort = 65_535 - inspectPortOf(of(0));
+  if (!/^[1-9]\d*$/.test(text) || port < 1024 || port > maxPort) {
+    throw new Error(`PORT must be a whole number from 1024 to ${maxPort}, not ${JSON.stringify(text)}`);
   }
-  if (inUse.has(port)) throw new Refusal(`PORT ${port} is ${inUse.get(port)}: ${free} is free`);
+  if (inUse.has(port)) throw new Error(`PORT ${port} is ${inUse.get(port)}: ${free} is free`);
   const inspectPort = inspectPortOf(of(port));
   if (inUse.has(inspectPort)) {
-    throw new Refusal(
+    throw new Error(
       `PORT ${port} has its inspector at ${inspectPort}, which is ${inUse.get(inspectPort)}: ${free} is free`,
     );
   }
@@ -101,9 +100,9 @@ function checkPort(text: string | undefined, name: string): Service {
 /** Checks the name of a group of the identity provider; the prefix `system:` is Kubernetes' own. */
 function checkTeam(team: string): string {
   if (/^[a-z][\w.:@/-]{0,127}$/i.test(team) && !team.startsWith('system:') && isText(team)) return team;
-  throw new Refusal(
+  throw new Error(
     `TEAM must be the name of a group, at most 128 letters, digits and _.:@/-, that starts with a letter and not with ` +
-      `system:, not ${JSON.stringify(team)}`,
+      `system:, and that YAML reads as text, not ${JSON.stringify(team)}`,
   );
 }
 
@@ -153,7 +152,7 @@ function lockfileWith(name: string): string {
 function withLine(file: string, line: string): string {
   const lines = read(file).split('\n');
   const last = lines.findLastIndex((each) => /^resources:$|^ +- [./]+\/services\//.test(each));
-  if (last === -1) throw new Refusal(`${file} has no list of resources`);
+  if (last === -1) throw new Error(`${file} has no list of resources`);
   return lines.toSpliced(last + 1, 0, line).join('\n');
 }
 

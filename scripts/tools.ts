@@ -1,10 +1,12 @@
-// Finds the tools of mise.toml, and installs those that are missing or have an unsuitable version. `tools.ts NAME…`
-// prints the PATH to run them with.
+// Finds tools of mise.toml. If one is missing or has an unsuitable version, installs all tools of mise.toml with mise.
+// `tools.ts NAME…` prints the PATH to run the named tools with.
 import { spawn } from 'node:child_process';
 import { access, constants, readFile } from 'node:fs/promises';
 import path from 'node:path';
 
+/** How long a command of mise may take: it downloads the tools. */
 const installMs = 300_000;
+/** How long a tool may take to print its version. */
 const versionMs = 10_000;
 const miseVersion = '2026.9.15';
 
@@ -34,7 +36,10 @@ export function describe(tools: Unsuitable[]): string {
   return parts.join(', ');
 }
 
-/** Installs the unsuitable tools with mise, which itself comes from npm, and puts them first on `env.PATH`. */
+/**
+ * If any of these tools is unsuitable, installs the tools of mise.toml with mise, which itself comes from npm. Puts the
+ * unsuitable ones of these tools first on `env.PATH`.
+ */
 export async function installUnsuitable(tools: string[], env: NodeJS.ProcessEnv): Promise<void> {
   const unsuitable = await findUnsuitable(tools, env);
   if (unsuitable.length === 0) return;
@@ -122,23 +127,23 @@ export function run(
   return new Promise((resolve) => {
     let output = '';
     const child = spawn(command, args, { env, detached: true, stdio: ['ignore', 'pipe', 'pipe'] });
-    const answer = (code: number | null | undefined) => {
+    const finish = (code: number | null | undefined) => {
       clearTimeout(timer);
       for (const stream of [child.stdout, child.stderr]) stream.destroy();
       resolve({ code, output });
     };
     const timer = setTimeout(() => {
       if (child.pid !== undefined) process.kill(-child.pid, 'SIGKILL');
-      answer(undefined);
+      finish(undefined);
     }, bound);
     for (const stream of [child.stdout, child.stderr]) {
       stream.setEncoding('utf8').on('data', (text: string) => (output += text));
     }
     child.once('error', (error) => {
       output = error.message;
-      answer(null);
+      finish(null);
     });
-    child.once('close', (code) => answer(code));
+    child.once('close', (code) => finish(code));
   });
 }
 

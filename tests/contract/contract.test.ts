@@ -3,7 +3,7 @@
 import { isDeepStrictEqual } from 'node:util';
 import express from 'express';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { mostWatchers } from '../../services/invoice-app/src/progress.ts';
+import { maxWatchers } from '../../services/invoice-app/src/progress.ts';
 import * as invoiceApp from '../../services/invoice-app/src/service.ts';
 import * as paymentProvider from '../../services/payment-provider/src/service.ts';
 import { createDatabase } from '../support/database.ts';
@@ -230,7 +230,7 @@ describe('invoice-app', () => {
   test('answers 503 to more watchers than one process accepts', async () => {
     const gone = new AbortController();
     const watch = () => fetch(`${app.service.url}/progress`, { signal: gone.signal });
-    await Promise.all(Array.from({ length: mostWatchers }, watch));
+    await Promise.all(Array.from({ length: maxWatchers }, watch));
     const rows: Row[] = [
       [get('/progress'), 503, error('too many watchers, try again later'), { 'Retry-After': '5' }],
     ];

@@ -100,7 +100,7 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/payments.ts`,
-        'batches.release(this.#options.database, batch, isUnknown)',
+        'batches.release(this.#options.database, batch, needsRecovery)',
         'batches.release(this.#options.database, batch, false)',
       ],
     ],
@@ -160,15 +160,15 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/provider.ts`,
-        'return attempts.map((attempt) => {\n    const answer = byId.get(nameOf(attempt));',
-        'return attempts.map((attempt, at) => {\n    const answer = (answers as ({ status?: unknown } | null)[])[at] ?? undefined;',
+        'return attempts.map((attempt) => {\n    const outcome = byId.get(paymentIdOf(attempt));',
+        'return attempts.map((attempt, at) => {\n    const outcome = (outcomes as ({ status?: unknown } | null)[])[at] ?? undefined;',
       ],
     ],
     tests: [`${app}/payments.test.ts`],
   },
   {
     name: 'no count: an array with too few outcomes is accepted',
-    changes: [[`${app}/provider.ts`, ' || answers.length !== attempts.length', '']],
+    changes: [[`${app}/provider.ts`, ' || outcomes.length !== attempts.length', '']],
     tests: [`${app}/payments.test.ts`],
   },
   {
@@ -190,20 +190,24 @@ export const mutants: Mutant[] = [
   {
     name: 'a provider counts as honouring keys although it does not say so',
     changes: [
-      [`${app}/provider.ts`, `this.#keys = answer.headers[honoursKeys.toLowerCase()] === 'true';`, ''],
+      [
+        `${app}/provider.ts`,
+        `this.#keys = response.headers[honoursKeysHeader.toLowerCase()] === 'true';`,
+        '',
+      ],
       [`${app}/provider.ts`, 'keys = false', 'keys = true'],
     ],
     tests: [`${app}/original.test.ts`],
   },
   {
     name: 'an unknown outcome at a provider without keys is not reported',
-    changes: [[`${app}/payments.ts`, 'if (isListed || batch.leftOpen) {', 'if (isListed) {']],
+    changes: [[`${app}/payments.ts`, 'if (needsReview || batch.leftOpen) {', 'if (needsReview) {']],
     tests: [`${app}/original.test.ts`, model],
   },
   {
     name: 'an unknown outcome is not reported if the batch was claimed and released since',
     changes: [
-      [`${app}/payments.ts`, 'if (isListed || batch.leftOpen) {', 'if (isListed || batch.abandoned) {'],
+      [`${app}/payments.ts`, 'if (needsReview || batch.leftOpen) {', 'if (needsReview || batch.abandoned) {'],
     ],
     // The model is not listed: it reaches the necessary order once in 5,900 runs.
     tests: [`${app}/original.test.ts`],
@@ -287,7 +291,9 @@ export const mutants: Mutant[] = [
   },
   {
     name: 'no length limit: an id may be as long as a body',
-    changes: [[`${provider}/payment-request.ts`, ".max(idLength, tooLong('payment id', idLength))", '']],
+    changes: [
+      [`${provider}/payment-request.ts`, ".max(maxIdLength, tooLong('payment id', maxIdLength))", ''],
+    ],
     tests: [`${provider}/edges.test.ts`],
   },
   {
@@ -386,8 +392,8 @@ export const mutants: Mutant[] = [
     changes: [
       [
         `${app}/reset.ts`,
-        `answer.outcome === 'refused' && (!isPending || answer.isAbsent)`,
-        `answer.outcome !== 'reset'`,
+        `result.outcome === 'refused' && (!isPending || result.isAbsent)`,
+        `result.outcome !== 'reset'`,
       ],
     ],
     tests: [`${app}/reset.test.ts`, model],

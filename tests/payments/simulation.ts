@@ -57,7 +57,7 @@ export interface Plan {
   commands: Command[];
   /** The fault of the n-th step that the scheduler releases. */
   faults: { at: number; fault: Fault }[];
-  /** The steps during which the provider answers no request. They can outlast all retries. */
+  /** The steps during which the provider sends no response. They can outlast all retries. */
   silence: { from: number; steps: number };
   /** The steps during which Postgres is read-only for invoice-app, as a standby is. */
   readOnly: { from: number; steps: number };
@@ -85,15 +85,15 @@ class FailoverDatabase extends Database {
 const refused = 3;
 /** The share of charges that the provider declines. */
 const failureRate = '0.15';
-/** More steps than any run needs: a run that takes more never ends. */
+/** The maximum number of steps. No run that ends needs as many. */
 const maxSteps = 5_000;
-/** The most payment runs until nothing is unpaid. Each leaves only the declined invoices. */
+/** The maximum number of payment runs until no invoice is payable. Each leaves only the declined invoices. */
 const maxPays = 40;
 
 /** A simulated process, which runs until it is dead. */
 interface Replica {
   name: string;
-  /** Its index among the replicas of its service. */
+  /** The index of the process among the replicas of its service. */
   slot: number;
   dead: boolean;
   steps: number;
@@ -116,9 +116,9 @@ interface Held {
   fail: (error: Error) => void;
 }
 
-/** A request to the provider, from sending to its answer. */
+/** A request to the provider, until its response has arrived. */
 interface Request {
-  /** `at the provider` while a step of the provider handles it; in the other states it is moving. */
+  /** `at the provider` while a step of the provider handles it. `#moving` counts it on its way and on its way back. */
   at: 'on its way' | 'at the provider' | 'on its way back' | 'done';
   provider?: ProviderReplica;
 }
@@ -275,13 +275,13 @@ export class Simulation {
     await this.#untilQuiet();
     const broken = () => brokenRules(this.#sessions, before, plan.form !== 'keyless');
     this.#problems.push(...(await broken()).map((line) => `after recovery, ${line}`));
-    for (let pays = 0; (await this.#countUnpaid()) > 0 && pays < maxPays; pays += 1) {
+    for (let pays = 0; (await this.#countPayable()) > 0 && pays < maxPays; pays += 1) {
       this.#pay(this.#apps[pays % 2]!);
       await this.#untilQuiet();
     }
     this.#problems.push(...(await broken()));
-    const unpaid = await this.#countUnpaid();
-    if (unpaid > 0) this.#problems.push(`${unpaid} invoices are still unpaid`);
+    const payable = await this.#countPayable();
+    if (payable > 0) this.#problems.push(`${payable} invoices are still unpaid`);
     for (const app of this.#apps) app.dead = true;
     return this.#problems;
   }
@@ -295,7 +295,7 @@ export class Simulation {
     for (const statement of dataOf(firstId)) await app.query(statement);
   }
 
-  async #countUnpaid(): Promise<number> {
+  async #countPayable(): Promise<number> {
     // Refused invoices and unknown outcomes wait for manual review.
     const { rows } = await this.#query(
       'SELECT FROM invoices WHERE paid_at IS NULL AND refused_at IS NULL AND unknown_at IS NULL',
@@ -323,7 +323,7 @@ export class Simulation {
     this.#wake();
   }
 
-  /** Moves the stored times forward, which to Postgres is the same as a clock that went back. */
+  /** Moves the ends of the leases forward. For the leases, this is the same as a clock that went back. */
   async #setClockBack(): Promise<void> {
     await this.#query(`UPDATE batches SET leased_until = leased_until + interval '1 h'`);
     this.#wake();
@@ -412,7 +412,7 @@ export class Simulation {
 
   #pay(app: App): void {
     app.payments.pay('model').then(
-      (tally) => this.#move(this.#checkAnswer(app, tally)),
+      (tally) => this.#move(this.#checkTally(app, tally)),
       () => {},
     );
   }
@@ -422,7 +422,7 @@ export class Simulation {
   }
 
   /** Checks that each invoice is paid, declined or refused if pay reported none as unknown or left. */
-  async #checkAnswer(app: App, tally: Tally): Promise<void> {
+  async #checkTally(app: App, tally: Tally): Promise<void> {
     if (app.dead || tally.unknown > 0 || tally.left !== undefined) return;
     // After a reset, the tally does not describe the current invoices.
     if (this.#commands.some((command) => command.startsWith('reset'))) return;
@@ -532,14 +532,14 @@ export class Simulation {
         }),
     );
     if (fault === 'crash after' || fault === 'answer lost') {
-      // Waits until the request arrives or fails, but not for its answer.
+      // Waits until the request arrives or fails, but not for the response.
       await Promise.race([answer, this.#arrival(request)]);
       if (fault === 'crash after') this.#crash(replica);
       throw new Error('no answer in time');
     }
     const result = await answer;
     if (replica.dead) throw crashed();
-    // The scheduler decides the order in which the answers to several requests arrive.
+    // The scheduler decides the order in which the responses to several requests arrive.
     const late = await this.#hold(replica, `${label}, the answer`, 'answer');
     if (late === 'crash before' || late === 'crash after') this.#crash(replica);
     if (replica.dead) throw crashed();

@@ -163,7 +163,7 @@ describe('alerts', () => {
     expect(alert.labels?.severity).toMatch(/^(critical|warning)$/);
     expect(alert.annotations).toEqual({
       summary: expect.stringMatching(/.{10}/),
-      description: expect.stringMatching(/First look .+\.$/),
+      description: expect.stringMatching(/First (look|check|find out) .+\.$/),
       runbook: `docs/runbook.md#${alert.alert.toLowerCase()}`,
     });
     const [, text = ''] = readRunbook().split(`\n## ${alert.alert}\n`);

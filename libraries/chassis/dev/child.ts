@@ -1,5 +1,6 @@
-// A process of a service: `child.ts <service>`, run in the folder that holds `services`. It loads packages and links
-// the sources, which is most of a start and mostly stays valid after a save. It runs the service once it is told to.
+// A process of a service: `child.ts <service>`, run in the folder that holds `services`. Loads packages and links the
+// sources, which takes most of a start and usually stays valid after a save. Runs the service once its parent sends a
+// `Load` message.
 import { once } from 'node:events';
 import { existsSync, readFileSync } from 'node:fs';
 import { get } from 'node:http';
@@ -29,7 +30,7 @@ process.once('message', (message: Load) => void start(message));
 process.send?.({ inspector: url() });
 
 await importPackages();
-// Lets a message arrive that was sent during the imports: the first process gets its one at once.
+// Lets a message arrive that was sent during the imports: the parent sends the first process its message at once.
 await setImmediate();
 // Links nothing with an inspector: debuggers set breakpoints by the URLs of a cold start.
 if (!isStarting && url() === undefined) linking = linkAhead(entryFiles().filter(existsSync).map(toUrl));

@@ -11,8 +11,9 @@ import { pipeline } from 'node:stream';
 const keepAliveTimeout = 65_000;
 
 /**
- * How long a half-closed connection stays open, in milliseconds: its client may still read the answer, or may be gone.
- * Services answer most requests within that time. Closing the connection tells the service that the client is gone.
+ * How long a half-closed connection stays open, in milliseconds: its client may still read the response, or may be
+ * gone. Services answer most requests within that time. Closing the connection tells the service that the client is
+ * gone.
  */
 const halfClosedTimeout = 1_000;
 
@@ -61,12 +62,12 @@ async function forward(
   }
   const { method, url: path } = request;
   // Opens a connection for each request: an exiting process could close a kept one. The header is keep-alive, since a
-  // server that closes after its answer would cut off a client that still sends its body.
+  // server that closes after its response would cut off a client that still sends its body.
   const headers = [...endToEnd(request.rawHeaders), 'Connection', 'keep-alive'];
   // A forwarded request is HTTP/1.1, which requires a Host header. An HTTP/1.0 request may lack it.
   if (request.headers.host === undefined) headers.push('Host', '');
   const onward = send({ host: '127.0.0.1', port: target.port, method, path, headers, agent: false });
-  // Holds the process until it answers. By then it has the connection, and a long stream must not delay a save.
+  // Holds the process until the response begins. By then it has the connection. A long stream must not delay a save.
   const release = once(target.hold());
   onward.on('close', release);
   onward.on('response', (answer) => {

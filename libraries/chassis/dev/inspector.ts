@@ -4,7 +4,7 @@ import type { ServiceProcess } from './service-process.ts';
 
 /**
  * Gives debuggers one port while processes are replaced. Each connection goes to the inspector of the process that
- * serves. It is closed when another process takes over, and the debugger reconnects.
+ * serves. The connection is closed when another process takes over, and the debugger reconnects.
  */
 export function createInspector(serving: () => Promise<ServiceProcess>): Server {
   return createServer((debuggerSide) => void join(debuggerSide, serving));

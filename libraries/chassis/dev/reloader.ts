@@ -17,11 +17,11 @@ const settleTime = 500;
 const problemDelay = 400;
 /** How long a request waits for a process that serves, in milliseconds. */
 const servingTimeout = 10_000;
-/** How long new code may take to start until a message says so, in milliseconds. */
+/** How long new code may take to start before a message reports it, in milliseconds. */
 const slowStart = 1_500;
-/** The shortest time between two starts of the same code, in milliseconds. */
+/** The minimum time between two starts of the same code, in milliseconds. */
 const restartDelay = 1_000;
-/** The delay before the next standby process starts, in milliseconds: the new code's first answers come first. */
+/** The delay of the next standby process, in milliseconds: the first responses of the new code must not wait for it. */
 const standbyDelay = 100;
 
 export interface ReloaderOptions extends ServiceProcessOptions {
@@ -92,7 +92,7 @@ export class Reloader {
   async stop(): Promise<void> {
     this.#stopping = true;
     clearTimeout(this.#pollTimer);
-    await Promise.all([...this.#running].map((generation) => generation.stop()));
+    await Promise.all([...this.#running].map((serviceProcess) => serviceProcess.stop()));
   }
 
   #pollNow(): void {
@@ -244,26 +244,26 @@ export class Reloader {
   }
 
   #spawn(): ServiceProcess {
-    const generation = new ServiceProcess(this.#options);
-    this.#running.add(generation);
-    void generation.exited.then((how) => this.#onExit(generation, how));
-    return generation;
+    const serviceProcess = new ServiceProcess(this.#options);
+    this.#running.add(serviceProcess);
+    void serviceProcess.exited.then((how) => this.#onExit(serviceProcess, how));
+    return serviceProcess;
   }
 
-  #onExit(generation: ServiceProcess, how: string): void {
-    this.#running.delete(generation);
-    if (this.#standby === generation) this.#standby = undefined;
-    if (this.#serving !== generation || this.#stopping) return;
+  #onExit(serviceProcess: ServiceProcess, how: string): void {
+    this.#running.delete(serviceProcess);
+    if (this.#standby === serviceProcess) this.#standby = undefined;
+    if (this.#serving !== serviceProcess || this.#stopping) return;
     this.#serving = undefined;
     this.#say(`exited unexpectedly (${how}, see the log above) and is restarted`);
-    const wait = Math.max(0, generation.loadedAt + restartDelay - performance.now());
+    const wait = Math.max(0, serviceProcess.loadedAt + restartDelay - performance.now());
     setTimeout(() => this.changed([]), wait);
   }
 
-  #printSlow(generation: ServiceProcess, text: string): void {
-    if (this.#slow.has(generation)) return;
-    this.#slow.add(generation);
-    generation.forwardStderr();
+  #printSlow(serviceProcess: ServiceProcess, text: string): void {
+    if (this.#slow.has(serviceProcess)) return;
+    this.#slow.add(serviceProcess);
+    serviceProcess.forwardStderr();
     this.#say(text);
   }
 

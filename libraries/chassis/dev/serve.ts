@@ -1,6 +1,7 @@
 // Runs a service for development: `node libraries/chassis/dev/serve.ts <service>`, with PORT set. This process owns the
 // ports. The service runs in a child process. Each save starts a new child, which takes over once it is ready. This
-// process imports only source.ts from ../src: a broken save there breaks a child, not the process that starts the next.
+// process imports nothing from ../src but source.ts: a broken save in ../src breaks a child, not the process that
+// starts the next one.
 import { existsSync } from 'node:fs';
 import { once } from 'node:events';
 import type { Server } from 'node:net';
@@ -14,7 +15,7 @@ import { watch, type Watcher } from './watcher.ts';
 
 const root = resolve(import.meta.dirname, '../../..');
 
-/** The default of the chassis's config.ts. */
+/** The default of METRICS_PORT, as in ../src/config.ts. */
 const defaultMetricsPort = '9091';
 /** The wait between two attempts to listen on a port that is in use, in milliseconds. */
 const retryDelay = 200;
@@ -29,14 +30,14 @@ function fail(reason: string): never {
 }
 
 /**
- * @param least 0 allows a port that the system picks and nothing reports
+ * @param min the minimum; 0 makes the system pick a free port, which nothing prints
  * @param fallback the port if the variable is unset or empty
  */
-function portOf(variable: string, least = 1, fallback?: string): number {
+function portOf(variable: string, min = 1, fallback?: string): number {
   const text = process.env[variable] || fallback;
   const port = Number(text);
-  if (Number.isInteger(port) && port >= least && port <= 65_535) return port;
-  fail(`${variable} must be a whole number from ${least} to 65535, not ${JSON.stringify(text)}`);
+  if (Number.isInteger(port) && port >= min && port <= 65_535) return port;
+  fail(`${variable} must be a whole number from ${min} to 65535, not ${JSON.stringify(text)}`);
 }
 
 /** @param isPatient whether to retry while the port is in use, instead of exiting */
@@ -48,11 +49,9 @@ async function listen(server: Server, variable: string, port: number, host?: str
       return;
     } catch (error) {
       const { code, message } = error as NodeJS.ErrnoException;
-      const isTaken = code === 'EADDRINUSE';
-      const reason = isTaken
-        ? `${variable} ${port} is in use by another process. Stop it, or set another ${variable}.`
-        : `Cannot listen on ${variable} ${port}: ${message}`;
-      if (!isTaken || !isPatient) fail(reason);
+      if (code !== 'EADDRINUSE') fail(`Cannot listen on ${variable} ${port}: ${message}`);
+      const reason = `${variable} ${port} is in use by another process.`;
+      if (!isPatient) fail(`${reason} Stop it, or set another ${variable}.`);
       if (attempt === 1) say(`${reason} Retrying until it is free.`);
     }
     await sleep(retryDelay);
@@ -71,8 +70,8 @@ async function main(): Promise<void> {
   const host = process.env.HOST || undefined;
   await listen(gateway, 'PORT', portOf('PORT'), host);
   const metrics = createGateway(async () => {
-    const generation = await reloader.serving();
-    return { port: generation.metricsPort, hold: () => generation.hold() };
+    const serviceProcess = await reloader.serving();
+    return { port: serviceProcess.metricsPort, hold: () => serviceProcess.hold() };
   });
   // Services on one machine share the default metrics port. A conflict must not keep any of them from starting.
   void listen(metrics, 'METRICS_PORT', portOf('METRICS_PORT', 0, defaultMetricsPort), host, true);

@@ -18,7 +18,7 @@ export interface ServiceProcessOptions {
   /** The folder that holds `services`. */
   root: string;
   service: string;
-  /** Whether it opens an inspector, on a free loopback port. */
+  /** Whether the process opens an inspector, on a free loopback port. */
   inspect: boolean;
 }
 
@@ -33,20 +33,20 @@ export class ServiceProcess {
   readonly #child: ChildProcess;
   readonly #stopping = new AbortController();
   #holds = 0;
-  /** Its standard error before `forwardStderr`; undefined after. */
+  /** The standard error of the process before `forwardStderr`; undefined after. */
   #held: Buffer[] | undefined = [];
   readonly #released = new EventEmitter();
   /** The hash of the sources passed to `load`. */
   source: string | undefined;
   /** The time of `load`, in milliseconds of `performance.now()`. */
   loadedAt = 0;
-  /** Its loopback ports, once it listens. */
+  /** The loopback ports of the process; 0 before it listens. */
   port = 0;
   metricsPort = 0;
   inspectorPort = 0;
-  /** Resolves with its exit code, signal or error once it has exited. */
+  /** Resolves with the exit code, signal or error once the process has exited. */
   readonly exited: Promise<string>;
-  /** Resolve once it listens and once it is ready to serve; never if it exits before. */
+  /** Resolve once the process listens and once it is ready to serve; never if it exits before. */
   readonly listening: Promise<void>;
   readonly ready: Promise<void>;
 
@@ -87,12 +87,12 @@ export class ServiceProcess {
     this.#send({ source });
   }
 
-  /** Tells it the hash of newer code that did not start, for `GET /version`; undefined once that code is gone. */
+  /** Tells the process, for `GET /version`, the hash of newer code that did not start; undefined if there is none. */
   tellFailed(source: string | undefined): void {
     this.#send({ failed: source ?? null });
   }
 
-  /** Forwards its standard error from the start. The output is held until it is known whether this process counts. */
+  /** Forwards standard error, from its start. The output is held until it is known whether this process counts. */
   forwardStderr(): void {
     for (const chunk of this.#held ?? []) process.stderr.write(chunk);
     this.#held = undefined;
@@ -133,7 +133,7 @@ export class ServiceProcess {
     };
   }
 
-  /** Stops it as Kubernetes would: requests in flight are answered. */
+  /** Stops the process as Kubernetes would: requests in flight are answered. */
   async stop(): Promise<void> {
     // Disconnects a debugger first, which resumes the process: a paused one would not exit.
     this.#stopping.abort();

@@ -21,11 +21,11 @@ export function number(be: string, accept: (value: number) => boolean) {
     .transform(Number);
 }
 
-/** A variable that holds a whole number from `least` to `most`. */
-export function integer(least: number, most: number) {
+/** A variable that holds a whole number from `min` to `max`. */
+export function integer(min: number, max: number) {
   return number(
-    `a whole number from ${least} to ${most}`,
-    (value) => Number.isInteger(value) && value >= least && value <= most,
+    `a whole number from ${min} to ${max}`,
+    (value) => Number.isInteger(value) && value >= min && value <= max,
   );
 }
 

@@ -41,7 +41,7 @@ export interface DatabaseOptions {
   seed?: (query: Query) => Promise<void>;
   log: Log;
   service: string;
-  /** The most connections, in addition to the one reserved for `check`. */
+  /** The maximum number of connections, in addition to the one reserved for `check`. */
   max?: number;
 }
 
@@ -90,7 +90,7 @@ export class Database {
   /**
    * Creates another pool of the same database, for work that must not wait behind other work. Closing this database
    * closes the partition too.
-   * @param max the most connections of the partition
+   * @param max the maximum number of connections of the partition
    */
   partition(max: number): Database {
     const partition = new Database({ ...this.#options, max }, this);

@@ -3,7 +3,7 @@ import { isIP } from 'node:net';
 import type { Express, Handler } from 'express';
 import { z } from 'zod';
 import { HttpError } from './http-error.ts';
-import { describeAll, error, type Answers } from './openapi.ts';
+import { describeAll, error, type Responses } from './openapi.ts';
 
 /** The page loads only files of its own origin, never inline code, and no page can frame it. */
 const policy = [
@@ -85,12 +85,12 @@ export function addGuard(app: Express, isServed: HostRule): void {
   describeAll(app, (method) => {
     const headers = Object.entries(method === 'get' ? readHeaders : commonHeaders);
     return {
-      answerHeaders: z.object(Object.fromEntries(headers.map(([name, value]) => [name, z.literal(value)]))),
+      responseHeaders: z.object(Object.fromEntries(headers.map(([name, value]) => [name, z.literal(value)]))),
     };
   });
 }
 
 /** The response of the guard to a cross-site POST. */
-export const crossSite = (): Answers => ({
+export const crossSite = (): Responses => ({
   403: error('A browser sent the request on behalf of another site.'),
 });

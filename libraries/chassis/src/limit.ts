@@ -5,9 +5,9 @@ import { HttpError } from './http-error.ts';
 const retryAfter = 5;
 
 /**
- * Limits the requests in flight and rejects the rest with 503. A request counts until it is answered or its client
- * disconnects.
- * @param max the most requests in flight
+ * Limits the requests in flight and rejects the rest with 503. A request counts until its response is sent or its
+ * client disconnects.
+ * @param max the maximum number of requests in flight
  * @param plural the name of the requests, for the error message
  */
 export function limitRequests(max: number, plural: string): Handler {

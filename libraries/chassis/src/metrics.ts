@@ -13,7 +13,7 @@ import { listen } from './listen.ts';
 import type { Log } from './log.ts';
 import { idsForExemplar } from './tracing.ts';
 
-/** In seconds: from a cached read to a payment run of a million invoices. */
+/** The buckets of request durations, in seconds: from a cached read to a payment run of a million invoices. */
 const buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
 
 /** Process-wide metrics: event loop, heap, CPU. Kept apart, because tests run several services in one process. */

@@ -8,10 +8,10 @@ const exceptions: ReadonlyMap<string, number> = new Map([
   ...digits(4, 'CLF UYW'),
 ]);
 
-/** The most digits after the decimal point of any currency. */
-const mostDigits = 4;
+/** The maximum number of digits after the decimal point, in any currency. */
+const maxDigits = 4;
 /** A smaller amount rounds to zero in every currency; in major units. */
-export const leastAmount = 0.5 / 10 ** mostDigits;
+export const minAmount = 0.5 / 10 ** maxDigits;
 
 /** Converts the letters a to z of a three-character code to upper case, as stored. Other texts stay as they are. */
 export function toCurrency(text: string): string {
@@ -42,8 +42,8 @@ export function toMinorUnits(value: number, currency: string): bigint {
 
 /** At least 16 characters of digits and point. A double keeps every number of up to 15 digits. */
 const manyDigits = /\d[\d.]{15}/;
-/** The most characters of a number: no amount of money is longer, and longer numbers take time to compute with. */
-const longestNumber = 100;
+/** The maximum length of a number, in characters. No amount of money is longer, and longer ones are slow to compute. */
+const maxNumberLength = 100;
 
 /** From here on, a double may change the last minor unit. Below, it keeps all four decimals. In major units. */
 const large = 1e11;
@@ -60,7 +60,7 @@ export function mayBeInexact(value: unknown): boolean {
  */
 export function isExact(value: number, source: string): boolean {
   if (!manyDigits.test(source) || value === 0 || !Number.isFinite(value)) return true;
-  return source.length <= longestNumber && scale(source, mostDigits) === scale(value.toString(), mostDigits);
+  return source.length <= maxNumberLength && scale(source, maxDigits) === scale(value.toString(), maxDigits);
 }
 
 /** Multiplies a decimal by ten to the power of `decimals` and rounds it half away from zero. */

@@ -13,7 +13,7 @@ export interface Operation {
   headers?: z.ZodObject;
   body?: Body;
   /** By status. The document describes a wrong method (405) and an unknown path (404) once for all paths. */
-  answers: Answers;
+  responses: Responses;
 }
 
 export interface Body {
@@ -23,9 +23,9 @@ export interface Body {
   content: Record<string, z.ZodType | null>;
 }
 
-export type Answers = Record<number, Answer>;
+export type Responses = Record<number, ResponseDescription>;
 
-export interface Answer {
+export interface ResponseDescription {
   description: string;
   /** By media type; undefined if there is no body. */
   content?: Record<string, z.ZodType>;
@@ -36,30 +36,34 @@ export interface Answer {
 /** The part that a middleware adds to the descriptions of the routes after it. */
 export interface Addition {
   headers?: z.ZodObject;
-  answers?: Answers;
+  responses?: Responses;
   /** Headers of every response. */
-  answerHeaders?: z.ZodObject;
+  responseHeaders?: z.ZodObject;
   /** OpenAPI security schemes, by name. */
   security?: Record<string, object>;
 }
 
 /** A JSON response. */
-export function json(description: string, schema: z.ZodType, headers?: z.ZodObject): Answer {
+export function json(description: string, schema: z.ZodType, headers?: z.ZodObject): ResponseDescription {
   return { description, content: { 'application/json': schema }, ...(headers && { headers }) };
 }
 
 /** A text response, or one of another media type. */
-export function text(description: string, schema: z.ZodType = z.string(), type = 'text/plain'): Answer {
+export function text(
+  description: string,
+  schema: z.ZodType = z.string(),
+  type = 'text/plain',
+): ResponseDescription {
   return { description, content: { [type]: schema } };
 }
 
 /** An error response: `{"error": …}`. */
-export function error(description: string, headers?: z.ZodObject): Answer {
+export function error(description: string, headers?: z.ZodObject): ResponseDescription {
   return json(description, errorBody(), headers);
 }
 
 /** The error responses of any request that uses the database. */
-export const databaseErrors = (): Answers => ({
+export const databaseErrors = (): Responses => ({
   503: error(
     'The database is unavailable or the service is overloaded. If overloaded, `Retry-After` says when to retry.',
     z.object({ 'Retry-After': z.string().optional() }),
@@ -81,31 +85,31 @@ interface Described {
 const ok = () => text('Yes.', z.literal('ok'));
 
 export const describeStarted = () => ({
-  get: { summary: 'Whether the process has started', answers: { 200: ok() } },
+  get: { summary: 'Whether the process has started', responses: { 200: ok() } },
 });
 
 export const describeLive = () => ({
-  get: { summary: 'Whether the process is alive', answers: { 200: ok() } },
+  get: { summary: 'Whether the process is alive', responses: { 200: ok() } },
 });
 
 export const describeReady = () => ({
   get: {
     summary: 'Whether the service is ready: its database answers and has the current schema',
-    answers: { 200: ok(), 503: error('No, or the service is shutting down. The error is the reason.') },
+    responses: { 200: ok(), 503: error('No, or the service is shutting down. The error is the reason.') },
   },
 });
 
 export const describeVersion = () => ({
   get: {
     summary: 'Which process answers, with which code',
-    answers: { 200: json('The process.', version()) },
+    responses: { 200: json('The process.', version()) },
   },
 });
 
 export const describeDocument = () => ({
   get: {
     summary: 'This document',
-    answers: { 200: json('OpenAPI 3.1', z.looseObject({ openapi: z.string() })) },
+    responses: { 200: json('OpenAPI 3.1', z.looseObject({ openapi: z.string() })) },
   },
 });
 
@@ -117,7 +121,7 @@ export const describeRequestId = (): Addition => ({
         'Identifies the request in the logs of both services; generated unless 1 to 64 characters of A-Za-z0-9_.-',
     }),
   }),
-  answerHeaders: z.object({ 'X-Request-Id': z.string() }),
+  responseHeaders: z.object({ 'X-Request-Id': z.string() }),
 });
 
 /** The routes and additions of each app, in the order of registration. */
@@ -155,7 +159,7 @@ export function createDocument(app: Express, title: string): object {
   }
   // Optional here: paths registered before the middleware do not have these headers.
   const anywhere = descriptionOf(app).additions.flatMap(
-    (addition) => addition('get').answerHeaders?.partial() ?? [],
+    (addition) => addition('get').responseHeaders?.partial() ?? [],
   );
   const notAllowed = error('No such method at this path.', z.object({ Allow: z.string() }));
   const responses = {
@@ -185,7 +189,7 @@ function operationId(method: string, path: string): string {
 }
 
 function toOperation(document: Schemas, operation: Operation, added: Addition[], id: string): object {
-  const { summary, description, path, query, headers, body, answers } = operation;
+  const { summary, description, path, query, headers, body } = operation;
   const parameters = [
     ...toParameters(document, 'path', path),
     ...toParameters(document, 'query', query),
@@ -193,12 +197,12 @@ function toOperation(document: Schemas, operation: Operation, added: Addition[],
       toParameters(document, 'header', each),
     ),
   ];
-  const all: Answers = Object.assign({}, answers, ...added.map((each) => each.answers));
+  const all: Responses = Object.assign({}, operation.responses, ...added.map((each) => each.responses));
   all[500] ??= error('An internal error. The log of the service has the details.');
-  const answerHeaders = added.flatMap((each) => each.answerHeaders ?? []);
-  const responses = Object.entries(all).map(([status, answer]) => [
+  const responseHeaders = added.flatMap((each) => each.responseHeaders ?? []);
+  const responses = Object.entries(all).map(([status, response]) => [
     status,
-    toResponse(document, answer, answerHeaders),
+    toResponse(document, response, responseHeaders),
   ]);
   const security = added.flatMap((each) => Object.keys(each.security ?? {}));
   return {
@@ -229,8 +233,8 @@ function toRequestBody(document: Schemas, { description, required, content }: Bo
   return { description, required, content: Object.fromEntries(types) };
 }
 
-function toResponse(document: Schemas, answer: Answer, more: z.ZodObject[]): object {
-  const { description, content = {}, headers } = answer;
+function toResponse(document: Schemas, response: ResponseDescription, more: z.ZodObject[]): object {
+  const { description, content = {}, headers } = response;
   const types = Object.entries(content).map(([type, schema]) => [
     type,
     { schema: document.add(schema, 'output') },
@@ -257,9 +261,9 @@ class Schemas {
 
   /** @param io 'input' for requests, 'output' for responses, which allow no further fields */
   add(schema: z.ZodType, io: 'input' | 'output'): object {
-    const made = JSON.stringify(z.toJSONSchema(schema, { io }));
-    const here = made.replaceAll('"#/$defs/', '"#/components/schemas/');
-    const { $schema: _draft, $defs = {}, ...rest } = JSON.parse(here);
+    const standalone = JSON.stringify(z.toJSONSchema(schema, { io }));
+    const inDocument = standalone.replaceAll('"#/$defs/', '"#/components/schemas/');
+    const { $schema: _draft, $defs = {}, ...rest } = JSON.parse(inDocument);
     Object.assign(this.named, $defs);
     return rest;
   }

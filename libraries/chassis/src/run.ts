@@ -50,9 +50,8 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
 }
 
 /**
- * Hashes the sources before and after importing the service. If a file changed in between, the loaded code may be
- * old or new and has no hash; the watcher restarts the process anyway. The hash is never computed again: later it
- * would describe new code while the old code runs.
+ * Hashes the sources before and after importing the service. If a file changed in between, the loaded code may be old
+ * or new, and gets no hash. The hash is never computed again: later it would describe new code while the old code runs.
  */
 async function loadWithHash(name: string, load: () => Promise<Service>) {
   if (typeof KNOWN_SOURCE === 'string') return { service: await load(), source: KNOWN_SOURCE };

@@ -1,16 +1,19 @@
 import { z } from 'zod';
 import type { Step } from './step.ts';
 
-/** The identity and the environment that a service gets when it starts. */
+/** The identity of a process of a service, and its environment. */
 export interface Self {
-  /** The hash of the running code, see `hashSource`. */
+  /** The hash of the running sources, see `hashSource`; a note instead if they changed while they were loaded. */
   source: string;
   /** Identifies the process among its replicas and predecessors. */
   instance: string;
   env: NodeJS.ProcessEnv;
-  /** Returns the hash of sources that were saved later and failed to start. Only libraries/chassis/dev sets it. */
+  /**
+   * Returns the hash of sources that were saved later and failed to start; undefined if there are none. Only the
+   * reloader of libraries/chassis/dev reports such sources.
+   */
   failed?: () => string | undefined;
-  /** Runs the steps of a payment; only tests replace it. */
+  /** Runs the steps of the service; only tests replace it. */
   step?: Step;
 }
 

@@ -5,17 +5,20 @@ import { lstatSync, readdirSync, readFileSync, statSync, type Stats } from 'node
 export interface Sources {
   /** Identifies the code, see `hashSource`. */
   hash: string;
-  /** The last change of any file, in content or metadata, in milliseconds since 1970; 0 without files. */
+  /** The last change of a source file, in content or metadata, in milliseconds since 1970; 0 without source files. */
   changedAt: number;
   /**
-   * One line for each unreadable entry, with its path, and for each folder that is too large. An unreadable source file
-   * counts in the hash by its name alone.
+   * One line for each source file or folder that cannot be read, with its path, and for each folder that is too large.
+   * An unreadable source file counts in the hash by its path alone.
    */
   problems: string[];
 }
 
-/** The size limit of a folder in a cluster, in MiB: the `sizeLimit` of its volume in kustomize/overlays/dev. */
-const volumeSize = 16;
+/**
+ * The maximum size of each source folder in a cluster, in MiB. Its volume in kustomize/overlays/dev has the same value
+ * as its `sizeLimit`.
+ */
+const maxFolderSize = 16;
 
 /** The folders of a service's sources, relative to the root. */
 export function sourceFolders(service: string): string[] {
@@ -27,8 +30,8 @@ export function sourceFolders(service: string): string[] {
  * chassis. `hash_source` in test.sh computes the same hash from the working tree, to check which code a test ran
  * against. Change both together.
  *
- * A source file is a regular file `*.ts` that is not a test, directly or through a symlink. Entries that begin with a
- * dot, and all below them, are ignored: editors put locks there, and macOS puts resource forks.
+ * A source file has a name that ends in `.ts` and not in `.test.ts`. It is a regular file, or a symlink to one. Files
+ * and folders with a name that begins with a dot are ignored: editors store locks there, and macOS resource forks.
  * @param root the folder that holds `services`
  */
 export function hashSource(root: string, service: string): string {
@@ -42,9 +45,9 @@ export function readSources(root: string, service: string): Sources {
     found.size = 0;
     collect(found, folder, []);
     const size = Math.ceil(found.size / 2 ** 20);
-    if (size > volumeSize)
+    if (size > maxFolderSize)
       found.problems.push(
-        `${folder} holds ${size} MiB; in a cluster, Kubernetes evicts the pod above ${volumeSize} MiB`,
+        `${folder} holds ${size} MiB; in a cluster, Kubernetes evicts the pod above ${maxFolderSize} MiB`,
       );
   }
   const files = found.files.toSorted((a, b) => (a.path < b.path ? -1 : 1));
@@ -66,7 +69,7 @@ interface Found {
   problems: string[];
 }
 
-/** @param above the parent folders; a symlink back to one of them is skipped, as by find */
+/** @param above identifies the parent folders; a symlink back to one of them is skipped, as by find */
 function collect(found: Found, folder: string, above: string[]): void {
   const stats = attempt(found, folder, () => statSync(absolute(found, folder)));
   if (stats === undefined) return;
@@ -100,7 +103,7 @@ function attempt<T>(found: Found | undefined, path: string, work: () => T): T | 
     if (found === undefined) return undefined;
     // An entry deleted since its folder was listed is not a problem. A broken symlink is one.
     const isBrokenLink = code === 'ENOENT' && isLink(found, path);
-    if (code !== 'ENOENT' || isRoot(path) || isBrokenLink) {
+    if (code !== 'ENOENT' || isSourceFolder(path) || isBrokenLink) {
       const why = isBrokenLink ? 'is a broken symlink' : (reasons[code] ?? `cannot be read (${code})`);
       found.problems.push(`${bytes(path).toString()} ${why}`);
     }
@@ -110,11 +113,12 @@ function attempt<T>(found: Found | undefined, path: string, work: () => T): T | 
 
 const reasons: Record<string, string> = {
   ENOENT: 'is missing',
-  ELOOP: 'is a symlink to itself',
+  ELOOP: 'is a symlink in a loop of symlinks',
   EACCES: 'cannot be read: its permissions forbid it',
 };
 
-function isRoot(path: string): boolean {
+/** Whether a path is one of `sourceFolders`, and not below one. */
+function isSourceFolder(path: string): boolean {
   return path.split('/').length === 3;
 }
 

@@ -1,12 +1,13 @@
 import { span } from './tracing.ts';
 
 /**
- * Runs one asynchronous step of a payment under a name.
+ * Runs one asynchronous step of a service under a name, such as a statement or a request.
  *
- * Any crash is equivalent to one between two steps. Tests therefore stop or kill a process there, or choose the order
- * in which the steps of several replicas run.
+ * A step that contains no other has at most one effect outside the process, which happens or does not. So a crash
+ * inside a step equals one before or after it. Tests therefore stop or kill a process at a step, or choose the order in
+ * which the steps of several replicas run.
  */
 export type Step = <T>(name: string, work: () => Promise<T>) => Promise<T>;
 
-/** Runs a step of a service as it is, in a span when tracing is on. Only tests use another function. */
+/** Runs a step in a span when tracing is on, and otherwise as it is. Only tests use another function. */
 export const step: Step = span;

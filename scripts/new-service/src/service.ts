@@ -24,8 +24,8 @@ const migrations: Migration[] = [
   },
 ];
 
-/** The most notes in one answer. */
-const mostNotes = 100;
+/** The maximum number of notes in one response. */
+const maxNotes = 100;
 
 const newNote = z.object({ text: z.string().min(1).max(1_000) });
 const note = () => z.object({ id: z.int(), text: z.string() }).meta({ id: 'Note' });
@@ -43,7 +43,7 @@ export async function start(self: Self): Promise<Running> {
 
   const listNotes: Handler = async (_request, response) => {
     const { rows } = await database.query<Note>('SELECT id, text FROM notes ORDER BY id DESC LIMIT $1', [
-      mostNotes,
+      maxNotes,
     ]);
     response.json(rows);
   };
@@ -69,13 +69,13 @@ export async function start(self: Self): Promise<Running> {
 
 const describeNotes = () => ({
   get: {
-    summary: `The last ${mostNotes} notes, newest first`,
-    answers: { 200: json('The notes.', z.array(note())), ...databaseErrors() },
+    summary: `The last ${maxNotes} notes, newest first`,
+    responses: { 200: json('The notes.', z.array(note())), ...databaseErrors() },
   },
   post: {
     summary: 'Adds a note',
     body: { description: 'The note.', required: true, content: { 'application/json': newNote } },
-    answers: {
+    responses: {
       201: json('The note, with its id.', note()),
       400: error('The body is not a valid note.'),
       413: error('The body is larger than 100 kB.'),

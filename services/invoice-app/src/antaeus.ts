@@ -33,16 +33,16 @@ export interface AntaeusOptions {
   database: Database;
   /** Limits how many lists are sent at a time. */
   listLimit: Handler;
-  /** Pays every unpaid invoice. Resolves to true if none is unpaid afterwards. */
+  /** Pays every payable invoice. Resolves to true if none is unpaid afterwards. */
   payAll: (response: Response) => Promise<boolean>;
 }
 
 /** Adds the routes of pleo-io/antaeus, for its clients. */
 export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: AntaeusOptions): void {
-  // In JSON, like every answer of Antaeus.
+  // In JSON, like every response of Antaeus.
   const answerHealth: Handler = (_request, response) => void response.json('ok');
   route(app, '/rest/health', { get: answerHealth }, () => ({
-    get: { summary: 'Whether the process runs', answers: { 200: json('It runs.', z.literal('ok')) } },
+    get: { summary: 'Whether the process runs', responses: { 200: json('It runs.', z.literal('ok')) } },
   }));
   const pay: Handler = async (_request, response) => {
     response.json(await payAll(response));
@@ -53,7 +53,7 @@ export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: 
       summary: 'Pays every unpaid invoice',
       description: 'A declined invoice does not stop the others from being paid.',
       body: neverRead,
-      answers: {
+      responses: {
         200: json('Whether every invoice is paid now.', z.boolean()),
         ...crossSite(),
         ...databaseErrors(),
@@ -99,7 +99,7 @@ function toAntaeusCustomer({ id, currency }: Customer): z.infer<ReturnType<typeo
   return { id, currency };
 }
 
-/** Answers with the row that the path names, or with 404 and a JSON string, as the original does. */
+/** Responds with the row that the path names, or with 404 and a JSON string, as the original Antaeus does. */
 function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: T) => object): Handler {
   return async (request, response) => {
     const { id = '' } = request.params as { id?: string };
@@ -111,14 +111,14 @@ function sendOne<T>(find: (id: number) => Promise<T | undefined>, toBody: (row: 
 }
 
 const describeList = (summary: string, schema: z.ZodType) => ({
-  get: { summary, answers: { 200: json('The whole list.', z.array(schema)), ...databaseErrors() } },
+  get: { summary, responses: { 200: json('The whole list.', z.array(schema)), ...databaseErrors() } },
 });
 
 const describeOne = (summary: string, schema: z.ZodType) => ({
   get: {
     summary,
     path: z.object({ id: z.string().meta({ type: 'integer', minimum: 1 }) }),
-    answers: {
+    responses: {
       200: json('The one with this id.', schema),
       400: error('The path cannot be decoded.'),
       404: json('No record has this id.', z.literal('not found')),

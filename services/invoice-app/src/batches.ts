@@ -1,6 +1,6 @@
 import type { Database } from '@payloop/chassis/database.ts';
 import type { Attempt } from './invoices.ts';
-import type { Ending } from './provider.ts';
+import type { AttemptResult } from './provider.ts';
 
 /** A range of invoice ids that is claimed as a unit. */
 export interface Batch {
@@ -10,9 +10,9 @@ export interface Batch {
   holder: string;
   /** Whether the previous holder never released it: it crashed, or was too slow. */
   abandoned: boolean;
-  /** The epoch of the batch's data, sent to the provider with each request. */
+  /** The epoch: identifies the data since the last reset. Each request to the provider carries it. */
   epoch: string;
-  /** Whether its last holder, crashed or not, left invoices with an unknown outcome. */
+  /** Whether the last holder may have left unknown outcomes: it did not release the batch, or reported them then. */
   leftOpen: boolean;
 }
 
@@ -33,13 +33,13 @@ export const isLive = `leased_until BETWEEN now() AND now() + interval '${2 * le
 const unsynced = `WITH unsynced AS (SELECT set_config('synchronous_commit', 'off', true))`;
 
 /**
- * Tests that an invoice is to be paid. A refused invoice waits until somebody changes it. An invoice sent to a provider
- * without keys waits until its answer is stored or somebody settles it.
+ * Tests that an invoice may be paid now. A refused invoice waits until somebody changes it. An invoice sent to a
+ * provider without keys waits until its outcome is stored or somebody settles it.
  */
 const payable = 'paid_at IS NULL AND refused_at IS NULL AND asked_at IS NULL';
 
 /** Finds the batches with payable invoices. Returns the first id of each. */
-export async function findUnpaid(database: Database): Promise<number[]> {
+export async function findPayable(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
     `SELECT first_id AS first FROM batches
      WHERE EXISTS (SELECT FROM invoices WHERE ${payable} AND id BETWEEN first_id AND last_id)
@@ -48,7 +48,7 @@ export async function findUnpaid(database: Database): Promise<number[]> {
   return rows.map(({ first }) => first);
 }
 
-/** Finds the batches with an expired lease: the holder crashed, or left invoices with an unknown outcome. */
+/** Finds the batches with an expired lease. Returns the first id of each. */
 export async function findExpired(database: Database): Promise<number[]> {
   const { rows } = await database.query<{ first: number }>(
     `SELECT first_id AS first FROM batches WHERE leased_until IS NOT NULL AND NOT (${isLive}) ORDER BY first_id`,
@@ -86,18 +86,18 @@ export async function renew(database: Database, batch: Batch): Promise<boolean> 
 
 /**
  * Releases the batch, so that any process may claim it.
- * @param unknown whether invoices with an unknown outcome are left: recovery then retries them after one lease term
+ * @param needsRecovery whether invoices may have an unknown outcome; recovery then retries them after one lease term
  */
-export async function release(database: Database, batch: Batch, unknown: boolean): Promise<void> {
+export async function release(database: Database, batch: Batch, needsRecovery: boolean): Promise<void> {
   await database.query(
     `${unsynced}
      UPDATE batches SET holder = NULL, leased_until = CASE WHEN $2 THEN now() + make_interval(secs => $3) END
      FROM unsynced WHERE first_id = $4 AND holder = $1`,
-    [batch.holder, unknown, leaseSeconds, batch.first],
+    [batch.holder, needsRecovery, leaseSeconds, batch.first],
   );
 }
 
-/** Reads the open attempts of a batch. */
+/** Reads the attempts of the payable invoices of a batch. */
 export async function readAttempts(database: Database, { first, last }: Batch): Promise<Attempt[]> {
   const { rows } = await database.query<Attempt>(
     `SELECT id, amount, currency, attempt_key AS key FROM invoices
@@ -129,12 +129,17 @@ export async function countPayable(database: Database, among: number[]): Promise
 
 /**
  * Stores charges and declines, with invoice and history in one transaction. Only the open attempt of an unpaid invoice
- * can end, so an answer that arrives twice, or at two replicas, counts once.
+ * can end, so a response that arrives twice, or at two replicas, counts once.
  * @param attempts in the order of their ids
+ * @param results of the attempts, in the same order
  */
-export async function record(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
+export async function record(
+  database: Database,
+  attempts: Attempt[],
+  results: AttemptResult[],
+): Promise<void> {
   const definite = attempts
-    .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
+    .map(({ id, key }, index) => ({ id, key, ...results[index] }))
     // An allowlist, as no other outcome may ever end an attempt.
     .filter(({ outcome }) => outcome === 'charged' || outcome === 'declined');
   if (definite.length === 0) return;
@@ -168,9 +173,13 @@ export async function record(database: Database, attempts: Attempt[], endings: E
 }
 
 /** Stores refusals, with invoice and history in one transaction. The attempt stays open under its key. */
-export async function refuse(database: Database, attempts: Attempt[], endings: Ending[]): Promise<void> {
+export async function refuse(
+  database: Database,
+  attempts: Attempt[],
+  results: AttemptResult[],
+): Promise<void> {
   const refused = attempts
-    .map(({ id, key }, index) => ({ id, key, ...endings[index] }))
+    .map(({ id, key }, index) => ({ id, key, ...results[index] }))
     .filter(({ outcome }) => outcome === 'refused');
   await database.query(
     `WITH answers AS (
@@ -224,7 +233,7 @@ export async function unmark(database: Database, attempts: Attempt[]): Promise<v
 
 /**
  * Reports invoices as unknown for manual review, in the history and on the page. They were sent to a provider without
- * keys and have no outcome, so somebody has to look up each of them at the provider.
+ * keys and have no outcome in the database, so somebody has to look up each of them at the provider.
  */
 export async function listUnknown(database: Database, { first, last }: Batch): Promise<void> {
   await database.query(

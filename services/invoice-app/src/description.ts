@@ -7,13 +7,13 @@ import { contractInvoice, invoiceName, parseInvoiceName } from './invoices.ts';
 import { tallyBody, type Tally } from './payments.ts';
 import { appVersion } from './provider.ts';
 
-/** The most invoices in one answer. */
-const mostInvoices = 1_000_000;
+/** The maximum number of invoices in one response. */
+const maxInvoices = 1_000_000;
 
 /** The query parameters of `GET /invoices`. */
 export const invoiceQuery = z.object({
   status: z.enum(['paid', 'unpaid'], must('paid or unpaid')).optional(),
-  limit: integer(1, mostInvoices).meta({ type: 'integer', minimum: 1, maximum: mostInvoices }).optional(),
+  limit: integer(1, maxInvoices).meta({ type: 'integer', minimum: 1, maximum: maxInvoices }).optional(),
   after: z
     .string()
     .regex(invoiceName, must('the id of an invoice, such as I1'))
@@ -21,7 +21,7 @@ export const invoiceQuery = z.object({
     .optional(),
 });
 
-/** The answer to a run that left invoices unpaid for another reason than a decline. */
+/** The response after a run that left invoices unpaid for another reason than a decline. */
 const unreliable = () => z.object({ ...errorBody().shape, ...tallyBody().shape }).meta({ id: 'Unreliable' });
 export type Unreliable = z.infer<ReturnType<typeof unreliable>>;
 
@@ -43,7 +43,7 @@ export const neverRead: Body = {
 export const describeVersion = () => ({
   get: {
     summary: 'The answering process and its code version, also of the payment provider',
-    answers: { 200: json('This process, and a process of the payment provider.', appVersion()) },
+    responses: { 200: json('This process, and a process of the payment provider.', appVersion()) },
   },
 });
 
@@ -51,7 +51,7 @@ export const describeInvoices = () => ({
   get: {
     summary: 'Every invoice, in id order',
     query: invoiceQuery,
-    answers: {
+    responses: {
       200: json('The invoices that match the query.', z.array(contractInvoice())),
       400: error('A parameter is invalid. The error names it and states its rule.'),
       ...databaseErrors(),
@@ -63,7 +63,7 @@ export const describePay = () => ({
   post: {
     summary: 'Pays every unpaid invoice',
     body: neverRead,
-    answers: {
+    responses: {
       200: json('Every invoice is paid or was declined.', z.object({})),
       ...crossSite(),
       502: json(
@@ -79,7 +79,7 @@ export const describeReset = () => ({
   post: {
     summary: 'Resets the data of both services once no payment run is in progress',
     body: neverRead,
-    answers: {
+    responses: {
       200: json('The data is as after the first start.', z.object({})),
       ...crossSite(),
       502: error(

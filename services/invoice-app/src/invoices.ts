@@ -26,7 +26,7 @@ export interface ListedInvoice extends Invoice {
 /** The name of an invoice. */
 export const invoiceName = /^I[1-9]\d{0,14}$/;
 
-/** An invoice in the format of the original service. */
+/** An invoice in the format of the original service, see docs/differences.md. */
 export const contractInvoice = () =>
   z
     .object({
@@ -43,7 +43,7 @@ export interface Customer {
   currency: string;
 }
 
-/** The invoices of a batch: as many as the provider takes in one request. */
+/** The number of ids in a batch: the maximum number of payments that the provider takes in one request. */
 export const batchSize = 1_000;
 
 export const migrations: Migration[] = [
@@ -255,8 +255,8 @@ export function toContract({
 }
 
 /**
- * Fills an empty database with two customers and `count` invoices. The first three are the original's. The others are
- * derived from their number alone.
+ * Fills an empty database with two customers and `count` invoices. The first three are those of the original service.
+ * The others are derived from their ids.
  */
 export async function seed(query: Query, count: number): Promise<void> {
   const { rows } = await query('SELECT 1 FROM customers LIMIT 1');
@@ -308,7 +308,7 @@ export async function countUnsettled(database: Database): Promise<number> {
   return rows[0]?.unsettled ?? 0;
 }
 
-/** Counts the invoices that wait for a person: refused or unsettled ones. */
+/** Counts the invoices that wait for manual review: refused ones, and unknown ones at a provider without keys. */
 export async function countStuck(database: Database): Promise<{ refused: number; unsettled: number }> {
   const { rows } = await database.query<{ refused: number; unsettled: number }>(
     `SELECT

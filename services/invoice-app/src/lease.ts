@@ -3,7 +3,7 @@ import { DatabaseUnavailable, type Database } from '@payloop/chassis/database.ts
 import type { Step } from '@payloop/chassis/step.ts';
 import { leaseSeconds, renew, type Batch } from './batches.ts';
 
-/** Renewals per lease term: two may fail before the lease expires. */
+/** Renewals per lease term. Two in a row may fail before the lease expires. */
 const renewals = 3;
 
 /**
@@ -18,17 +18,17 @@ export class Lease {
   #renewedAt: number;
   #isLost = false;
 
-  /** @param claimedAt the value of `performance.now()` before the claim was sent */
-  constructor(database: Database, step: Step, batch: Batch, claimedAt: number) {
+  /** @param claimSentAt when the claim was sent, in milliseconds of `performance.now()` */
+  constructor(database: Database, step: Step, batch: Batch, claimSentAt: number) {
     this.#database = database;
     this.#step = step;
     this.#batch = batch;
-    this.#renewedAt = claimedAt;
+    this.#renewedAt = claimSentAt;
   }
 
   /** Whether no other process can have claimed the batch. */
   get isHeld(): boolean {
-    // Checks this process's own clock too, as a renewal without an answer proves nothing.
+    // Checks this process's own clock too, because a renewal that failed may have been stored or not.
     return !this.#isLost && performance.now() - this.#renewedAt < leaseSeconds * 1_000;
   }
 
@@ -47,7 +47,7 @@ export class Lease {
 
   /** Renews the lease in the background until `end` is called. */
   keep(): void {
-    // It fails only in a process that is about to exit.
+    // The loop fails only in a process that is about to exit.
     this.#keep().catch(() => {});
   }
 

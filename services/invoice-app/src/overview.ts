@@ -76,14 +76,17 @@ interface Part {
   amount: bigint;
 }
 
-/** A batch as of its last sum. */
+/** A batch as of the refresh that last summed it. */
 interface Counted {
   /** The version of its row, and the state of its lease. */
   version: string;
   parts: Part[];
 }
 
-/** Tests that a process is paying the batch. A lease that is expired or has no holder only marks open invoices. */
+/**
+ * Tests that a process is paying the batch. A lease that is expired or has no holder only shows that the batch may have
+ * unknown outcomes.
+ */
 const isLeased = `holder IS NOT NULL AND ${isLive}`;
 
 /** The reason shown for an invoice that is not retried because the provider ignores keys. */
@@ -107,11 +110,11 @@ const filterOf: Record<Filter, string> = {
   paid: `state = 'paid'`,
 };
 
-/** Batches that one statement sums. */
+/** The maximum number of batches that one statement sums. */
 const batchesAtATime = 100;
 /** Unclaimed batches that each refresh sums again: invoices may have been inserted by SQL. */
 const batchesToRecheck = 10;
-/** How long a refresh is fresh enough for requests for rows, in milliseconds. */
+/** How long requests for rows use the sums of the last refresh, in milliseconds. */
 const freshFor = 250;
 
 /**

@@ -4,7 +4,7 @@ import { extname, join } from 'node:path';
 import { describe, integer, must } from '@payloop/chassis/config.ts';
 import { HttpError } from '@payloop/chassis/http-error.ts';
 import { limitRequests } from '@payloop/chassis/limit.ts';
-import { databaseErrors, error, json, type Answers } from '@payloop/chassis/openapi.ts';
+import { databaseErrors, error, json, type Responses } from '@payloop/chassis/openapi.ts';
 import { route } from '@payloop/chassis/server.ts';
 import type { Express, Handler, Response } from 'express';
 import { z } from 'zod';
@@ -30,14 +30,14 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
       allowReset ? html.replace(resetRefused, 'data-reset="allowed"') : html,
     );
   route(app, '/', { get: sendPage }, () => ({
-    get: { summary: 'The page', answers: describeFile({ 'text/html': z.string() }) },
+    get: { summary: 'The page', responses: describeFile({ 'text/html': z.string() }) },
   }));
   const sendNamed: Handler = (request, response) => sendFile(String(request.params.file), response);
   route(app, '/page/:file', { get: sendNamed }, () => ({
     get: {
       summary: 'A file of the page',
       path: z.object({ file: z.string().regex(fileName) }),
-      answers: {
+      responses: {
         ...describeFile({
           'text/javascript': z.string(),
           'text/css': z.string(),
@@ -57,11 +57,11 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
     const rows = await overview.readRows(show, from, limit);
     response.set('Cache-Control', 'no-store').json(rows);
   };
-  route(app, '/rows', { get: [limitRequests(mostPages, 'pages of rows'), sendRows] }, () => ({
+  route(app, '/rows', { get: [limitRequests(maxRowRequests, 'pages of rows'), sendRows] }, () => ({
     get: {
       summary: 'Invoices as the page shows them, from any position in the list',
       query: rowsQuery,
-      answers: {
+      responses: {
         200: json(
           'The rows at these positions.',
           rowsBody(),
@@ -74,7 +74,7 @@ export function addPage(app: Express, overview: Overview, progress: Progress, al
   }));
 }
 
-const describeFile = (content: Record<string, z.ZodType>): Answers => {
+const describeFile = (content: Record<string, z.ZodType>): Responses => {
   const headers = z.object({ 'Cache-Control': z.literal('no-cache'), ETag: z.string() });
   return {
     200: { description: 'The file.', content, headers },
@@ -82,16 +82,16 @@ const describeFile = (content: Record<string, z.ZodType>): Answers => {
   };
 };
 
-/** The most rows in one answer. */
-const mostRows = 1_000;
-/** Requests for rows in flight at a time. They are short, so they have a limit apart from that of the lists. */
-const mostPages = 50;
+/** The maximum number of rows in one response. */
+const maxRows = 1_000;
+/** The maximum number of requests for rows in flight. They are short, so they have a limit apart from the lists. */
+const maxRowRequests = 50;
 
 /** The query parameters of `GET /rows`. */
 const rowsQuery = z.object({
   show: z.enum(filters, must(`one of ${filters.join(', ')}`)).default('all'),
   from: integer(0, Number.MAX_SAFE_INTEGER).meta({ type: 'integer', minimum: 0 }).default(0),
-  limit: integer(1, mostRows).meta({ type: 'integer', minimum: 1, maximum: mostRows }).default(100),
+  limit: integer(1, maxRows).meta({ type: 'integer', minimum: 1, maximum: maxRows }).default(100),
 });
 
 /** Sends a file. Reads it on each request, so that a save of the page needs no restart. */

@@ -6,21 +6,22 @@ import type { Response } from 'express';
 
 /** Rows that one query reads. */
 const pageSize = 1_000;
-/** Retries of a list that has begun while the database is busy or down, and the wait between them in milliseconds. */
-const patience = 5;
-const pause = 500;
-/** Lists that are sent at a time; each holds a page or two in memory. */
-const mostLists = 20;
+/** Retries of a query, once a list has begun, while the database is busy or down. */
+const maxRetries = 5;
+/** The wait before each retry, in milliseconds. */
+const retryDelay = 500;
+/** The maximum number of lists sent at a time. Each holds a page or two in memory. */
+const maxLists = 20;
 /** How long a client may read nothing of a list before it is disconnected, in milliseconds: it keeps others out. */
 const idleTimeout = 30_000;
 
 /** Limits how many lists are sent at a time, over all routes together. */
-export const createListLimit = () => limitRequests(mostLists, 'lists');
+export const createListLimit = () => limitRequests(maxLists, 'lists');
 
 export interface Range {
   /** Selects only ids above this one. */
   after?: number | undefined;
-  /** The most rows. */
+  /** The maximum number of rows. */
   limit?: number | undefined;
 }
 
@@ -35,8 +36,8 @@ export async function* readPages<T extends { id: number }>(
   let behind = after;
   let left = limit;
   while (left > 0) {
-    const most = Math.min(left, pageSize);
-    const rows = await (behind === after ? read(behind, most) : readPatiently(() => read(behind, most)));
+    const size = Math.min(left, pageSize);
+    const rows = await (behind === after ? read(behind, size) : readPatiently(() => read(behind, size)));
     const last = rows.at(-1);
     if (last === undefined) return;
     yield rows;
@@ -45,14 +46,14 @@ export async function* readPages<T extends { id: number }>(
   }
 }
 
-/** Retries several times, as an answer that has begun can no longer become a 503. */
+/** Retries several times, because a response that has begun can no longer become a 503. */
 async function readPatiently<T>(read: () => Promise<T[]>): Promise<T[]> {
-  for (let left = patience; ; left -= 1) {
+  for (let left = maxRetries; ; left -= 1) {
     try {
       return await read();
     } catch (error) {
       if (!(error instanceof DatabaseUnavailable) || left === 0) throw error;
-      await sleep(pause);
+      await sleep(retryDelay);
     }
   }
 }

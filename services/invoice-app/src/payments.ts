@@ -16,9 +16,18 @@ import * as batches from './batches.ts';
 import { countStuck, type Attempt } from './invoices.ts';
 import { Lease } from './lease.ts';
 import type { Resets } from './reset.ts';
-import { everyOutcome, type PayContext, type Ending, type Outcome, type Provider } from './provider.ts';
+import {
+  everyOutcome,
+  type AttemptResult,
+  type Outcome,
+  type PayContext,
+  type Provider,
+} from './provider.ts';
 
-/** The invoices of one run, counted by outcome. */
+/**
+ * The result of a run: its invoices, counted by outcome. `refused`, and for a provider without keys `unknown`, include
+ * invoices of earlier runs that still wait for manual review.
+ */
 export const tallyBody = () =>
   z.object({
     paid: z.int(),
@@ -41,40 +50,41 @@ export interface PaymentsOptions {
   holder: string;
   step: Step;
   log: Log;
-  /** Counts the provider's answers, in each request. */
-  count?: (outcome: Outcome, payments: number) => void;
-  /** Counts each claimed batch. */
+  /** Counts the outcomes of each request, also those of retries. */
+  countOutcomes?: (outcome: Outcome, payments: number) => void;
+  /** Counts a claim by the state in which it found the batch. */
   countClaim?: (found: BatchState) => void;
   /** How long to wait before an unknown outcome is retried. */
   backoff?: IBackoffFactory<unknown>;
   /** Finishes abandoned resets. */
   resets?: Pick<Resets, 'finishAbandoned'>;
-  /** How long to wait for batches that others hold, in milliseconds; longer than most runs take. */
+  /** How long a worker waits for its next batch while other claims hold all remaining ones, in milliseconds. */
   patience?: number;
 }
 
-/** The state in which a claim finds a batch. Abandoned: its holder never released it. */
+/** The state in which a claim finds a batch. Abandoned: its holder never released it; it crashed, or was too slow. */
 export const batchStates = ['free', 'abandoned'] as const;
 export type BatchState = (typeof batchStates)[number];
 
 /** The remaining work and the results of a run, shared by its workers. */
 interface Run {
   requestId: string;
-  /** Batches that no worker of this run has claimed yet, by the first id in them. */
+  /** The first ids of the batches that this run has yet to claim, or lost the lease of. */
   remaining: Set<number>;
   tally: Tally;
-  /** Set once every answer to a batch shows that the provider is down. No worker then begins another batch. */
+  /** Whether the provider seems down or a worker has failed. No worker then claims another batch. */
   givenUp: boolean;
 }
 
-/** Batches in flight at a time: one waits for the provider while another is stored. */
-const workers = 6;
-/** Retries of one invoice in a run, after the first request, while its outcome stays unknown. */
+/** Batches in flight at a time. While one waits for the provider, another is stored. */
+const workerCount = 6;
+/** Retries of one attempt in a run, after the first try, while it has no definite outcome. */
 const retries = 3;
 /** The pause before the next claim while other claims hold all remaining batches, in milliseconds. */
 const claimDelay = 50;
 /** The mean interval between checks for expired leases, in milliseconds. */
 const recoveryInterval = 2_000;
+/** The default of `patience`, in milliseconds: longer than most runs hold a batch. */
 const defaultPatience = 60_000;
 
 const defaultBackoff = () =>
@@ -96,17 +106,15 @@ export class Payments {
   constructor(options: PaymentsOptions) {
     this.#options = options;
     this.#step = options.step;
-    // The only layer that retries, always under the same key.
+    // Within a run, nothing else retries a request. Each retry sends the same key.
     this.#retry = retry(
-      handleWhenResult((left) => Array.isArray(left) && left.length > 0),
+      handleWhenResult((toRetry) => Array.isArray(toRetry) && toRetry.length > 0),
       { maxAttempts: retries, backoff: options.backoff ?? defaultBackoff() },
     );
   }
 
   /**
-   * Pays every unpaid invoice. Calls during a run share the run that follows it, which mostly finds nothing left to do.
-   * @returns the number of paid, declined and refused invoices, of unknown outcomes, and of invoices that the run did
-   * not get to
+   * Pays every payable invoice. Calls during a run share the run that follows it, which usually finds none.
    * @throws {DatabaseUnavailable} when the database fails midway; recovery then reclaims the batches in flight
    */
   pay(requestId: string): Promise<Tally> {
@@ -123,14 +131,14 @@ export class Payments {
   #start(requestId: string): Promise<Tally> {
     this.#next = undefined;
     const waiting = this.#waiting.splice(0);
-    const run = () => span('run', () => this.#payUnpaid(requestId));
+    const run = () => span('run', () => this.#payPayable(requestId));
     this.#running = withParents(() => waiting, run).finally(() => {
       this.#running = undefined;
     });
     return this.#running;
   }
 
-  /** Reclaims expired leases in the background until `stop` is called. */
+  /** Recovers in the background until `stop` is called: see `recoverOnce`. */
   startRecovery(): void {
     this.#recovery ??= this.#recover();
   }
@@ -143,7 +151,7 @@ export class Payments {
     await this.#recovery;
   }
 
-  /** Reclaims every expired lease once, and finishes an abandoned reset. */
+  /** Finishes an abandoned reset. Then reclaims the batches with an expired lease, and pays them. */
   async recoverOnce(requestId = 'recovery'): Promise<Tally> {
     await this.#options.resets?.finishAbandoned();
     const expired = await this.#step('find expired', () => batches.findExpired(this.#options.database));
@@ -165,9 +173,9 @@ export class Payments {
     }
   }
 
-  async #payUnpaid(requestId: string): Promise<Tally> {
-    const unpaid = await this.#step('find unpaid', () => batches.findUnpaid(this.#options.database));
-    const tally = await this.#work(unpaid, requestId);
+  async #payPayable(requestId: string): Promise<Tally> {
+    const payable = await this.#step('find unpaid', () => batches.findPayable(this.#options.database));
+    const tally = await this.#work(payable, requestId);
     const stuck = await this.#step('count stuck', () => countStuck(this.#options.database));
     tally.refused = stuck.refused;
     tally.unknown += stuck.unsettled;
@@ -177,13 +185,14 @@ export class Payments {
   async #work(among: number[], requestId: string): Promise<Tally> {
     const tally: Tally = { paid: 0, declined: 0, refused: 0, unknown: 0 };
     const run: Run = { requestId, remaining: new Set(among), tally, givenUp: false };
-    await settleAll(Array.from({ length: Math.min(workers, among.length) }, () => this.#payBatches(run)));
+    const workers = Array.from({ length: Math.min(workerCount, among.length) }, () => this.#payBatches(run));
+    await settleAll(workers);
     if (run.remaining.size > 0) {
       const left = [...run.remaining];
-      const unasked = await this.#step('count left', () =>
+      const notSent = await this.#step('count left', () =>
         batches.countPayable(this.#options.database, left),
       );
-      addLeft(tally, unasked);
+      addLeft(tally, notSent);
     }
     annotate({
       'payloop.paid': tally.paid,
@@ -209,12 +218,12 @@ export class Payments {
     let gotAt = performance.now();
     while (run.remaining.size > 0 && !run.givenUp && !this.#stopping.signal.aborted) {
       const among = [...run.remaining];
-      const claimedAt = performance.now();
+      const claimSentAt = performance.now();
       this.#claims += 1;
-      const name = `${holder}/${this.#claims}`;
-      const batch = await this.#step('claim', () => batches.claim(database, name, among));
+      const claimHolder = `${holder}/${this.#claims}`;
+      const batch = await this.#step('claim', () => batches.claim(database, claimHolder, among));
       if (batch === undefined) {
-        // Other claims hold all remaining batches. This run then pays the invoices that they leave.
+        // Other claims hold all remaining batches. This run waits, to pay the invoices that they leave.
         if (performance.now() - gotAt > patience) return;
         await this.#step('wait', () => sleep(claimDelay));
       } else if (!run.remaining.delete(batch.first)) {
@@ -222,90 +231,99 @@ export class Payments {
         await this.#release(batch, batch.leftOpen);
       } else {
         this.#options.countClaim?.(batch.abandoned ? 'abandoned' : 'free');
-        await span('batch', () => this.#payBatch(batch, run, claimedAt));
+        await span('batch', () => this.#payBatch(batch, run, claimSentAt));
         gotAt = performance.now();
       }
     }
   }
 
-  async #payBatch(batch: batches.Batch, run: Run, claimedAt: number): Promise<void> {
+  async #payBatch(batch: batches.Batch, run: Run, claimSentAt: number): Promise<void> {
     const { database } = this.#options;
     const attempts = await this.#step('read attempts', () => batches.readAttempts(database, batch));
-    const lease = new Lease(database, this.#step, batch, claimedAt);
+    const lease = new Lease(database, this.#step, batch, claimSentAt);
     lease.keep();
     try {
-      const endings = await this.#payAttempts(attempts, batch, lease, run);
+      const results = await this.#payAttempts(attempts, batch, lease, run);
       if (!lease.isHeld) {
         // The new holder uses the same keys. This run claims the batch again once that holder is done.
         run.remaining.add(batch.first);
         return;
       }
-      const count = (fits: (ending: Ending) => boolean) => [...endings.values()].filter(fits).length;
-      const unknown = count(({ outcome, isFinal }) => outcome === 'unknown' && !isFinal);
-      const unasked = count(({ outcome }) => outcome === 'unasked');
+      const countIf = (test: (result: AttemptResult) => boolean) => [...results.values()].filter(test).length;
+      const unknown = countIf(({ outcome, isFinal }) => outcome === 'unknown' && !isFinal);
+      const notSent = countIf(({ outcome }) => outcome === 'not sent');
       run.tally.unknown += unknown;
-      addLeft(run.tally, unasked);
-      const isListed = count(({ outcome, isFinal }) => outcome === 'unknown' && isFinal === true) > 0;
+      addLeft(run.tally, notSent);
+      const needsReview = countIf(({ outcome, isFinal }) => outcome === 'unknown' && isFinal === true) > 0;
       // An earlier holder may have sent requests and crashed, even if the batch was claimed and released since.
-      if (isListed || batch.leftOpen) {
+      if (needsReview || batch.leftOpen) {
         await this.#step('list unknown', () => batches.listUnknown(database, batch));
       }
-      // Recovery stays responsible for invoices that an earlier holder left open and this one did not get to.
-      const isUnknown = unknown > 0 || (batch.leftOpen && unasked > 0);
-      await this.#release(batch, isUnknown);
+      // Recovery must also retry attempts that an earlier holder may have sent and this one did not.
+      const needsRecovery = unknown > 0 || (batch.leftOpen && notSent > 0);
+      await this.#release(batch, needsRecovery);
     } finally {
       lease.end();
     }
   }
 
-  async #release(batch: batches.Batch, isUnknown: boolean): Promise<void> {
-    await this.#step('release', () => batches.release(this.#options.database, batch, isUnknown));
+  async #release(batch: batches.Batch, needsRecovery: boolean): Promise<void> {
+    await this.#step('release', () => batches.release(this.#options.database, batch, needsRecovery));
   }
 
-  /** Sends each attempt, and retries it while its outcome is unknown. @returns the last known ending of each */
+  /**
+   * Sends each attempt, and retries it while its outcome is unknown or it was not sent.
+   * @returns the result of the last request for each attempt; none for those that the run did not try
+   */
   async #payAttempts(
     attempts: Attempt[],
     batch: batches.Batch,
     lease: Lease,
     run: Run,
-  ): Promise<Map<Attempt, Ending>> {
-    const endings = new Map<Attempt, Ending>();
-    if (attempts.length === 0) return endings;
+  ): Promise<Map<Attempt, AttemptResult>> {
+    const results = new Map<Attempt, AttemptResult>();
+    if (attempts.length === 0) return results;
     const context = this.#createContext(batch, lease, run);
-    let open = attempts;
-    await this.#retry.execute(async ({ attempt }) => {
-      if (attempt > 0) await this.#step('renew', () => lease.renew());
+    let toSend = attempts;
+    await this.#retry.execute(async ({ attempt: retryNumber }) => {
+      if (retryNumber > 0) await this.#step('renew', () => lease.renew());
       if (!lease.isHeld) return [];
-      const given = await this.#options.provider.pay(open, context);
-      open.forEach((each, index) => {
-        const ending = given[index]!;
-        // An attempt that was sent before, but not this time, keeps its earlier ending.
-        if (ending.outcome !== 'unasked' || !endings.has(each)) endings.set(each, ending);
+      const newResults = await this.#options.provider.pay(toSend, context);
+      toSend.forEach((attempt, index) => {
+        const result = newResults[index]!;
+        // An attempt that was sent before, but not this time, keeps its earlier result.
+        if (result.outcome !== 'not sent' || !results.has(attempt)) results.set(attempt, result);
       });
+      // After the last retry, gives up if no attempt of the batch has ended and the provider seems down.
       run.givenUp ||=
-        open.length === attempts.length && attempt === retries && given.every(({ down }) => down);
-      run.givenUp ||= given.every(({ down, isFinal }) => down && isFinal);
-      open = open.filter((_each, index) => isOpen(given[index]!));
-      return open;
+        toSend.length === attempts.length &&
+        retryNumber === retries &&
+        newResults.every(({ seemsDown }) => seemsDown);
+      // Without keys nothing is retried, so gives up as soon as the provider seems down.
+      run.givenUp ||= newResults.every(({ seemsDown, isFinal }) => seemsDown && isFinal);
+      toSend = toSend.filter((_attempt, index) => isRetried(newResults[index]!));
+      return toSend;
     });
-    return endings;
+    return results;
   }
 
   #createContext(batch: batches.Batch, lease: Lease, { requestId, tally }: Run): PayContext {
-    const { database, count } = this.#options;
+    const { database, countOutcomes } = this.#options;
     const mark = async (attempts: Attempt[]) => {
       const marked = await this.#step('mark', () => batches.mark(database, batch, attempts));
       if (marked === undefined) lease.lose();
       return marked ?? [];
     };
     const unmark = (attempts: Attempt[]) => this.#step('unmark', () => batches.unmark(database, attempts));
-    const store = async (attempts: Attempt[], endings: Ending[]) => {
-      await this.#step('record', () => batches.record(database, attempts, endings));
-      const numberOf = (outcome: Outcome) => endings.filter((ending) => ending.outcome === outcome).length;
+    const store = async (attempts: Attempt[], results: AttemptResult[]) => {
+      await this.#step('record', () => batches.record(database, attempts, results));
+      const numberOf = (outcome: Outcome) => results.filter((result) => result.outcome === outcome).length;
       if (numberOf('refused') > 0) {
-        await this.#step('refuse', () => batches.refuse(database, attempts, endings));
+        await this.#step('refuse', () => batches.refuse(database, attempts, results));
       }
-      for (const outcome of everyOutcome) if (numberOf(outcome) > 0) count?.(outcome, numberOf(outcome));
+      for (const outcome of everyOutcome) {
+        if (numberOf(outcome) > 0) countOutcomes?.(outcome, numberOf(outcome));
+      }
       tally.paid += numberOf('charged');
       tally.declined += numberOf('declined');
       tally.refused += numberOf('refused');
@@ -314,8 +332,8 @@ export class Payments {
   }
 }
 
-/** Whether this run retries the attempt. A list of names, as no other outcome may ever end an attempt. */
-function isOpen({ outcome, isFinal }: Ending): boolean {
+/** Whether this run retries an attempt with this result. Lists the outcomes that end an attempt: no other ever may. */
+function isRetried({ outcome, isFinal }: AttemptResult): boolean {
   return !isFinal && !['charged', 'declined', 'refused'].includes(outcome);
 }
 

@@ -16,10 +16,10 @@ const attention = 2_000;
 const heartbeat = 15_000;
 /** How long a browser waits to reconnect, in milliseconds. Short, as another process is already ready. */
 const retry = 500;
-/** The most streams: more than clients watch a page at a time. Each costs a connection. */
-export const mostWatchers = 200;
+/** The maximum number of streams: more clients than ever watch at the same time. Each costs a connection. */
+export const maxWatchers = 200;
 /** How old a stream must be, in milliseconds, before another of the same client or proxy may replace it. */
-const leastStay = 10_000;
+const minStay = 10_000;
 
 export const describeProgress = () => ({
   get: {
@@ -27,7 +27,7 @@ export const describeProgress = () => ({
     description:
       'Server-sent events: `progress` with `Totals` as its data, and `unavailable` with an error while the database ' +
       'is down. The stream ends with the process, and clients reconnect.',
-    answers: {
+    responses: {
       200: {
         description: 'An endless stream.',
         content: { 'text/event-stream': z.string() },
@@ -119,11 +119,12 @@ export class Progress {
   }
 
   /**
-   * Makes room for a new stream. If there are too many, ends the oldest stream of the client with the most. A client
-   * with about as many is rejected until that stream is old enough, so that streams do not keep replacing each other.
+   * Makes room for a new stream. At the maximum, ends the oldest stream of the client that has most streams. A client
+   * with about as many streams is rejected until that one is old enough, so that streams do not keep replacing each
+   * other.
    */
   #makePlace({ from, since }: Watcher): boolean {
-    if (this.#watchers.size < mostWatchers) return true;
+    if (this.#watchers.size < maxWatchers) return true;
     const counts = new Map<string | undefined, number>();
     for (const watcher of this.#watchers.values()) {
       counts.set(watcher.from, (counts.get(watcher.from) ?? 0) + 1);
@@ -131,7 +132,7 @@ export class Progress {
     const [greediest, most] = [...counts].reduce((a, b) => (b[1] > a[1] ? b : a));
     const [response, oldest] = [...this.#watchers].find(([, watcher]) => watcher.from === greediest)!;
     const isFair = (counts.get(from) ?? 0) + 1 < most;
-    if (!isFair && since - oldest.since < leastStay) return false;
+    if (!isFair && since - oldest.since < minStay) return false;
     response.end();
     this.#leave(response);
     return true;
@@ -183,7 +184,7 @@ export class Progress {
     if (performance.now() - this.#beat < heartbeat) return;
     this.#beat = performance.now();
     for (const response of this.#watchers.keys()) {
-      // It has read nothing for a whole interval. If it is alive, it reconnects.
+      // The client has read nothing for a whole interval. If it is alive, it reconnects.
       if (response.writableNeedDrain) response.destroy();
       else response.write(':\n\n');
     }

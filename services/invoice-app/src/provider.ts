@@ -19,67 +19,76 @@ import { createUndiciAdapter } from './undici-adapter.ts';
 export const everyOutcome = ['charged', 'declined', 'refused', 'unknown'] as const;
 export type Outcome = (typeof everyOutcome)[number];
 
-/** How an attempt ended, as far as one answer shows. */
-export interface Ending {
-  /** Unasked: no request was sent for it. */
-  outcome: Outcome | 'unasked';
+/** The result of trying to pay an attempt once. */
+export interface AttemptResult {
+  /** Not sent: no request was sent, or the provider ignores keys and the request certainly charged nothing. */
+  outcome: Outcome | 'not sent';
   /** The reason for a decline or a refusal, in the provider's words. */
   reason?: string;
-  /** Whether the provider serves no client at the moment. The answer then says nothing about this payment. */
-  down?: boolean;
-  /** Whether this run must not retry it. If the outcome is unknown, recovery never retries it either. */
+  /**
+   * Whether the result suggests that the provider is down, because its cause is not the payment. If all results of a
+   * batch do, the run may give up. At a provider without keys, every unknown outcome counts as such a result.
+   */
+  seemsDown?: boolean;
+  /** Whether this run must not retry the attempt. If the outcome is unknown, recovery never retries it either. */
   isFinal?: boolean;
 }
-const charged: Ending = { outcome: 'charged' };
-const unknown: Ending = { outcome: 'unknown' };
-const unknownAsDown: Ending = { outcome: 'unknown', down: true };
-const unasked: Ending = { outcome: 'unasked', down: true };
-const unaskedForNow: Ending = { outcome: 'unasked', down: true, isFinal: true };
-/** Another process has marked or ended it since it was read. */
-const takenByOther: Ending = { outcome: 'unasked', isFinal: true };
-/** The unknown outcome of a request that no key protects. */
-const unsettled: Ending = { outcome: 'unknown', down: true, isFinal: true };
+const charged: AttemptResult = { outcome: 'charged' };
+const unknown: AttemptResult = { outcome: 'unknown' };
+const unknownDown: AttemptResult = { outcome: 'unknown', seemsDown: true };
+const notSentDown: AttemptResult = { outcome: 'not sent', seemsDown: true };
+const notSentDownFinal: AttemptResult = { outcome: 'not sent', seemsDown: true, isFinal: true };
+/** Another process has marked the attempt or stored its outcome since this run read it. */
+const takenByOther: AttemptResult = { outcome: 'not sent', isFinal: true };
+/** The unknown outcome at a provider that ignores keys, where a retry could charge again. */
+const unknownDownFinal: AttemptResult = { outcome: 'unknown', seemsDown: true, isFinal: true };
 
 /** The data and callbacks with which a payment run calls the provider. */
 export interface PayContext {
   requestId: string;
-  /** The epoch of the payments' data. */
+  /** Identifies the data of both services since their last reset, to which these payments belong. */
   epoch: string;
-  /** Whether this run still holds the batch. If not, it must send nothing. */
+  /** Whether this run still holds the lease of the batch. If not, it must send nothing. */
   isHeld(): boolean;
-  /** Marks attempts before requests that no key protects. @returns the attempts that may be sent */
+  /** Marks attempts before they are sent to a provider that ignores keys. @returns the attempts that may be sent */
   mark(attempts: Attempt[]): Promise<Attempt[]>;
   /** Removes the marks of attempts that charged nothing. */
   unmark(attempts: Attempt[]): Promise<void>;
-  /** Stores the definite outcomes. */
-  store(attempts: Attempt[], endings: Ending[]): Promise<void>;
+  /** Stores the charges, declines and refusals. Counts these and the unknown outcomes. */
+  store(attempts: Attempt[], results: AttemptResult[]): Promise<void>;
 }
 
-/** The provider's answer, if there is one. */
-interface Answer {
+/** The provider's response. Without one, status and data are undefined. */
+interface ProviderResponse {
   status?: number;
   data?: unknown;
-  /** Whether this request certainly charged nothing: it was never sent, or rejected unread. */
-  isNeverCharged: boolean;
+  /** Whether this request certainly charged nothing: it was not sent, or the provider rejected it unread. */
+  chargedNothing: boolean;
 }
-/** Error codes of connections that were never opened. */
-const unsent = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH']);
+/** The errors of connections that were never opened. */
+const connectErrors = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH']);
 
-/** The header that is `true` if the provider honours keys. The original does not send it, and ignores keys. */
-const honoursKeys = 'Accept-Idempotency-Key';
+/**
+ * The header that is `true` if the provider honours keys. The original provider of docs/differences.md does not send
+ * it, and ignores keys.
+ */
+const honoursKeysHeader = 'Accept-Idempotency-Key';
 /** The header with the epoch of a request's data. After a reset of that data, the provider charges nothing for it. */
-const ledgerEpoch = 'Ledger-Epoch';
+const ledgerEpochHeader = 'Ledger-Epoch';
 
 /** The result of a request to reset the provider. Unknown: it may have been reset, or may still be. */
-export type ResetAnswer =
+export type ResetResult =
   | { outcome: 'reset' }
   | { outcome: 'refused'; reason: string; /** Whether the provider offers no reset. */ isAbsent: boolean }
   | { outcome: 'unknown'; reason: string };
 
-/** The most characters that are kept of a reason. Those that Postgres cannot store are removed. */
-const longestReason = 200;
+/** The maximum length of a stored reason, in UTF-16 code units. */
+const maxReasonLength = 200;
 
-/** The answer of invoice-app's `GET /version`. Clients outside see the provider only here, as it describes itself. */
+/**
+ * The response of invoice-app's `GET /version`. It includes the provider's own response, because the provider cannot be
+ * reached from outside the cluster.
+ */
 export const appVersion = () => {
   const providerVersion = z.looseObject(version().shape).partial().nullable();
   return version().extend({ provider: providerVersion }).meta({ id: 'AppVersion' });
@@ -97,29 +106,29 @@ export interface ProviderOptions {
   log: Log;
   /** False if the provider is known to take only one payment per request. */
   arrays?: boolean;
-  /** Whether the provider is known to honour keys. Otherwise its answers tell. */
+  /** Whether the provider is known to honour keys. If not, its first response shows whether it does. */
   keys?: boolean;
   step?: Step;
   /** The adapter through which axios sends requests. */
   adapter?: AxiosAdapter;
 }
 
-/** How long the provider may take to answer, in milliseconds. */
+/** How long the provider may take to respond, in milliseconds. */
 const timeout = 2_000;
-/** The same for its version, which only the payment test waits for. */
+/** How long the provider may take to send its version, in milliseconds. No payment waits for it. */
 const versionTimeout = 1_000;
-/** The original's error for a body that is not a single payment. */
+/** The original provider's error for a body that is not a single payment. */
 const notAPayment = 'failed to process payment request parameters';
-/** More than any answer of the provider, in bytes. */
+/** The maximum size of a response, in bytes: more than the provider ever sends. */
 const maxContentLength = 1_000_000;
-/** The most connections to the provider. */
+/** The maximum number of connections to the provider. */
 const connections = 64;
 /**
- * Concurrent requests for one batch when each request is for one payment. Times the batches in flight (`workers` in
- * payments.ts), they must not exceed the connections: a request that waits for a connection times out.
+ * Concurrent requests for one batch when each request is for one payment. Times the batches in flight (`workerCount` in
+ * payments.ts), they must not exceed the connections: a request that waits for a connection may time out.
  */
 const concurrency = 10;
-/** How often answers are stored while a batch is paid one by one, in milliseconds: a slow run then shows progress. */
+/** How often results are stored while a batch is paid one by one, in milliseconds: a slow run then shows progress. */
 const storeInterval = 1_000;
 
 /** The payment provider, reached over HTTP. */
@@ -130,7 +139,7 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
-  /** Whether the last answer said that keys are honoured. A provider that takes arrays takes their keys anyway. */
+  /** Whether the last response said that the provider honours keys. Those in an array are always honoured. */
   #keys: boolean;
 
   constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {
@@ -151,73 +160,79 @@ export class Provider {
   }
 
   /**
-   * Sends each of these payments once, under its own key, and stores the outcomes through `context`.
+   * Tries once to pay these attempts, each under its own key, and stores the results through `context`. Sends them as
+   * an array. If the provider refuses the array, sends them one by one, and may stop early.
    * @param attempts at most 1,000, the limit of one request to the provider
-   * @returns how each ended, in the order of the attempts
+   * @returns the result of each, in the order of the attempts
    * @throws only errors of `context`
    */
-  async pay(attempts: Attempt[], context: PayContext): Promise<Ending[]> {
+  async pay(attempts: Attempt[], context: PayContext): Promise<AttemptResult[]> {
     const { requestId, epoch } = context;
     let headers: PaymentHeaders;
     try {
-      headers = { 'X-Request-Id': requestId, [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
+      headers = { 'X-Request-Id': requestId, [ledgerEpochHeader]: epoch, ...bearer(this.#tokenFile) };
     } catch (error) {
       this.#log.error({ requestId }, `the provider was not called: ${reduceError(error).message}`);
-      return attempts.map(() => unasked);
+      return attempts.map(() => notSentDown);
     }
     if (this.#arrays) {
-      const endings = await this.#payArray(attempts, headers);
-      if (endings !== undefined) {
-        await context.store(attempts, endings);
-        return endings;
+      const results = await this.#payArray(attempts, headers);
+      if (results !== undefined) {
+        await context.store(attempts, results);
+        return results;
       }
     }
     return this.#payEach(attempts, headers, context);
   }
 
-  /** Sends all payments in one request; undefined if the provider refused the whole array and so charged nothing. */
-  async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<Ending[] | undefined> {
+  /** Sends all payments in one request. Returns undefined if the provider refused the array and so charged nothing. */
+  async #payArray(attempts: Attempt[], headers: PaymentHeaders): Promise<AttemptResult[] | undefined> {
     const payments = attempts.map((attempt) => ({ ...toPayment(attempt), idempotencyKey: attempt.key }));
     const { status, data } = await this.#post(payments, headers);
-    const whole = toEnding(undefined, status, data);
-    if (whole.outcome === 'refused') {
-      // Sent one by one, only the faulty payment fails. The original's error means that it takes no arrays.
-      if (whole.reason === notAPayment) {
+    const arrayResult = toResult(undefined, status, data);
+    if (arrayResult.outcome === 'refused') {
+      // Sent one by one, only the faulty payment fails. This reason means that the provider takes no arrays.
+      if (arrayResult.reason === notAPayment) {
         this.#arrays = false;
         this.#log.info('the provider takes only one payment per request');
       }
       return undefined;
     }
-    if (status !== 200) return attempts.map(() => (whole.down ? unknownAsDown : unknown));
-    return matchAnswers(attempts, data);
+    if (status !== 200) return attempts.map(() => (arrayResult.seemsDown ? unknownDown : unknown));
+    return matchOutcomes(attempts, data);
   }
 
-  /** Sends one request per payment. */
-  async #payEach(attempts: Attempt[], headers: PaymentHeaders, context: PayContext): Promise<Ending[]> {
-    const endings = new Map<Attempt, Ending>();
+  /** Sends one request per payment. Stops early if the lease is lost or the provider seems down. */
+  async #payEach(
+    attempts: Attempt[],
+    headers: PaymentHeaders,
+    context: PayContext,
+  ): Promise<AttemptResult[]> {
+    const results = new Map<Attempt, AttemptResult>();
     const queue = [...attempts];
     while (queue.length > 0 && context.isHeld()) {
-      const ended = this.#keys
-        ? await this.#payProtected(queue, headers, context)
-        : await this.#payMarked(queue.splice(0, concurrency), headers, context);
-      ended.forEach((ending, attempt) => endings.set(attempt, ending));
-      if ([...ended.values()].every(({ down }) => down)) break;
+      const newResults = this.#keys
+        ? await this.#payWithKeys(queue, headers, context)
+        : await this.#payWithoutKeys(queue.splice(0, concurrency), headers, context);
+      newResults.forEach((result, attempt) => results.set(attempt, result));
+      if ([...newResults.values()].every(({ seemsDown }) => seemsDown)) break;
     }
-    // A run without keys retries nothing: each unknown outcome costs a person's time.
-    const rest = this.#keys ? unasked : unaskedForNow;
-    return attempts.map((attempt) => endings.get(attempt) ?? rest);
+    // Without keys, a run retries nothing: each unknown outcome needs manual review.
+    const rest = this.#keys ? notSentDown : notSentDownFinal;
+    return attempts.map((attempt) => results.get(attempt) ?? rest);
   }
 
   /**
    * Pays at a provider that honours keys. Stops when the queue is empty, the lease is lost, or the provider stops
    * honouring keys or seems down. It seems down after as many failures in a row as there are concurrent requests.
+   * @param queue the attempts; those that are sent are removed from it
    */
-  async #payProtected(
+  async #payWithKeys(
     queue: Attempt[],
     headers: PaymentHeaders,
     context: PayContext,
-  ): Promise<Map<Attempt, Ending>> {
-    const endings = new Map<Attempt, Ending>();
+  ): Promise<Map<Attempt, AttemptResult>> {
+    const results = new Map<Attempt, AttemptResult>();
     let unstored: Attempt[] = [];
     let storedAt = performance.now();
     const store = async () => {
@@ -226,84 +241,87 @@ export class Provider {
       storedAt = performance.now();
       await context.store(
         attempts,
-        attempts.map((attempt) => endings.get(attempt)!),
+        attempts.map((attempt) => results.get(attempt)!),
       );
     };
     let downInARow = 0;
-    const payNext = async () => {
+    const payFromQueue = async () => {
       while (queue.length > 0 && this.#keys && downInARow < concurrency && context.isHeld()) {
         const attempt = queue.shift()!;
-        const ending = await this.#payOne(attempt, headers);
-        endings.set(attempt, ending);
+        const result = await this.#payOne(attempt, headers);
+        results.set(attempt, result);
         unstored.push(attempt);
-        downInARow = ending.down ? downInARow + 1 : 0;
+        downInARow = result.seemsDown ? downInARow + 1 : 0;
         if (performance.now() - storedAt >= storeInterval) await store();
       }
     };
     const worker = () =>
-      payNext().catch((error: unknown) => {
+      payFromQueue().catch((error: unknown) => {
         // The other workers finish only their current request.
         queue.length = 0;
         throw error;
       });
     await settleAll(Array.from({ length: concurrency }, worker));
     if (unstored.length > 0) await store();
-    return endings;
+    return results;
   }
 
   /**
-   * Pays at a provider that ignores keys, where a second request would charge again. So each payment is marked before
-   * its request, and an unknown outcome is final.
+   * Pays at a provider that ignores keys, where a second request would charge again. So each attempt is marked before
+   * it is sent, and an unknown outcome is final.
    */
-  async #payMarked(
+  async #payWithoutKeys(
     group: Attempt[],
     headers: PaymentHeaders,
     context: PayContext,
-  ): Promise<Map<Attempt, Ending>> {
+  ): Promise<Map<Attempt, AttemptResult>> {
     const marked = await context.mark(group);
-    const answers = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
-    // An attempt that certainly charged nothing may be retried.
-    const free = marked.filter((_attempt, index) => answers[index]?.outcome === 'unasked');
-    if (free.length > 0) await context.unmark(free);
-    await context.store(marked, answers);
-    const endings = new Map(group.map((attempt) => [attempt, takenByOther]));
-    marked.forEach((attempt, index) => endings.set(attempt, answers[index]!));
-    return endings;
+    const sentResults = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
+    // A later run may send these again.
+    const notCharged = marked.filter((_attempt, index) => sentResults[index]?.outcome === 'not sent');
+    if (notCharged.length > 0) await context.unmark(notCharged);
+    await context.store(marked, sentResults);
+    const results = new Map(group.map((attempt) => [attempt, takenByOther]));
+    marked.forEach((attempt, index) => results.set(attempt, sentResults[index]!));
+    return results;
   }
 
-  async #payOne(attempt: Attempt, headers: PaymentHeaders): Promise<Ending> {
-    const isProtected = this.#keys;
-    const answer = await this.#post(toPayment(attempt), { ...headers, 'Idempotency-Key': attempt.key });
-    const ending = toEnding(attempt, answer.status, answer.data);
-    if (isProtected || ending.outcome !== 'unknown') return ending;
-    return answer.isNeverCharged ? unaskedForNow : unsettled;
+  async #payOne(attempt: Attempt, headers: PaymentHeaders): Promise<AttemptResult> {
+    const hasKey = this.#keys;
+    const { status, data, chargedNothing } = await this.#post(toPayment(attempt), {
+      ...headers,
+      'Idempotency-Key': attempt.key,
+    });
+    const result = toResult(attempt, status, data);
+    if (hasKey || result.outcome !== 'unknown') return result;
+    return chargedNothing ? notSentDownFinal : unknownDownFinal;
   }
 
-  async #post(body: unknown, headers: PaymentHeaders): Promise<Answer> {
+  async #post(body: unknown, headers: PaymentHeaders): Promise<ProviderResponse> {
     const requestId = headers['X-Request-Id'];
     try {
-      const answer = await this.#step('post', () => {
+      const response = await this.#step('post', () => {
         annotate({ 'payloop.payments': Array.isArray(body) ? body.length : 1 });
         const all = { ...headers, ...traceHeaders() };
         return within(timeout, (signal) => this.#http.post(this.#url, body, { headers: all, signal }));
       });
-      const { status, data } = answer;
+      const { status, data } = response;
       if ([200, 400, 402, 422].includes(status)) {
-        this.#keys = answer.headers[honoursKeys.toLowerCase()] === 'true';
+        this.#keys = response.headers[honoursKeysHeader.toLowerCase()] === 'true';
       } else {
-        this.#log.warn({ requestId, status }, reasonUnusable(status));
+        this.#log.warn({ requestId, status }, describeUnusable(status));
       }
-      return { status, data, isNeverCharged: [401, 403, 429].includes(status) };
+      return { status, data, chargedNothing: [401, 403, 429].includes(status) };
     } catch (error) {
       const { message, code } = reduceError(error);
-      this.#log.warn({ requestId, code }, `the provider did not answer: ${message}`);
-      return { isNeverCharged: unsent.has(`${code}`) };
+      this.#log.warn({ requestId, code }, `the request to the provider failed: ${message}`);
+      return { chargedNothing: connectErrors.has(`${code}`) };
     }
   }
 
   /**
-   * Reads the provider's own `/version`; null if it does not answer. Opens a new connection, so that any replica may
-   * answer.
+   * Reads the provider's own `/version`; null if there is no usable response. Opens a new connection, so that any
+   * replica may respond.
    * @param signal aborts the request once no client waits for it
    */
   async version(signal: AbortSignal): Promise<AppVersion['provider']> {
@@ -321,13 +339,13 @@ export class Provider {
   }
 
   /**
-   * Makes the provider forget every payment of an epoch, and refuse later ones. Never throws. A retry for the same
-   * epoch changes nothing.
+   * Makes the provider forget every payment, and refuse later payments of this epoch. Never throws. A retry for the
+   * same epoch changes nothing.
    */
-  async reset(epoch: string): Promise<ResetAnswer> {
+  async reset(epoch: string): Promise<ResetResult> {
     let headers: Record<string, string>;
     try {
-      headers = { [ledgerEpoch]: epoch, ...bearer(this.#tokenFile) };
+      headers = { [ledgerEpochHeader]: epoch, ...bearer(this.#tokenFile) };
     } catch (error) {
       return { outcome: 'refused', reason: `${reduceError(error).message}`, isAbsent: false };
     }
@@ -343,7 +361,7 @@ export class Provider {
         : { outcome: 'unknown', reason: `${status}` };
     } catch (error) {
       const { message, code } = reduceError(error);
-      return unsent.has(`${code}`)
+      return connectErrors.has(`${code}`)
         ? { outcome: 'refused', reason: `${message}`, isAbsent: false }
         : { outcome: 'unknown', reason: `${message}` };
     }
@@ -356,11 +374,11 @@ export class Provider {
 
 /**
  * Aborts a request that takes longer than `limit`, in milliseconds. The timeout of axios restarts with every byte that
- * arrives. `AbortSignal.timeout` would also fire for requests that were answered long before.
+ * arrives. `AbortSignal.timeout` would also fire after the response.
  */
 async function within<T>(limit: number, request: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
-  const timer = setTimeout(() => controller.abort(new Error(`no answer within ${limit} ms`)), limit);
+  const timer = setTimeout(() => controller.abort(new Error(`no response within ${limit} ms`)), limit);
   try {
     return await request(controller.signal);
   } finally {
@@ -368,31 +386,32 @@ async function within<T>(limit: number, request: (signal: AbortSignal) => Promis
   }
 }
 
-/**
- * A refused token is an unknown outcome as well: this request charged nothing, but an earlier one with its key may
- * have. A retry sends the token that the file holds by then.
- */
-function reasonUnusable(status: number): string {
+function describeUnusable(status: number): string {
   const isRefused = status === 401 || status === 403;
-  return isRefused ? 'the provider refused the token' : 'the provider gave no usable answer';
+  return isRefused ? 'the provider refused the token' : 'the provider gave no usable response';
 }
 
 function toPayment(attempt: Attempt) {
   const { amount, currency } = attempt;
-  return { id: nameOf(attempt), value: toMajorUnits(amount, currency), currency };
+  return { id: paymentIdOf(attempt), value: toMajorUnits(amount, currency), currency };
 }
 
 /**
- * Derives the ending of a payment from one answer. Only answers that the contract calls definite count as such. They
- * are 200 with the payment's own id, and 402, 400 and 422 with a text that says why.
- * @param attempt undefined for the answer to an array as a whole
+ * Derives the result of an attempt from one response, see docs/contract.md. The outcome is unknown unless the response
+ * is 200 with the payment's own id, or 402, 400 or 422 with a reason.
+ *
+ * A refused token is an unknown outcome too. This request charged nothing, but an earlier one with its key may have. A
+ * retry sends the token that the file holds by then.
+ * @param attempt undefined for the response to an array as a whole
+ * @param status undefined without a response
  */
-function toEnding(attempt: Attempt | undefined, status: unknown, body: unknown): Ending {
+function toResult(attempt: Attempt | undefined, status: unknown, body: unknown): AttemptResult {
   const { id, error } = (body ?? {}) as { id?: unknown; error?: unknown };
-  if (status === 200 && attempt !== undefined && id === nameOf(attempt)) return charged;
-  if (status === undefined || isDown(Number(status))) return unknownAsDown;
+  if (status === 200 && attempt !== undefined && id === paymentIdOf(attempt)) return charged;
+  if (status === undefined || isDown(Number(status))) return unknownDown;
   if (typeof error !== 'string') return unknown;
-  const reason = error.replaceAll('\0', '').slice(0, longestReason).toWellFormed();
+  // Postgres stores neither U+0000 nor half of a surrogate pair, which `slice` may leave.
+  const reason = error.replaceAll('\0', '').slice(0, maxReasonLength).toWellFormed();
   if (status === 402) return { outcome: 'declined', reason };
   return status === 400 || status === 422 ? { outcome: 'refused', reason } : unknown;
 }
@@ -403,22 +422,23 @@ function isDown(status: number): boolean {
 }
 
 /**
- * Finds each payment's outcome by its id, never by its position. An answer in another order, or with too few outcomes,
+ * Finds each payment's outcome by its id, never by its position. A response in another order, or with too few outcomes,
  * must not end an attempt that it does not name.
  */
-function matchAnswers(attempts: Attempt[], answers: unknown): Ending[] {
-  if (!Array.isArray(answers) || answers.length !== attempts.length) return attempts.map(() => unknown);
+function matchOutcomes(attempts: Attempt[], outcomes: unknown): AttemptResult[] {
+  if (!Array.isArray(outcomes) || outcomes.length !== attempts.length) return attempts.map(() => unknown);
   const byId = new Map<unknown, { status?: unknown } | undefined>();
-  for (const answer of answers as ({ id?: unknown; status?: unknown } | null)[]) {
-    // Two outcomes of one id contradict each other.
-    byId.set(answer?.id, byId.has(answer?.id) ? undefined : (answer ?? undefined));
+  for (const outcome of outcomes as ({ id?: unknown; status?: unknown } | null)[]) {
+    // Two outcomes with the same id: neither can be trusted.
+    byId.set(outcome?.id, byId.has(outcome?.id) ? undefined : (outcome ?? undefined));
   }
   return attempts.map((attempt) => {
-    const answer = byId.get(nameOf(attempt));
-    return answer === undefined ? unknown : toEnding(attempt, answer.status ?? NaN, answer);
+    const outcome = byId.get(paymentIdOf(attempt));
+    // NaN, because undefined would mean that no response came. An outcome without a status is unusable.
+    return outcome === undefined ? unknown : toResult(attempt, outcome.status ?? NaN, outcome);
   });
 }
 
-function nameOf({ id }: Attempt): string {
+function paymentIdOf({ id }: Attempt): string {
   return `I${id}`;
 }

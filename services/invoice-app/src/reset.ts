@@ -31,7 +31,7 @@ const abandonedAfter = 5;
 const lockTables = 'LOCK TABLE batches, invoices, customers, payment_events IN ACCESS EXCLUSIVE MODE';
 
 /**
- * Resets the data of both services. If the provider does not answer, its part has an unknown outcome, as with a charge.
+ * Resets the data of both services. Without a response of the provider, its part has an unknown outcome, like a charge.
  * So the database records the reset before the provider is called, and no batch can be claimed from then on. The reset
  * is then finished, by recovery if need be, or cancelled if the provider refuses it. Payments carry the epoch of their
  * data. The provider retires that epoch with its ledger and charges nothing for later requests with it.
@@ -47,7 +47,7 @@ export class Resets {
 
   /**
    * Resets both services once no payment run is in progress.
-   * @throws {HttpError} 502 when the provider refuses or does not answer, 503 when the reset cannot begin or go on yet
+   * @throws {HttpError} 502 when the provider refuses or does not respond, 503 when the reset cannot begin or go on yet
    */
   async reset(): Promise<void> {
     const { epoch, isPending } = await this.#begin();
@@ -101,17 +101,17 @@ export class Resets {
 
   /** @param isPending whether the provider may have been called before */
   async #finish(epoch: string, isPending: boolean): Promise<void> {
-    const answer = await this.#options.provider.reset(epoch);
-    if (answer.outcome === 'refused' && (!isPending || answer.isAbsent)) {
+    const result = await this.#options.provider.reset(epoch);
+    if (result.outcome === 'refused' && (!isPending || result.isAbsent)) {
       await this.#step('take reset back', () =>
         this.#options.database.query('UPDATE epoch SET resetting_at = NULL WHERE id = $1', [epoch]),
       );
-      throw new HttpError(502, `the payment provider was not reset: ${answer.reason}`);
+      throw new HttpError(502, `the payment provider was not reset: ${result.reason}`);
     }
-    if (answer.outcome !== 'reset') {
+    if (result.outcome !== 'reset') {
       throw new HttpError(
         502,
-        `it is unknown whether the payment provider was reset: ${answer.reason}. ` +
+        `it is unknown whether the payment provider was reset: ${result.reason}. ` +
           'Nothing is paid until the reset is finished, and it is retried automatically',
       );
     }
@@ -150,7 +150,7 @@ export class Resets {
     await this.#step('wait to reset', () => sleep(pause));
   }
 
-  /** Names the sessions that lock the tables, for a person who can end them. */
+  /** Names the sessions that lock the tables, so that an operator can end them. */
   async #describeLocks(): Promise<string> {
     const { rows } = await this.#options.database.query<{ who: string }>(
       `SELECT DISTINCT format('process %s of %s', pid, usename)

@@ -32,8 +32,9 @@ import { everyOutcome, Provider } from './provider.ts';
 const service = 'invoice-app';
 
 /**
- * The most connections to Postgres. Payments and recovery have their own, one for each batch in flight, so that readers
- * never keep an invoice from being paid. With that of the readiness check they are ten, see k8s/local/postgres.
+ * The maximum number of connections to Postgres. Payments and recovery have their own, one for each batch in flight, so
+ * that readers never keep an invoice from being paid. With the connection of the readiness check they are ten, see
+ * k8s/local/postgres.
  */
 const connections = { payments: 6, others: 3 };
 
@@ -93,7 +94,12 @@ export async function start(self: Self): Promise<Running> {
   metrics.measure('oldest_lease_age_seconds', 'Time since the oldest lease was granted or renewed.', () =>
     readOldestLease(database),
   );
-  const count = metrics.count('payments_total', 'Answers from the provider.', 'outcome', everyOutcome);
+  const countOutcomes = metrics.count(
+    'payments_total',
+    'Outcomes of payment requests, retries included.',
+    'outcome',
+    everyOutcome,
+  );
   const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
   const resets = new Resets({ database: forPayments, provider, seed: fill, step });
   const payments = new Payments({
@@ -103,7 +109,7 @@ export async function start(self: Self): Promise<Running> {
     holder: instance,
     step,
     log,
-    count,
+    countOutcomes,
     countClaim,
   });
   const overview = new Overview(database);

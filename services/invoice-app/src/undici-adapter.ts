@@ -2,15 +2,15 @@ import { AxiosError, type AxiosAdapter, type AxiosResponse } from 'axios';
 import { Agent } from 'undici';
 
 export interface UndiciOptions {
-  /** The most connections to one address. */
+  /** The maximum number of connections to one address. */
   connections: number;
-  /** The largest answer that is not an error, in bytes. */
+  /** The maximum size of a response, in bytes. The request fails if the response is larger. */
   maxResponseSize?: number;
 }
 
 /**
  * An axios adapter over undici's connection pool, which sends more requests per second than Node's own agent. Request
- * bodies are strings and answers are text. The adapter has no redirects, proxies or timeout, only `signal`.
+ * bodies are strings and response bodies are text. The adapter has no redirects, proxies or timeout, only `signal`.
  */
 export function createUndiciAdapter(options: UndiciOptions): AxiosAdapter {
   const agent = new Agent({ ...options, pipelining: 1 });

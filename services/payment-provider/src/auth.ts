@@ -95,7 +95,7 @@ const algorithms = ['RS256', 'ES256'];
 export const clockTolerance = 5;
 /** How long the issuer may take to send its keys, in milliseconds: less than a client waits for its payment. */
 const keysTimeout = 1_000;
-/** The least time between two fetches of the keys because of an unknown key, in milliseconds. */
+/** The minimum time between two fetches of the keys because of an unknown key, in milliseconds. */
 const keysCooldown = 1_000;
 /**
  * How long keys are used, in milliseconds, so that a revoked key goes away. The limit also holds while the issuer is

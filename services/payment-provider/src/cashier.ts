@@ -1,9 +1,9 @@
 import { errorBody, HttpError } from '@payloop/chassis/http-error.ts';
 import { z } from 'zod';
 import type { Faults } from './faults.ts';
-import type { Answer, Ledger } from './ledger.ts';
+import type { ChargeResult, Ledger } from './ledger.ts';
 import {
-  mostPayments,
+  maxPayments,
   parseKey,
   parseAntaeusPayment,
   parseKeyedPayment,
@@ -12,14 +12,14 @@ import {
   type Payment,
 } from './payment-request.ts';
 
-/** An HTTP answer. */
+/** An HTTP response. */
 export interface Reply {
   status: number;
   headers?: Record<string, string>;
   body: unknown;
 }
 
-/** The outcome of a payment, as the answer to an array contains it. A single payment has it as its HTTP status. */
+/** The outcome of a payment in the response to an array. For a single payment, its status is the HTTP status. */
 export const outcomeBody = () => {
   const repeated = z.literal(true).optional().meta({ description: 'The key has had this answer before.' });
   const { error } = errorBody().shape;
@@ -36,21 +36,21 @@ export const outcomeBody = () => {
 };
 type Outcome = z.infer<ReturnType<typeof outcomeBody>>;
 
-/** The answer to a payment in the Antaeus form. */
+/** The response to a payment in the Antaeus form. */
 export const antaeusResult = () => z.object({ result: z.boolean() }).meta({ id: 'AntaeusResult' });
 type AntaeusResult = z.infer<ReturnType<typeof antaeusResult>>;
 
-/** The answer to a single payment that was charged. */
+/** The response to a single payment that was charged. */
 export const charged = () => z.object({ id: z.string() }).meta({ id: 'Charged' });
 
 /** How long a client with a busy key should wait, in seconds. */
 const retryAfter = 1;
 
-/** The outcomes of a charge. Repeated: its key has had an answer before. */
+/** The outcomes that are counted. Repeated: an earlier request with the key was charged or declined. */
 export const chargeOutcomes = ['charged', 'declined', 'repeated', 'mismatch', 'busy', 'retired'] as const;
 export type ChargeOutcome = (typeof chargeOutcomes)[number];
 
-/** Charges incoming payments and answers with their outcomes. */
+/** Charges incoming payments and responds with their outcomes. */
 export class Cashier {
   readonly #ledger: Ledger;
   readonly #faults: Faults;
@@ -76,7 +76,7 @@ export class Cashier {
   }
 
   /**
-   * Takes the body of `POST /rest/v1/payments`, the Antaeus form. Its answer tells only whether it was charged.
+   * Takes the body of `POST /rest/v1/payments`, the Antaeus form. The response tells only whether it was charged.
    * @param header the request's `Idempotency-Key`
    * @throws {HttpError} 400, DatabaseUnavailable
    */
@@ -107,8 +107,8 @@ export class Cashier {
   }
 
   async #payArray(bodies: unknown[], epoch: string | undefined): Promise<Reply> {
-    if (bodies.length > mostPayments)
-      throw new HttpError(400, `at most ${mostPayments} payments in one request`);
+    if (bodies.length > maxPayments)
+      throw new HttpError(400, `at most ${maxPayments} payments in one request`);
     const outcomes = await Promise.all(bodies.map((body) => this.#payElement(body, epoch)));
     return { status: 200, body: outcomes };
   }
@@ -126,13 +126,16 @@ export class Cashier {
     return toOutcome(payment, await this.#charge(payment, epoch));
   }
 
-  async #charge(payment: Payment, epoch: string | undefined): Promise<Answer> {
-    const answer = await this.#chargeOnce(payment, epoch);
-    this.#count('repeated' in answer && answer.repeated ? 'repeated' : answer.outcome);
-    return answer;
+  async #charge(payment: Payment, epoch: string | undefined): Promise<ChargeResult> {
+    const result = await this.#chargeOnce(payment, epoch);
+    this.#count('repeated' in result && result.repeated ? 'repeated' : result.outcome);
+    return result;
   }
 
-  async #chargeOnce({ id, amount, currency, key }: Payment, epoch: string | undefined): Promise<Answer> {
+  async #chargeOnce(
+    { id, amount, currency, key }: Payment,
+    epoch: string | undefined,
+  ): Promise<ChargeResult> {
     if (key !== undefined && this.#busy.has(key)) return { outcome: 'busy' };
     if (key !== undefined) this.#busy.add(key);
     try {
@@ -144,12 +147,12 @@ export class Cashier {
   }
 }
 
-function toOutcome({ id }: Payment, answer: Answer): Outcome {
-  switch (answer.outcome) {
+function toOutcome({ id }: Payment, result: ChargeResult): Outcome {
+  switch (result.outcome) {
     case 'charged':
-      return { status: 200, id, ...(answer.repeated && { repeated: true }) };
+      return { status: 200, id, ...(result.repeated && { repeated: true }) };
     case 'declined':
-      return { status: 402, id, error: 'payment declined', ...(answer.repeated && { repeated: true }) };
+      return { status: 402, id, error: 'payment declined', ...(result.repeated && { repeated: true }) };
     case 'mismatch':
       return { status: 422, id, error: 'this idempotency key was used for another payment' };
     case 'retired':

@@ -4,7 +4,7 @@ import {
   json,
   databaseErrors,
   type Addition,
-  type Answers,
+  type Responses,
   type Body,
 } from '@payloop/chassis/openapi.ts';
 import { z } from 'zod';
@@ -13,8 +13,8 @@ import {
   antaeusFields,
   epoch,
   idempotencyKey,
-  keyLength,
-  mostPayments,
+  maxKeyLength,
+  maxPayments,
   paymentFields,
 } from './payment-request.ts';
 
@@ -56,8 +56,8 @@ const keyHeader = () =>
         description:
           'The first definite answer (200 or 402) to a key is its answer for ever. Bare, or as a quoted string.',
         anyOf: [
-          { pattern: `^".{1,${keyLength}}"$` },
-          { minLength: 1, maxLength: keyLength, not: { pattern: '^".*"$' } },
+          { pattern: `^".{1,${maxKeyLength}}"$` },
+          { minLength: 1, maxLength: maxKeyLength, not: { pattern: '^".*"$' } },
         ],
       }),
   });
@@ -80,7 +80,7 @@ const hit = () =>
 
 const retryAfter = () => z.object({ 'Retry-After': z.string().meta({ description: 'In seconds.' }) });
 
-const refused = (): Answers => ({
+const refused = (): Responses => ({
   400: error('The request is invalid. The error is the first reason that applies.'),
   409: error('The first request with this key is still in flight.', retryAfter()),
   410: error('`Ledger-Epoch` identifies data that was reset; nothing was charged.'),
@@ -96,7 +96,7 @@ export const describePay = () => {
   const wrong = z.unknown().meta({ description: 'Anything else: its outcome has the status 400.' });
   const payments = z
     .array(z.union([element, wrong]))
-    .max(mostPayments)
+    .max(maxPayments)
     .meta({ description: 'Payments, each with a key of its own; the header is not read.' });
   return {
     post: {
@@ -106,7 +106,7 @@ export const describePay = () => {
         'declined.',
       headers: keyHeader().extend(epochHeader().shape),
       body: body(z.union([anyCase('Payment', paymentFields), payments])),
-      answers: {
+      responses: {
         ...refused(),
         200: json(
           'Charged. The answer to an array has the outcome of each payment, in the same order.',
@@ -127,7 +127,7 @@ export const describePayAntaeus = () => ({
       anyCase('AntaeusPayment', antaeusFields),
       `${lenient} A currency that is an object, as the original client sends it, counts as missing.`,
     ),
-    answers: { ...refused(), 200: json('Whether it was charged, or declined.', antaeusResult(), hit()) },
+    responses: { ...refused(), 200: json('Whether it was charged, or declined.', antaeusResult(), hit()) },
   },
 });
 
@@ -137,7 +137,7 @@ export const describeReset = () => ({
     description:
       'With `Ledger-Epoch`, only once: a repeated request keeps the payments charged since the first one.',
     headers: epochHeader(),
-    answers: {
+    responses: {
       200: json('Forgotten.', z.object({})),
       400: error('`Ledger-Epoch` is not a UUID.'),
       ...crossSite(),
@@ -146,9 +146,9 @@ export const describeReset = () => ({
   },
 });
 
-/** Describes the header on every answer to a payment. */
+/** Describes the header of every response to a payment. */
 export const describeKeys = (): Addition => ({
-  answerHeaders: z.object({
+  responseHeaders: z.object({
     'Accept-Idempotency-Key': z.literal('true').optional().meta({
       description:
         'A request may be retried under its key. Absent if the request was rejected before it was read.',
@@ -159,7 +159,7 @@ export const describeKeys = (): Addition => ({
 /** Describes the routes behind `requireToken`. */
 export const describeToken = (): Addition => ({
   security: { token: { type: 'http', scheme: 'bearer', description: 'A service account’s token.' } },
-  answers: {
+  responses: {
     401: error('The token is missing or invalid.', z.object({ 'WWW-Authenticate': z.literal('Bearer') })),
     403: error('The token belongs to another account, or a browser sends the request for another site.'),
     503: error(

@@ -4,20 +4,20 @@ import { z } from 'zod';
 
 /** The faults that can be injected into a request, with their effect on the client. */
 const kinds = [
-  /** Not charged, and answered with 500. */
+  /** Not charged, with a response of 500. */
   'fail',
-  /** Charged, and never answered. */
+  /** Charged, without any response. */
   'silent',
-  /** Charged, and answered after the client has stopped waiting. */
+  /** Charged, with a response after the client has stopped waiting. */
   'late',
   /** The request arrives twice, at the same time. */
   'duplicate',
-  /** Charged, and the connection is reset instead of an answer. */
+  /** Charged, and the connection is reset instead of a response. */
   'reset',
 ] as const;
 export type Fault = (typeof kinds)[number];
 
-/** The delay of a late answer, in milliseconds. */
+/** The delay of a late response, in milliseconds. */
 export const lateness = 2_500;
 
 /** Faults by their rates, such as `fail=0.1,late=0.05`. */
@@ -39,12 +39,12 @@ function parseRates(text: string): [Fault, number][] | undefined {
   return valid ? rates : undefined;
 }
 
-/** The number of counters that all payments share, a power of two. They take 2 MB, however many payments come. */
+/** The number of counters that all payments share. They take 2 MiB, for any number of payments. */
 const counters = 2 ** 20;
 
 /**
  * Draws faults and declines. With the same seed, the n-th request for a payment's id always has the same fault, and its
- * n-th charge the same outcome. Among thousands of payments, some two share a counter, so that their order matters too.
+ * n-th charge the same outcome. Among thousands of payments, some share a counter, so that their order matters too.
  */
 export class Faults {
   readonly #rates: [Fault, number][];

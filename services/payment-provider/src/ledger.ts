@@ -3,9 +3,9 @@ import type { Step } from '@payloop/chassis/step.ts';
 import { activeSpan, withParents, type ParentSpan } from '@payloop/chassis/tracing.ts';
 import { findByKey, insertNew, type Charge, type Outcome, type Stored } from './charges.ts';
 
-/** The ledger's answer to a charge. */
-export type Answer =
-  /** Definite; `repeated` if the key has had this answer before. */
+/** The result of a charge. */
+export type ChargeResult =
+  /** Definite; `repeated` if an earlier request with the key has had this outcome. */
   | { outcome: Outcome; repeated: boolean }
   /** The key was used before for another id, value or currency. Nothing was charged. */
   | { outcome: 'mismatch' }
@@ -18,14 +18,14 @@ interface Waiting {
   charge: Charge;
   /** The span of the caller, for its trace. */
   parent: ParentSpan | undefined;
-  resolve: (answer: Answer) => void;
+  resolve: (result: ChargeResult) => void;
   reject: (error: unknown) => void;
 }
 
-/** The most charges that one statement stores. */
-const mostAtOnce = 1_000;
-/** The most statements in flight: the next batch fills up meanwhile. */
-const mostInFlight = 4;
+/** The maximum number of charges that one statement stores. */
+const maxBatchSize = 1_000;
+/** The maximum number of statements in flight. Meanwhile the next batch fills up. */
+const maxInFlight = 4;
 
 /**
  * Charges payments, each key once. One statement stores all charges that arrive at the same time, as a commit costs the
@@ -43,40 +43,40 @@ export class Ledger {
   }
 
   /**
-   * Charges a payment, or finds the earlier answer to its key. A definite answer is stored before this resolves, and
-   * stays the answer.
+   * Charges a payment, or finds the earlier outcome of its key. A definite outcome is stored before this resolves, and
+   * stays the outcome of the key.
    * @throws {DatabaseUnavailable} when it may or may not be stored
    */
-  charge(charge: Charge): Promise<Answer> {
-    const answer = new Promise<Answer>((resolve, reject) =>
+  charge(charge: Charge): Promise<ChargeResult> {
+    const result = new Promise<ChargeResult>((resolve, reject) =>
       this.#waiting.push({ charge, parent: activeSpan(), resolve, reject }),
     );
     // Deferred, so that all charges of this turn of the event loop are stored together.
     if (this.#waiting.length === 1) setImmediate(() => void this.#flush());
-    return answer;
+    return result;
   }
 
   async #flush(): Promise<void> {
-    if (this.#inFlight >= mostInFlight || this.#waiting.length === 0) return;
+    if (this.#inFlight >= maxInFlight || this.#waiting.length === 0) return;
     // A batch has one epoch. That is nearly always all waiting charges, as they belong to one client's data.
     const { epoch } = this.#waiting[0]!.charge;
     const other = this.#waiting.findIndex(({ charge }) => charge.epoch !== epoch);
-    const batch = this.#waiting.splice(0, Math.min(mostAtOnce, other < 0 ? mostAtOnce : other));
+    const batch = this.#waiting.splice(0, Math.min(maxBatchSize, other < 0 ? maxBatchSize : other));
     this.#inFlight += 1;
     try {
       const parents = () => batch.map(({ parent }) => parent);
-      const answers = await withParents(parents, () => this.#store(batch.map(({ charge }) => charge)));
-      batch.forEach(({ resolve }, index) => resolve(answers[index]!));
+      const results = await withParents(parents, () => this.#store(batch.map(({ charge }) => charge)));
+      batch.forEach(({ resolve }, index) => resolve(results[index]!));
     } catch (error) {
       for (const { reject } of batch) reject(error);
     } finally {
       this.#inFlight -= 1;
     }
     // Concurrent batches end together, so each one starts as many new batches as there is room for.
-    for (let free = this.#inFlight; free < mostInFlight; free += 1) void this.#flush();
+    for (let free = this.#inFlight; free < maxInFlight; free += 1) void this.#flush();
   }
 
-  async #store(charges: Charge[]): Promise<Answer[]> {
+  async #store(charges: Charge[]): Promise<ChargeResult[]> {
     const { query } = this.#database;
     const first = firstOfEachKey(charges);
     let known: string[] | undefined;
@@ -87,8 +87,8 @@ export class Ledger {
       // Another replica holds one of these keys for long, so nothing was stored. Retries each key alone, so that only
       // that key is busy.
       if (charges.length === 1) return [{ outcome: 'busy' }];
-      const answers = await Promise.all(charges.map((charge) => this.#store([charge])));
-      return answers.flat();
+      const results = await Promise.all(charges.map((charge) => this.#store([charge])));
+      return results.flat();
     }
     if (known === undefined) return charges.map(() => ({ outcome: 'retired' }));
     const before = known.length > 0 ? await this.#step('look up', () => findByKey(query, known)) : new Map();

@@ -1,5 +1,5 @@
 import { HttpError } from '@payloop/chassis/http-error.ts';
-import { isExact, leastAmount, mayBeInexact, toCurrency, toMinorUnits } from '@payloop/chassis/money.ts';
+import { isExact, minAmount, mayBeInexact, toCurrency, toMinorUnits } from '@payloop/chassis/money.ts';
 import { z } from 'zod';
 
 /** A payment that a client requests. */
@@ -13,26 +13,26 @@ export interface Payment {
   key?: string | undefined;
 }
 
-/** The most payments that one request may hold. */
-export const mostPayments = 1_000;
+/** The maximum number of payments in one request. */
+export const maxPayments = 1_000;
 
 const wrongParameters = 'failed to process payment request parameters';
-/** The most characters of an idempotency key. */
-export const keyLength = 255;
-const keyRule = `an idempotency key must have 1 to ${keyLength} characters`;
+/** The maximum length of an idempotency key, in characters. */
+export const maxKeyLength = 255;
+const keyRule = `an idempotency key must have 1 to ${maxKeyLength} characters`;
 const couldNot = (field: string) => `could not retrieve ${field}`;
 
 /** Text that Postgres stores unchanged: without U+0000 and without lone surrogates. */
 const storable = /^[^\0\ud800-\udfff]*$/u;
-/** The most characters of an id, and of a currency. */
-const idLength = 255;
-const currencyLength = 32;
-const tooLong = (field: string, most: number) => `a ${field} must have at most ${most} characters`;
+/** The maximum length of an id, and that of a currency, in characters. */
+const maxIdLength = 255;
+const maxCurrencyLength = 32;
+const tooLong = (field: string, max: number) => `a ${field} must have at most ${max} characters`;
 /** The error for a missing field names the field; any other value has a wrong type. */
 const missing = (field: string) => ({
   error: ({ input }: { input?: unknown }) => (input === undefined ? couldNot(field) : wrongParameters),
 });
-/** The least number that is infinite as a float32, the type that the original reads. */
+/** The smallest number that is infinite as a float32, the type in which the original provider reads a value. */
 const tooLarge = 2 ** 128 - 2 ** 103;
 
 /** An amount of money in major units: a number that a float32 can hold. */
@@ -48,18 +48,18 @@ export const paymentFields = z.object(
       .string(missing('payment id'))
       .regex(storable, wrongParameters)
       .min(1, couldNot('payment id'))
-      .max(idLength, tooLong('payment id', idLength)),
+      .max(maxIdLength, tooLong('payment id', maxIdLength)),
     value: amount
-      .refine((value) => Math.abs(value) >= leastAmount, couldNot('payment value'))
+      .refine((value) => Math.abs(value) >= minAmount, couldNot('payment value'))
       .meta({
         description: 'In major units. A value that rounds to 0 in its currency counts as missing.',
-        not: { exclusiveMinimum: -leastAmount, exclusiveMaximum: leastAmount },
+        not: { exclusiveMinimum: -minAmount, exclusiveMaximum: minAmount },
       }),
     currency: z
       .string(missing('payment currency'))
       .regex(storable, wrongParameters)
       .min(1, couldNot('payment currency'))
-      .max(currencyLength, tooLong('payment currency', currencyLength))
+      .max(maxCurrencyLength, tooLong('payment currency', maxCurrencyLength))
       .meta({ description: 'A code of three letters may be in either case.' }),
   },
   wrongParameters,
@@ -69,7 +69,7 @@ export const paymentFields = z.object(
 export const idempotencyKey = z
   .string(couldNot('idempotency key'))
   .min(1, keyRule)
-  .max(keyLength, keyRule)
+  .max(maxKeyLength, keyRule)
   .regex(storable, keyRule);
 
 /** The schema of an epoch, which identifies the client's data that a payment belongs to. */
@@ -107,8 +107,8 @@ function dropInexact(key: string, value: unknown, { source = '' }: { source?: st
 }
 
 /**
- * Reads one payment as the original service does: keys match in any case, `null` counts as missing, and unknown fields
- * are ignored.
+ * Reads one payment as the original provider does (see docs/differences.md): keys match in any case, `null` counts as
+ * missing, and unknown fields are ignored.
  * @throws {HttpError} 400 with the first error that applies
  */
 export function parsePayment(body: unknown): Payment {
@@ -134,17 +134,17 @@ function firstError({ issues }: z.ZodError): string {
 /** ISO 4217's code for no currency. */
 const noCurrency = 'XXX';
 
-const text = (most: number) => z.string().regex(storable).max(most);
+const text = (max: number) => z.string().regex(storable).max(max);
 /** Leaves room for the prefix of the payment's id in the Antaeus form. */
-const customerLength = idLength - 'customer '.length;
+const maxCustomerLength = maxIdLength - 'customer '.length;
 
 /** The fields of the Antaeus form. Its original client sends `"currency":{}`, which names no currency. */
 export const antaeusFields = z.object({
   currency: z
-    .union([text(currencyLength).min(1), z.object({}).transform(() => noCurrency)])
+    .union([text(maxCurrencyLength).min(1), z.object({}).transform(() => noCurrency)])
     .default(noCurrency),
   value: amount,
-  customer_id: z.union([z.number(), text(customerLength)]),
+  customer_id: z.union([z.number(), text(maxCustomerLength)]),
 });
 
 /**
