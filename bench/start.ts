@@ -40,8 +40,8 @@ const postgres: [RegExp, RegExp] = [
 
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** Keeps this copy from using caches of earlier builds: the layer cache and npm's own. */
-async function emptyCaches(folder: string): Promise<void> {
+/** Keeps this copy from using caches of earlier builds: the layer cache, by a comment in .npmrc, and npm's own. */
+async function avoidCaches(folder: string): Promise<void> {
   const unique = `bench-${process.pid}-${Date.now()}`;
   await appendFile(join(folder, '.npmrc'), `# ${unique}\n`);
   const file = join(folder, 'Dockerfile');
@@ -127,7 +127,7 @@ async function main(): Promise<void> {
   }
   const folder = await copyProject();
   try {
-    await emptyCaches(folder);
+    await avoidCaches(folder);
     say('from nothing');
     const cold = await start(folder);
     say('again');

@@ -33,7 +33,7 @@ export function count(answers: Answer[]): Record<string, number> {
 }
 
 /**
- * Reads and pays invoices until stopped. Each runs over a kept connection and over fresh ones.
+ * Keeps reading and paying invoices until stopped, both over a kept connection and over a fresh one each time.
  * @returns `stop`, which resolves to the number of answers of each kind
  */
 export function trickleOfAll(url: string): { stop(): Promise<Record<string, number>> } {

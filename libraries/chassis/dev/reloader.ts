@@ -3,15 +3,15 @@ import { readSources, sourceFolders, type Sources } from '../src/source.ts';
 import { ServiceProcess, type ServiceProcessOptions } from './service-process.ts';
 
 /**
- * How long after a change the sources are polled fast, and the interval, in milliseconds. nodemon compares file times,
- * which Tilt sets in whole seconds: it may miss the second of two saves within one second.
+ * How long after a change the sources are polled fast, and the interval, in milliseconds. nodemon may miss the later of
+ * two saves in one second, because it compares file times and Tilt sets them in whole seconds. A poll finds it.
  */
 const fastPoll = { for: 3_000, every: 100 };
 /** The poll interval at other times, in milliseconds: no watcher sees everything. A poll takes 1 ms. */
 const slowPollInterval = 1_000;
 /** How long a watcher may take to report a change before it counts as blind, in milliseconds. */
 const watcherDelay = 300;
-/** How long sources must stay unchanged to count as whole, in milliseconds: writers pause within a file. */
+/** How long sources must stay unchanged to count as completely written, in milliseconds: a writer may pause in a file. */
 const settleTime = 500;
 /** How long a problem must last to be printed, in milliseconds: a checkout removes folders for a moment. */
 const problemDelay = 400;
@@ -26,7 +26,7 @@ const standbyDelay = 100;
 
 export interface ReloaderOptions extends ServiceProcessOptions {
   say: (text: string) => void;
-  /** Called when a change was not reported: the watcher does not see the sources any more. */
+  /** Called when the watcher must be renewed: it missed a change, or a folder was replaced. */
   onMissed?: () => void;
 }
 
@@ -39,7 +39,7 @@ export class Reloader {
   #serving: ServiceProcess | undefined;
   /** The process that is starting. */
   #next: ServiceProcess | undefined;
-  /** The standby process: it has loaded packages and linked sources, and has run no source. */
+  /** The standby process: it has loaded packages, linked the sources as modules, and run none of them. */
   #standby: ServiceProcess | undefined;
   readonly #running = new Set<ServiceProcess>();
   /** The hash of the code that did not start. The next start waits for other code. */
@@ -49,7 +49,8 @@ export class Reloader {
   #seenSince = 0;
   /** Each problem with the time since when it exists; 0 once it is printed. */
   #problems = new Map<string, number>();
-  #changedAt = 0;
+  /** Since when the sources are polled fast, in milliseconds of `performance.now()`. */
+  #fastPollSince = 0;
   #reportedAt = 0;
   #changedFiles = new Set<string>();
   /** The processes with a slow start that was printed. */
@@ -96,7 +97,7 @@ export class Reloader {
   }
 
   #pollNow(): void {
-    this.#changedAt = performance.now();
+    this.#fastPollSince = performance.now();
     this.#poll();
   }
 
@@ -104,7 +105,7 @@ export class Reloader {
     if (this.#stopping) return;
     clearTimeout(this.#pollTimer);
     this.#compare(this.#read());
-    const isRecent = performance.now() - this.#changedAt < fastPoll.for;
+    const isRecent = performance.now() - this.#fastPollSince < fastPoll.for;
     this.#pollTimer = setTimeout(() => this.#poll(), isRecent ? fastPoll.every : slowPollInterval);
   }
 
@@ -114,7 +115,7 @@ export class Reloader {
     const now = performance.now();
     const { hash, changedAt } = this.#seen;
     if (sources.hash !== hash || sources.changedAt !== changedAt) {
-      if (now - this.#changedAt >= fastPoll.for) this.#checkWatcher(now);
+      if (now - this.#fastPollSince >= fastPoll.for) this.#checkWatcher(now);
       this.#seenSince = now;
     }
     this.#seen = sources;
@@ -138,7 +139,7 @@ export class Reloader {
 
   /** Handles a change that a poll found. If no report follows, the watcher does not see the folder any more. */
   #checkWatcher(at: number): void {
-    this.#changedAt = at;
+    this.#fastPollSince = at;
     setTimeout(() => {
       if (!this.#stopping && this.#reportedAt < at) this.#options.onMissed?.();
     }, watcherDelay);
@@ -149,16 +150,16 @@ export class Reloader {
     const before = this.#problems;
     this.#problems = new Map(problems.map((problem) => [problem, before.get(problem) ?? now]));
     for (const [problem, since] of this.#problems) {
-      if (since === now) this.#changedAt = now;
+      if (since === now) this.#fastPollSince = now;
       if (since === 0 || now - since < problemDelay) continue;
       this.#options.say(`${this.#options.service}: ${problem}`);
       this.#problems.set(problem, 0);
     }
-    // A folder that is back is a new one, which the watcher does not watch.
+    // A folder whose problem is gone may be a new one, which the watcher does not watch.
     const folders = sourceFolders(this.#options.service);
-    const isBack = (problem: string) =>
+    const isGone = (problem: string) =>
       !this.#problems.has(problem) && folders.some((each) => problem.startsWith(`${each} `));
-    if ([...before.keys()].some(isBack)) this.#options.onMissed?.();
+    if ([...before.keys()].some(isGone)) this.#options.onMissed?.();
   }
 
   async #load(source: string): Promise<void> {
@@ -167,7 +168,7 @@ export class Reloader {
     this.#standby = undefined;
     this.#next = next;
     next.load(source);
-    const failure = await Promise.race([this.#mayServe(next), next.exited]);
+    const failure = await Promise.race([this.#untilMayServe(next), next.exited]);
     if (failure !== undefined) await Promise.all([this.#settle(next), next.stderrEnd()]);
     if (this.#stopping || this.#next !== next) return;
     const now = this.#read();
@@ -194,10 +195,10 @@ export class Reloader {
     }, standbyDelay);
   }
 
-  /** Resolves when it listens, if no other process serves; otherwise when it is ready, or the serving one is not. */
-  async #mayServe(next: ServiceProcess): Promise<undefined> {
+  /** Waits until `next` listens, if no process serves; else until it is ready, or the serving one is not ready. */
+  async #untilMayServe(next: ServiceProcess): Promise<undefined> {
     const isListening = next.listening.then(() => true);
-    // The first start takes longer, and requests wait for it.
+    // If no process serves, requests wait, and the first start takes longer.
     const bound = this.#serving ? slowStart : servingTimeout;
     while (!(await Promise.race([isListening, sleep(bound, false)]))) {
       if (this.#next !== next) return;

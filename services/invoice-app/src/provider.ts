@@ -13,7 +13,7 @@ import type { Attempt } from './invoices.ts';
 import { createUndiciAdapter } from './undici-adapter.ts';
 
 /**
- * The outcome of an attempt that was sent. Refused: this request charged nothing, and the same one never will. Unknown:
+ * The outcome of an attempt that was sent. Refused: this request charged nothing, and repeating it never will. Unknown:
  * the attempt may or may not have been charged.
  */
 export const everyOutcome = ['charged', 'declined', 'refused', 'unknown'] as const;
@@ -21,13 +21,13 @@ export type Outcome = (typeof everyOutcome)[number];
 
 /** The result of trying to pay an attempt once. */
 export interface AttemptResult {
-  /** Not sent: no request was sent, or the provider ignores keys and the request certainly charged nothing. */
+  /** Not sent, or as if not sent: the provider ignores keys and certainly did not process the request. */
   outcome: Outcome | 'not sent';
   /** The reason for a decline or a refusal, in the provider's words. */
   reason?: string;
   /**
-   * Whether the result suggests that the provider is down, because its cause is not the payment. If all results of a
-   * batch do, the run may give up. At a provider without keys, every unknown outcome counts as such a result.
+   * Whether the result has another cause than the payment, such as a provider that is down. If that is so for all results of a
+   * batch, the run may give up. At a provider without keys, every unknown outcome counts as such a result.
    */
   seemsDown?: boolean;
   /** Whether this run must not retry the attempt. If the outcome is unknown, recovery never retries it either. */
@@ -46,13 +46,13 @@ const unknownDownFinal: AttemptResult = { outcome: 'unknown', seemsDown: true, i
 /** The data and callbacks with which a payment run calls the provider. */
 export interface PayContext {
   requestId: string;
-  /** Identifies the data of both services since their last reset, to which these payments belong. */
+  /** Identifies the data that these payments belong to: that of both services since their last reset. */
   epoch: string;
   /** Whether this run still holds the lease of the batch. If not, it must send nothing. */
   isHeld(): boolean;
   /** Marks attempts before they are sent to a provider that ignores keys. @returns the attempts that may be sent */
   mark(attempts: Attempt[]): Promise<Attempt[]>;
-  /** Removes the marks of attempts that charged nothing. */
+  /** Removes the marks of attempts with the outcome 'not sent'. */
   unmark(attempts: Attempt[]): Promise<void>;
   /** Stores the charges, declines and refusals. Counts these and the unknown outcomes. */
   store(attempts: Attempt[], results: AttemptResult[]): Promise<void>;
@@ -62,8 +62,8 @@ export interface PayContext {
 interface ProviderResponse {
   status?: number;
   data?: unknown;
-  /** Whether this request certainly charged nothing: it was not sent, or the provider rejected it unread. */
-  chargedNothing: boolean;
+  /** Whether the provider certainly did not process this request: it was not sent, or rejected unread. */
+  notProcessed: boolean;
 }
 /** The errors of connections that were never opened. */
 const connectErrors = new Set(['ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'EHOSTUNREACH', 'ENETUNREACH']);
@@ -76,7 +76,7 @@ const honoursKeysHeader = 'Accept-Idempotency-Key';
 /** The header with the epoch of a request's data. After a reset of that data, the provider charges nothing for it. */
 const ledgerEpochHeader = 'Ledger-Epoch';
 
-/** The result of a request to reset the provider. Unknown: it may have been reset, or may still be. */
+/** The result of a request to reset the provider. Unknown: the provider may have been reset, or may yet be. */
 export type ResetResult =
   | { outcome: 'reset' }
   | { outcome: 'refused'; reason: string; /** Whether the provider offers no reset. */ isAbsent: boolean }
@@ -124,11 +124,11 @@ const maxContentLength = 1_000_000;
 /** The maximum number of connections to the provider. */
 const connections = 64;
 /**
- * Concurrent requests for one batch when each request is for one payment. Times the batches in flight (`workerCount` in
- * payments.ts), they must not exceed the connections: a request that waits for a connection may time out.
+ * Concurrent requests for one batch when each request is for one payment. This number times `workerCount` of payments.ts
+ * must not exceed `maxConnections`: a request that waits for a connection may time out.
  */
 const concurrency = 10;
-/** How often results are stored while a batch is paid one by one, in milliseconds: a slow run then shows progress. */
+/** How often results are stored while single payments are sent to a provider that honours keys, in milliseconds: a slow run then shows progress. */
 const storeInterval = 1_000;
 
 /** The payment provider, reached over HTTP. */
@@ -139,7 +139,7 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
-  /** Whether the last response said that the provider honours keys. Those in an array are always honoured. */
+  /** Whether the provider honours the header with the key, by its last usable response. It always honours keys in an array. */
   #keys: boolean;
 
   constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {
@@ -161,7 +161,7 @@ export class Provider {
 
   /**
    * Tries once to pay these attempts, each under its own key, and stores the results through `context`. Sends them as
-   * an array. If the provider refuses the array, sends them one by one, and may stop early.
+   * an array. If the provider refuses the array, sends each in its own request, and may stop early.
    * @param attempts at most 1,000, the limit of one request to the provider
    * @returns the result of each, in the order of the attempts
    * @throws only errors of `context`
@@ -191,7 +191,8 @@ export class Provider {
     const { status, data } = await this.#post(payments, headers);
     const arrayResult = toResult(undefined, status, data);
     if (arrayResult.outcome === 'refused') {
-      // Sent one by one, only the faulty payment fails. This reason means that the provider takes no arrays.
+      // The caller then sends each payment by itself, so that only a faulty one fails.
+      // This reason means that the provider takes no arrays.
       if (arrayResult.reason === notAPayment) {
         this.#arrays = false;
         this.#log.info('the provider takes only one payment per request');
@@ -202,7 +203,7 @@ export class Provider {
     return matchOutcomes(attempts, data);
   }
 
-  /** Sends one request per payment. Stops early if the lease is lost or the provider seems down. */
+  /** Sends one request per payment. Stops early if the lease is lost, or if every result of a round seems down. */
   async #payEach(
     attempts: Attempt[],
     headers: PaymentHeaders,
@@ -217,7 +218,7 @@ export class Provider {
       newResults.forEach((result, attempt) => results.set(attempt, result));
       if ([...newResults.values()].every(({ seemsDown }) => seemsDown)) break;
     }
-    // Without keys, a run retries nothing: each unknown outcome needs manual review.
+    // The attempts left over. Without keys a run retries nothing, as each unknown outcome needs manual review.
     const rest = this.#keys ? notSentDown : notSentDownFinal;
     return attempts.map((attempt) => results.get(attempt) ?? rest);
   }
@@ -278,8 +279,8 @@ export class Provider {
     const marked = await context.mark(group);
     const sentResults = await Promise.all(marked.map((attempt) => this.#payOne(attempt, headers)));
     // A later run may send these again.
-    const notCharged = marked.filter((_attempt, index) => sentResults[index]?.outcome === 'not sent');
-    if (notCharged.length > 0) await context.unmark(notCharged);
+    const notSent = marked.filter((_attempt, index) => sentResults[index]?.outcome === 'not sent');
+    if (notSent.length > 0) await context.unmark(notSent);
     await context.store(marked, sentResults);
     const results = new Map(group.map((attempt) => [attempt, takenByOther]));
     marked.forEach((attempt, index) => results.set(attempt, sentResults[index]!));
@@ -288,13 +289,13 @@ export class Provider {
 
   async #payOne(attempt: Attempt, headers: PaymentHeaders): Promise<AttemptResult> {
     const hasKey = this.#keys;
-    const { status, data, chargedNothing } = await this.#post(toPayment(attempt), {
+    const { status, data, notProcessed } = await this.#post(toPayment(attempt), {
       ...headers,
       'Idempotency-Key': attempt.key,
     });
     const result = toResult(attempt, status, data);
     if (hasKey || result.outcome !== 'unknown') return result;
-    return chargedNothing ? notSentDownFinal : unknownDownFinal;
+    return notProcessed ? notSentDownFinal : unknownDownFinal;
   }
 
   async #post(body: unknown, headers: PaymentHeaders): Promise<ProviderResponse> {
@@ -311,11 +312,11 @@ export class Provider {
       } else {
         this.#log.warn({ requestId, status }, describeUnusable(status));
       }
-      return { status, data, chargedNothing: [401, 403, 429].includes(status) };
+      return { status, data, notProcessed: [401, 403, 429].includes(status) };
     } catch (error) {
       const { message, code } = reduceError(error);
       this.#log.warn({ requestId, code }, `the request to the provider failed: ${message}`);
-      return { chargedNothing: connectErrors.has(`${code}`) };
+      return { notProcessed: connectErrors.has(`${code}`) };
     }
   }
 
@@ -374,7 +375,7 @@ export class Provider {
 
 /**
  * Aborts a request that takes longer than `limit`, in milliseconds. The timeout of axios restarts with every byte that
- * arrives. `AbortSignal.timeout` would also fire after the response.
+ * arrives, and the undici adapter has none. `AbortSignal.timeout` would also fire after the response.
  */
 async function within<T>(limit: number, request: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
@@ -422,8 +423,8 @@ function isDown(status: number): boolean {
 }
 
 /**
- * Finds each payment's outcome by its id, never by its position. A response in another order, or with too few outcomes,
- * must not end an attempt that it does not name.
+ * Matches outcomes to attempts by id, never by position, because the order may differ. With too few or too many
+ * outcomes, every attempt is unknown.
  */
 function matchOutcomes(attempts: Attempt[], outcomes: unknown): AttemptResult[] {
   if (!Array.isArray(outcomes) || outcomes.length !== attempts.length) return attempts.map(() => unknown);

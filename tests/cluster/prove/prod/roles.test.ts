@@ -2,7 +2,8 @@ import { describe, expect, test } from 'vitest';
 import { kubectl, kubectlWith, until } from '../../cluster.ts';
 import { allowed, findWrongCases, grants, groups, readRoles, refused, type Case } from '../../roles.ts';
 
-/** Removes each rule and each binding in turn. The matrix detects it, and no other right changes. */
+// Removes each rule and each subject of a binding in turn: the matrix detects it, and no other right changes. Then
+// grants each group everything: the matrix detects each forbidden right.
 
 interface Binding {
   metadata: { name: string; namespace: string };
