@@ -370,7 +370,7 @@ describe('accessibility', () => {
     await clickPay(page);
     await shows(page, '#notice', 'no definite answer');
     await setConnectable(app, false);
-    await shows(page, '#connection', 'its database is away');
+    await shows(page, '#connection', 'its database is down');
     expect(await violations(page)).toEqual([]);
     await setConnectable(app, true);
   });
