@@ -112,6 +112,21 @@ test.each(['ALTER DATABASE', 'ALTER ROLE'])('a read-only database is unavailable
   await expect.poll(() => database.check().then(() => 'ready', String)).toBe('ready');
 });
 
+test('a database that accepts no connections is unavailable', async () => {
+  const database = openDatabase();
+  await database.opened;
+  const name = new URL(empty.url).pathname.slice(1);
+  await using admin = await connectTo(inject('postgresUrl'));
+  await admin.query(`ALTER DATABASE ${name} ALLOW_CONNECTIONS false`);
+  await admin.query('SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1', [name]);
+  // The first query may still find a session that the server has closed.
+  for (let n = 0; n < 2; n += 1) {
+    await expect(database.query('SELECT 1')).rejects.toBeInstanceOf(DatabaseUnavailable);
+  }
+  await admin.query(`ALTER DATABASE ${name} ALLOW_CONNECTIONS true`);
+  await expect.poll(() => database.check().then(() => 'ready', String)).toBe('ready');
+});
+
 test('sessions that the server closes are replaced by new ones', async () => {
   const { log: watched, warnings } = watchWarnings();
   const database = openDatabase({ log: watched });

@@ -277,6 +277,7 @@ export function isLockTimeout(error: unknown): boolean {
 }
 
 // SQLSTATE classes and codes of a server that is away or not ready, in the order of the pattern: connection,
-// authorization, missing database, resources, operator intervention (a shutdown), lock timeout, and read-only server,
-// as a standby is after a failover. Source: https://www.postgresql.org/docs/18/errcodes-appendix.html
-const unavailable = /^(08|28|3D|53|57|55P03|25006)/;
+// authorization, missing database, resources, operator intervention (a shutdown), a database that accepts no
+// connections, lock timeout, and read-only server, as a standby is after a failover.
+// Source: https://www.postgresql.org/docs/18/errcodes-appendix.html
+const unavailable = /^(08|28|3D|53|57|55000|55P03|25006)/;
