@@ -125,14 +125,19 @@ async function newHome(user: User | undefined): Promise<string> {
   return home;
 }
 
+/** Returns how many bytes files can take in memory; 0 if the system has no file system there. */
+export async function roomInMemory(): Promise<number> {
+  const { bavail, bsize } = await fs.statfs(memoryFileSystem).catch(() => ({ bavail: 0, bsize: 0 }));
+  return Math.min(bavail * bsize, process.availableMemory());
+}
+
 /**
  * Creates a folder in memory, which creates databases and tables several times faster than most disks. Returns
  * undefined if the system has too little room there, as many containers do. Programs stay on the disk, because some
  * systems mount this memory without the right to execute.
  */
 async function newMemoryFolder(user: User | undefined): Promise<string | undefined> {
-  const { bavail, bsize } = await fs.statfs(memoryFileSystem).catch(() => ({ bavail: 0, bsize: 0 }));
-  if (Math.min(bavail * bsize, process.availableMemory()) < memoryNeeded) return undefined;
+  if ((await roomInMemory()) < memoryNeeded) return undefined;
   try {
     await removeLeftMemory();
     const folder = await fs.mkdtemp(path.join(memoryFileSystem, `payloop-postgres-${process.pid}-`));

@@ -1,17 +1,12 @@
 // Checks that the commands, links and paths in README and docs/ exist.
-import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { projectFiles } from '../tests/support/tree.ts';
 
 const root = resolve(import.meta.dirname, '..');
 const read = (file: string) => readFileSync(join(root, file), 'utf8');
-const pages = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard', '*.md'], {
-  cwd: root,
-  encoding: 'utf8',
-})
-  .split('\n')
-  .filter((file) => file !== '' && existsSync(join(root, file)));
+const pages = [...projectFiles()].filter((file) => file.endsWith('.md'));
 
 const makefile = read('Makefile');
 const targets = new Set([

@@ -1,7 +1,8 @@
-import { readdirSync, readFileSync } from 'node:fs';
-import { join, matchesGlob, relative, resolve } from 'node:path';
+import { readFileSync } from 'node:fs';
+import { join, matchesGlob, resolve } from 'node:path';
 import { expect, test } from 'vitest';
 import { readServices } from '../../scripts/services.ts';
+import { projectFiles } from '../support/tree.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 
@@ -31,21 +32,11 @@ const named: Record<string, string> = {
   'scripts/check.sh': 'checks the types of a page',
 };
 
-/** Yields the project's own files, not those installed, built or hidden. Works without git, in a copy of the tree. */
-function* filesIn(folder: string): Generator<string> {
-  for (const entry of readdirSync(folder, { withFileTypes: true })) {
-    if (['node_modules', 'dist', 'release.yaml', '.git', '.payloop'].includes(entry.name)) continue;
-    const path = join(folder, entry.name);
-    if (entry.isDirectory()) yield* filesIn(path);
-    else if (entry.isFile() && !/\.(png|svg)$/.test(entry.name)) yield relative(root, path);
-  }
-}
-
 test('no other file names a service: the list of services is read, never repeated', () => {
   const names = readServices().map(({ name }) => name);
   const isAllowed = (file: string, name: string) =>
     file.startsWith(`services/${name}/`) || Object.keys(named).some((glob) => matchesGlob(file, glob));
-  const found = [...filesIn(root)].filter((file) => {
+  const found = [...projectFiles()].filter((file) => {
     const text = readFileSync(join(root, file), 'latin1');
     return names.some((name) => text.includes(name) && !isAllowed(file, name));
   });
@@ -54,7 +45,7 @@ test('no other file names a service: the list of services is read, never repeate
 
 test.each(Object.keys(named))('%s matches a file that names a service', (glob) => {
   const names = readServices().map(({ name }) => name);
-  const files = [...filesIn(root)].filter((file) => matchesGlob(file, glob));
+  const files = [...projectFiles()].filter((file) => matchesGlob(file, glob));
   expect(
     files.some((file) => names.some((name) => readFileSync(join(root, file), 'latin1').includes(name))),
   ).toBe(true);

@@ -1,4 +1,5 @@
 import { execFileSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
 import * as fs from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -34,6 +35,16 @@ export async function copyTree(): Promise<string> {
     execFileSync('git', args, { cwd: copy });
   }
   return copy;
+}
+
+/** Yields the project's own text files, not those installed or built. Works without git, in a copy of the tree. */
+export function* projectFiles(folder = root): Generator<string> {
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    if (['node_modules', 'dist', 'release.yaml', '.git', '.payloop'].includes(entry.name)) continue;
+    const file = path.join(folder, entry.name);
+    if (entry.isDirectory()) yield* projectFiles(file);
+    else if (entry.isFile() && !/\.(png|svg)$/.test(entry.name)) yield path.relative(root, file);
+  }
 }
 
 /** Links the packages installed here into a copy of this tree. Its workspaces resolve to the copy itself. */

@@ -38,6 +38,14 @@ function start(service: string, env: Record<string, string>) {
   return { child, ended };
 }
 
+/** Starts a service on a free port, and waits until it is ready. */
+async function startReady(service: string, env: Record<string, string> = {}) {
+  const port = await freePort();
+  const started = start(service, { PORT: `${port}`, ...env });
+  await untilReady(`http://127.0.0.1:${port}`);
+  return { port, ...started };
+}
+
 test.each([
   ['payment-provider', { FAILURE_RATE: '2' }, 'FAILURE_RATE must be a number from 0 to 1, not "2"'],
   [
@@ -144,9 +152,7 @@ test('logs one line and no error when a client disconnects in the middle of a li
 });
 
 test('on SIGTERM, fails readiness at once, answers the request in flight, then exits', async () => {
-  const port = await freePort();
-  const { child, ended } = start('payment-provider', { PORT: `${port}`, SHUTDOWN_DELAY_MS: '300' });
-  await untilReady(`http://127.0.0.1:${port}`);
+  const { port, child, ended } = await startReady('payment-provider', { SHUTDOWN_DELAY_MS: '300' });
 
   const body = '{"id":"I1","value":1,"currency":"EUR"}';
   const slow = connect(port, '127.0.0.1');
@@ -167,9 +173,7 @@ test('on SIGTERM, fails readiness at once, answers the request in flight, then e
 });
 
 test('an idle process exits within 2 s of SIGTERM', async () => {
-  const port = await freePort();
-  const { child, ended } = start('invoice-app', { PORT: `${port}` });
-  await untilReady(`http://127.0.0.1:${port}`);
+  const { child, ended } = await startReady('invoice-app');
   const before = performance.now();
   child.kill('SIGTERM');
   expect((await ended).code).toBe(0);
@@ -177,9 +181,7 @@ test('an idle process exits within 2 s of SIGTERM', async () => {
 });
 
 test('a connection without a request delays the exit by about a second', async () => {
-  const port = await freePort();
-  const { child, ended } = start('payment-provider', { PORT: `${port}` });
-  await untilReady(`http://127.0.0.1:${port}`);
+  const { port, child, ended } = await startReady('payment-provider');
   const unused = connect(port, '127.0.0.1').on('error', () => {});
   await once(unused, 'connect');
   const before = performance.now();
@@ -189,9 +191,7 @@ test('a connection without a request delays the exit by about a second', async (
 });
 
 test('/version reports the hash of the running sources', async () => {
-  const port = await freePort();
-  const { child, ended } = start('payment-provider', { PORT: `${port}` });
-  await untilReady(`http://127.0.0.1:${port}`);
+  const { port, child, ended } = await startReady('payment-provider');
   const version = await (await fetch(`http://127.0.0.1:${port}/version`)).json();
   expect(version).toEqual({
     service: 'payment-provider',
@@ -203,9 +203,7 @@ test('/version reports the hash of the running sources', async () => {
 });
 
 test('a log line contains the request id, but neither the body nor the token', async () => {
-  const port = await freePort();
-  const { child, ended } = start('payment-provider', { PORT: `${port}` });
-  await untilReady(`http://127.0.0.1:${port}`);
+  const { port, child, ended } = await startReady('payment-provider');
   const response = await fetch(`http://127.0.0.1:${port}/payments/pay`, {
     method: 'POST',
     body: '{"id":"privacy","value":1,"currency":"EUR"}',
