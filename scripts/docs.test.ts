@@ -15,9 +15,10 @@ const targets = new Set([
 ]);
 const scripts = new Set(Object.keys(JSON.parse(read('package.json')).scripts));
 
-/** The code of a page: its fenced blocks and what stands between backticks. */
+/** The code of a page: its fenced and indented blocks, and the text between backticks. */
 function codeOf(page: string): string[] {
-  return [...page.matchAll(/```\w*\n(.*?)```|`([^`\n]+)`/gs)].map(([, block, inline]) => block ?? inline!);
+  const code = page.matchAll(/```\w*\n(.*?)```|(?<=\n\n)((?: {4}[^\n]*\n)+)|`([^`\n]+)`/gs);
+  return [...code].map(([, fenced, indented, inline]) => fenced ?? indented ?? inline!);
 }
 
 /** The anchors of a page's headings, by GitHub's rule. */

@@ -219,6 +219,24 @@ test('does not serve code that changed while it was loaded', async () => {
   expect(takeovers()).toHaveLength(1);
 });
 
+test('discards a process whose sources changed just before it was ready', async () => {
+  reloader.start();
+  await served('one');
+  // The new process changes its sources by itself, so that no poll finds the change before it is ready.
+  await write(
+    'ready.ts',
+    `import { existsSync, writeFileSync } from 'node:fs';
+    export async function beforeReady(): Promise<void> {
+      if (existsSync('changed')) return;
+      writeFileSync('changed', '');
+      writeFileSync('services/toy/src/word.ts', "export const word: string = 'three';");
+    }`,
+  );
+  await save('word.ts', `export const word: string = 'two';`);
+  await served('three');
+  expect(takeovers()).toHaveLength(1);
+});
+
 test('keeps the old code serving until the new code is ready', async () => {
   reloader.start();
   await served('one');
