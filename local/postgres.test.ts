@@ -5,7 +5,7 @@ import * as fs from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 import { Client } from 'pg';
-import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, expect, onTestFinished, test } from 'vitest';
 import { freePort } from './ports.ts';
 import { roomInMemory, startPostgres, type Postgres } from './postgres.ts';
 
@@ -81,17 +81,17 @@ test.runIf((await roomInMemory()) > 4 * 2 ** 30)(
     const left = await Promise.all(['999999999', String(process.pid)].map((pid) => leave(pid, 25)));
     const recent = await leave('999999999', 1);
     const postgres = await startPostgres({ databases: [] });
+    started.push(postgres);
     const [data] = await query(postgres.url('postgres'), 'SHOW data_directory');
     expect(data!.data_directory).toMatch(new RegExp(`^/dev/shm/${owned}`));
     expect([...left, recent].map(existsSync)).toEqual([false, true, true]);
-    await Promise.all([...left, recent].map((each) => fs.rm(each, { recursive: true, force: true })));
-    await postgres.stop();
   },
 );
 
 /** Creates a folder as a run with this pid leaves it, so many hours ago. */
 async function leave(pid: string, hours: number): Promise<string> {
   const left = await fs.mkdtemp(`/dev/shm/payloop-postgres-${pid}-`);
+  onTestFinished(() => fs.rm(left, { recursive: true, force: true }));
   const time = Date.now() / 1_000 - hours * 3_600;
   await fs.utimes(left, time, time);
   return left;
