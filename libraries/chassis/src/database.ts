@@ -22,10 +22,15 @@ export class DatabaseBusy extends DatabaseUnavailable {
   }
 }
 
-/** Runs one statement, in the pool or in a transaction. */
+/**
+ * Runs one statement, in the pool or in a transaction.
+ * @param name prepares the statement under this name: Postgres then plans it once for each connection. Only for
+ * statements whose best plan is the same for all values
+ */
 export type Query = <R extends pg.QueryResultRow>(
   text: string,
   values?: unknown[],
+  name?: string,
 ) => Promise<pg.QueryResult<R>>;
 
 /** A step of the schema. A released step never changes; a later step corrects it. */
@@ -99,9 +104,9 @@ export class Database {
   }
 
   /** @throws {DatabaseUnavailable} */
-  query: Query = async (text, values) => {
+  query: Query = async (text, values, name) => {
     this.#assertMigrated();
-    return this.#translate(this.#pool.query(text, values));
+    return this.#translate(this.#pool.query(toConfig(text, values, name)));
   };
 
   /**
@@ -195,7 +200,7 @@ export class Database {
 
   async #transaction<T>(work: (query: Query) => Promise<T>): Promise<T> {
     const client = await this.#translate(this.#pool.connect());
-    const query: Query = (text, values) => this.#translate(client.query(text, values));
+    const query: Query = (text, values, name) => this.#translate(client.query(toConfig(text, values, name)));
     let broken = true;
     client.on('error', ignore);
     try {
@@ -232,6 +237,10 @@ export class Database {
     if (error instanceof pg.DatabaseError) return error.code === '53300';
     return (error as Error).message === noFreeConnection && this.#connected >= this.#pool.options.max;
   }
+}
+
+function toConfig(text: string, values?: unknown[], name?: string): pg.QueryConfig {
+  return { text, ...(values && { values }), ...(name !== undefined && { name }) };
 }
 
 function createPool({ url, service, log }: DatabaseOptions, max: number, connect: number, statement: number) {

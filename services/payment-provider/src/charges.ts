@@ -67,22 +67,21 @@ export interface Stored {
  * @returns the keys that were stored before; undefined if the epoch is retired, and then nothing is stored
  */
 export async function insertNew(query: Query, charges: Charge[]): Promise<string[] | undefined> {
-  // In key order, so that two replicas that store the same keys cannot deadlock.
-  const { rows } = await query<{ key: string | null }>(
-    `WITH asked AS (
+  // In key order, so that two replicas that store the same keys cannot deadlock. The keys come back only if one was
+  // stored before. The plan is the same for one charge and for a thousand, so the statement can be prepared.
+  const { rows } = await query<{ inserted: (string | null)[] | null; isRetired: boolean }>(
+    `WITH inserted AS (
+       INSERT INTO payments (idempotency_key, payment_id, amount, currency, outcome)
        SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[], $4::text[], $5::text[])
          AS charge (key, payment_id, amount, currency, outcome)
        WHERE NOT EXISTS (SELECT FROM retired_epochs WHERE epoch = $6)
-     ), inserted AS (
-       INSERT INTO payments (idempotency_key, payment_id, amount, currency, outcome)
-       SELECT * FROM asked ORDER BY key COLLATE "C"
+       ORDER BY key COLLATE "C"
        ON CONFLICT (idempotency_key) DO NOTHING
        RETURNING idempotency_key
      )
-     SELECT key FROM asked
-     WHERE key IS NOT NULL AND NOT EXISTS (SELECT FROM inserted WHERE idempotency_key = key)
-     UNION ALL
-     SELECT NULL WHERE EXISTS (SELECT FROM retired_epochs WHERE epoch = $6)`,
+     SELECT CASE WHEN count(*) < cardinality($1) THEN coalesce(array_agg(idempotency_key), '{}') END AS inserted,
+       EXISTS (SELECT FROM retired_epochs WHERE epoch = $6) AS "isRetired"
+     FROM inserted`,
     [
       charges.map(({ key }) => key),
       charges.map(({ paymentId }) => paymentId),
@@ -91,9 +90,13 @@ export async function insertNew(query: Query, charges: Charge[]): Promise<string
       charges.map(({ outcome }) => outcome),
       charges[0]?.epoch,
     ],
+    'insert new charges',
   );
-  const known = rows.flatMap(({ key }) => key ?? []);
-  return known.length === rows.length ? known : undefined;
+  const { inserted, isRetired } = rows[0]!;
+  if (isRetired) return undefined;
+  if (inserted === null) return [];
+  const isInserted = new Set(inserted);
+  return charges.flatMap(({ key }) => (key === undefined || isInserted.has(key) ? [] : key));
 }
 
 /** Finds the stored charges of these keys. */
