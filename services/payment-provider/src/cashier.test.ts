@@ -267,6 +267,18 @@ describe('an array of payments', () => {
     expect(await charged()).toEqual(['I1']);
   });
 
+  test('counts each of its charges by outcome', async () => {
+    await using own = await startReplica();
+    await pay(own, [element('I1'), element('I2'), element('I3')]);
+    const changed = { ...element('I2'), value: 1 };
+    await pay(own, [element('I1'), changed, element('I4'), {}]);
+    const metrics = await (await fetch(own.metricsUrl)).text();
+    const counts = [...metrics.matchAll(/charges_total{outcome="(\w+)"} (\d+)/g)].map((match) =>
+      match.slice(1),
+    );
+    expect(Object.fromEntries(counts)).toMatchObject({ charged: '4', repeated: '1', mismatch: '1' });
+  });
+
   test('may be empty', async () => {
     expect(await pay(service, [])).toEqual(answer(200, []));
   });

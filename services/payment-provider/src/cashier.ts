@@ -1,4 +1,5 @@
 import { errorBody, HttpError } from '@payloop/chassis/http-error.ts';
+import { settleAll } from '@payloop/chassis/settle-all.ts';
 import { z } from 'zod';
 import type { Faults } from './faults.ts';
 import type { ChargeResult, Ledger } from './ledger.ts';
@@ -54,12 +55,12 @@ export type ChargeOutcome = (typeof chargeOutcomes)[number];
 export class Cashier {
   readonly #ledger: Ledger;
   readonly #faults: Faults;
-  readonly #count: (outcome: ChargeOutcome) => void;
+  readonly #count: (outcome: ChargeOutcome, times: number) => void;
   /** Keys of requests in flight. */
   readonly #busy = new Set<string>();
 
-  /** @param count called with the outcome of each charge */
-  constructor(ledger: Ledger, faults: Faults, count: (outcome: ChargeOutcome) => void = () => {}) {
+  /** @param count called once for each outcome in a request, with the number of its charges */
+  constructor(ledger: Ledger, faults: Faults, count: (outcome: ChargeOutcome, times: number) => void) {
     this.#ledger = ledger;
     this.#faults = faults;
     this.#count = count;
@@ -93,7 +94,9 @@ export class Cashier {
   }
 
   async #reply(payment: Payment, epoch: string | undefined): Promise<Reply> {
-    const outcome = toOutcome(payment, await this.#charge(payment, epoch));
+    const result = await this.#charge(payment, epoch);
+    this.#count(countedAs(result), 1);
+    const outcome = toOutcome(payment, result);
     const { status } = outcome;
     const isRepeated = 'repeated' in outcome && outcome.repeated;
     return {
@@ -109,12 +112,22 @@ export class Cashier {
   async #payArray(bodies: unknown[], epoch: string | undefined): Promise<Reply> {
     if (bodies.length > maxPayments)
       throw new HttpError(400, `at most ${maxPayments} payments in one request`);
-    const outcomes = await Promise.all(bodies.map((body) => this.#payElement(body, epoch)));
-    return { status: 200, body: outcomes };
+    const tally = new Map<ChargeOutcome, number>();
+    try {
+      // Settles all of them, so that all are counted.
+      const outcomes = await settleAll(bodies.map((body) => this.#payElement(body, epoch, tally)));
+      return { status: 200, body: outcomes };
+    } finally {
+      tally.forEach((times, outcome) => this.#count(outcome, times));
+    }
   }
 
   // An invalid payment does not stop the others from being charged.
-  async #payElement(body: unknown, epoch: string | undefined): Promise<Outcome> {
+  async #payElement(
+    body: unknown,
+    epoch: string | undefined,
+    tally: Map<ChargeOutcome, number>,
+  ): Promise<Outcome> {
     let payment: Payment;
     try {
       payment = parseKeyedPayment(body);
@@ -123,19 +136,13 @@ export class Cashier {
       const id = readId(body);
       return { status: 400, ...(id !== undefined && { id }), error: error.message };
     }
-    return toOutcome(payment, await this.#charge(payment, epoch));
+    const result = await this.#charge(payment, epoch);
+    const outcome = countedAs(result);
+    tally.set(outcome, (tally.get(outcome) ?? 0) + 1);
+    return toOutcome(payment, result);
   }
 
-  async #charge(payment: Payment, epoch: string | undefined): Promise<ChargeResult> {
-    const result = await this.#chargeOnce(payment, epoch);
-    this.#count('repeated' in result && result.repeated ? 'repeated' : result.outcome);
-    return result;
-  }
-
-  async #chargeOnce(
-    { id, amount, currency, key }: Payment,
-    epoch: string | undefined,
-  ): Promise<ChargeResult> {
+  async #charge({ id, amount, currency, key }: Payment, epoch: string | undefined): Promise<ChargeResult> {
     if (key !== undefined && this.#busy.has(key)) return { outcome: 'busy' };
     if (key !== undefined) this.#busy.add(key);
     try {
@@ -145,6 +152,10 @@ export class Cashier {
       if (key !== undefined) this.#busy.delete(key);
     }
   }
+}
+
+function countedAs(result: ChargeResult): ChargeOutcome {
+  return 'repeated' in result && result.repeated ? 'repeated' : result.outcome;
 }
 
 function toOutcome({ id }: Payment, result: ChargeResult): Outcome {

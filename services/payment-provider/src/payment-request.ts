@@ -89,12 +89,17 @@ export function parseBody(body: Buffer | undefined): unknown {
     const text = utf8.decode(body);
     const parsed: unknown = JSON.parse(text);
     // A reviver is slow, so it runs only if a number is large.
-    const payments = Array.isArray(parsed) ? parsed : [parsed];
-    const isInexact = payments.some((payment) => Object.values(payment ?? {}).some(mayBeInexact));
-    return isInexact ? JSON.parse(text, dropInexact) : parsed;
+    const payments: unknown[] = Array.isArray(parsed) ? parsed : [parsed];
+    return payments.some(hasInexact) ? JSON.parse(text, dropInexact) : parsed;
   } catch {
     throw new HttpError(400, wrongParameters);
   }
+}
+
+function hasInexact(payment: unknown): boolean {
+  for (const name in payment as object)
+    if (mayBeInexact((payment as Record<string, unknown>)[name])) return true;
+  return false;
 }
 
 /** The numeric fields that must be exact: the value and the customer. */
