@@ -197,6 +197,16 @@ test('a file of a workspace package is one module, imported by name or by path',
   });
 });
 
+test('a deleted file of a workspace package is missing, as in a cold start', async () => {
+  write('main.ts', `import { two } from '@toy/chassis/x.ts'; export const answer = two;`);
+  write('chassis/src/x.ts', 'export const two = 2;');
+  const edit = () => {
+    remove('chassis/src/x.ts');
+    write('main.ts', `import { two } from '@toy/chassis/x.ts'; export const answer = two + 1;`);
+  };
+  expect((await afterEdit(edit)).error).toMatchObject({ code: 'ERR_MODULE_NOT_FOUND' });
+});
+
 test('follows a symlink among the sources to its new target', async () => {
   write('main.ts', importing('./a.ts'));
   for (const [folder, n] of [

@@ -1,12 +1,17 @@
 import { readFileSync, realpathSync, statSync } from 'node:fs';
-import { registerHooks, stripTypeScriptTypes } from 'node:module';
+import { registerHooks, stripTypeScriptTypes, type ResolveHookSync } from 'node:module';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
 /** The suffix of URLs of modules linked ahead. Files changed since then have plain URLs, as in a cold start. */
 const mark = '?ahead';
 
+/** How old a file's last change must be, in milliseconds, for the next change to have another time. */
+const timeStep = 1_000;
+
 interface Module {
   content: string;
+  /** The state of its file, see `stateOf`; undefined if the file was too new for it. */
+  state: string | undefined;
   /** The URLs of the files that it imports, before symlinks are resolved. */
   imports: string[];
 }
@@ -32,13 +37,24 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
   );
   const entry = `data:text/javascript,${encodeURIComponent(imports.join(''))}`;
 
+  /** Node remembers the packages of a linked file, by its URL with the mark. A file of a package may be deleted since. */
+  const resolvePackage: ResolveHookSync = (specifier, context, next) => {
+    const { parentURL = '' } = context;
+    if (!modules.has(parentURL)) return next(specifier, context);
+    const resolved = next(specifier, { ...context, parentURL: parentURL + mark });
+    if (!isSource(resolved.url) || follow(resolved.url) !== undefined) return resolved;
+    // With the parent named, as Node would use that of the call before.
+    return next(specifier, { ...context, parentURL });
+  };
   const hooks = registerHooks({
     resolve(specifier, context, next) {
       const { parentURL = '' } = context;
       if (parentURL !== entry && !isSource(parentURL)) return next(specifier, context);
       const file = fileOf(specifier, parentURL);
       const target = file && follow(file);
-      const resolved = target ? { url: target, shortCircuit: true } : next(specifier, context);
+      const resolved = target
+        ? { url: target, shortCircuit: true }
+        : resolvePackage(specifier, context, next);
       const { url } = resolved;
       if (!isSource(url)) return resolved;
       if (isLinking) {
@@ -48,13 +64,17 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
       return isLinking || unchanged.has(url) ? { ...resolved, url: url + mark } : resolved;
     },
     load(url, context, next) {
+      if (!isLinking || !url.endsWith(mark)) return next(url, context);
+      // Before it is read: a change in between must differ from this state.
+      const before = Date.now();
+      const { state, changedAt } = stateOf(withoutMark(url));
       const loaded = next(url, context);
-      if (!isLinking || !url.endsWith(mark)) return loaded;
       const { format, source } = loaded;
       const isTypeScript = format === 'module-typescript';
       if (!isTypeScript && format !== 'json') throw new Error('cannot be linked ahead');
       const content = Buffer.from(source as Uint8Array).toString();
-      modules.set(withoutMark(url), { content, imports: [] });
+      const isOld = changedAt < before - timeStep;
+      modules.set(withoutMark(url), { content, state: isOld ? state : undefined, imports: [] });
       if (!isTypeScript) return loaded;
       // Stack traces show `sourceUrl`.
       return { format: 'module', source: stripTypeScriptTypes(content, { sourceUrl: withoutMark(url) }) };
@@ -73,10 +93,14 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
 
 /** Returns the modules that are unchanged on disk and import only such modules. */
 function findUnchanged(modules: Map<string, Module>, targets: Map<string, string>): Set<string> {
-  const moved = new Set(
-    [...targets].filter(([file, target]) => follow(file) !== target).map(([file]) => file),
-  );
-  const found = new Map([...modules].filter(([url, { content }]) => isContent(url, content)));
+  const moved = new Set<string>();
+  const found = new Map<string, Module>();
+  for (const [file, target] of targets) {
+    const module = modules.get(target);
+    if (module?.state !== undefined && module.state === stateOf(file).state) found.set(target, module);
+    else if (follow(file) !== target) moved.add(file);
+    else if (module && isContent(target, module.content)) found.set(target, module);
+  }
   for (let size = Infinity; size > found.size;) {
     size = found.size;
     for (const [url, { imports }] of found) {
@@ -84,6 +108,16 @@ function findUnchanged(modules: Map<string, Module>, targets: Map<string, string
     }
   }
   return new Set(found.keys());
+}
+
+/** Identifies a file and its last change. Reading the file, and following its path, takes several times as long. */
+function stateOf(url: string): { state?: string; changedAt: number } {
+  try {
+    const { dev, ino, size, mtimeMs, ctimeMs } = statSync(fileURLToPath(url));
+    return { state: [dev, ino, size, mtimeMs, ctimeMs].join(), changedAt: ctimeMs };
+  } catch {
+    return { changedAt: Infinity };
+  }
 }
 
 function isContent(url: string, content: string): boolean {
@@ -110,7 +144,7 @@ function follow(url: string): string | undefined {
   try {
     const path = fileURLToPath(url);
     const isPlain = statSync(path).isFile() && !/[?#]/.test(url);
-    return isPlain ? pathToFileURL(realpathSync(path)).href : undefined;
+    return isPlain ? pathToFileURL(realpathSync.native(path)).href : undefined;
   } catch {
     return undefined;
   }

@@ -42,7 +42,7 @@ export interface Migration {
 export interface DatabaseOptions {
   url: string;
   migrations: Migration[];
-  /** Runs after the migrations, under the same lock. */
+  /** Runs after the last migration, in the same transaction. */
   seed?: (query: Query) => Promise<void>;
   log: Log;
   service: string;
@@ -165,7 +165,7 @@ export class Database {
     let logged = '';
     while (!this.#closing.signal.aborted) {
       try {
-        await this.#transaction((query) => this.#migrate(query));
+        if (!(await this.#isMigrated())) await this.#transaction((query) => this.#migrate(query));
         this.#schema.isUpToDate = true;
         log.info('the database is ready');
         return true;
@@ -180,6 +180,20 @@ export class Database {
       }
     }
     return false;
+  }
+
+  /** Whether no migration is missing. That is nearly always so, and one statement is faster than a transaction. */
+  async #isMigrated(): Promise<boolean> {
+    try {
+      const { rows } = await this.#translate(
+        this.#pool.query<{ name: string }>('SELECT name FROM migrations'),
+      );
+      const applied = new Set(rows.map(({ name }) => name));
+      return this.#options.migrations.every(({ name }) => applied.has(name));
+    } catch (error) {
+      if (error instanceof pg.DatabaseError && error.code === undefinedTable) return false;
+      throw error;
+    }
   }
 
   // Replicas start at the same time. The lock lets one of them migrate, and the others find the work done.
@@ -278,6 +292,9 @@ function parseInt8(text: string): number {
   if (Number.isSafeInteger(value)) return value;
   throw new RangeError(`${text} is outside the range of safe integers`);
 }
+
+/** The SQLSTATE of a table that does not exist. */
+const undefinedTable = '42P01';
 
 /** Whether a statement failed because it waited too long for a lock (SQLSTATE 55P03). */
 export function isLockTimeout(error: unknown): boolean {

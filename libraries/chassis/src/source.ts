@@ -51,7 +51,7 @@ export function readSources(root: string, service: string): Sources {
       );
   }
   const files = found.files.toSorted((a, b) => (a.path < b.path ? -1 : 1));
-  const digests = files.map(({ path }) => digest(found, path));
+  const digests = files.map((file) => digest(found, file));
   const names = files.map(({ path }) => bytes(`${path}\0`));
   return {
     hash: sha256(Buffer.concat([...names, bytes(digests.join(''))])),
@@ -88,10 +88,26 @@ function collect(found: Found, folder: string, above: string[]): void {
   }
 }
 
-/** The hash in the format of sha256sum, without the name; empty if the file cannot be read. */
-function digest(found: Found, path: string): string {
+/** Digests of files by path, with the state of the file that they belong to. */
+const known = new Map<string, { state: string; text: string }>();
+/** How old a file's last change must be, in milliseconds, for the next change to have another time. */
+const timeStep = 1_000;
+
+/**
+ * The hash in the format of sha256sum, without the name; empty if the file cannot be read. A file that has not changed
+ * is not read again, as its hash is needed twice on the way of a save.
+ */
+function digest(found: Found, { path, stats }: { path: string; stats: Stats }): string {
+  const { dev, ino, size, mtimeMs, ctimeMs } = stats;
+  const key = `${found.root}/${path}`;
+  const state = [dev, ino, size, mtimeMs, ctimeMs].join();
+  const seen = known.get(key);
+  if (seen?.state === state) return seen.text;
+  const isSettled = ctimeMs < Date.now() - timeStep;
   const content = attempt(found, path, () => readFileSync(absolute(found, path)));
-  return content === undefined ? '' : `${sha256(content)}\n`;
+  const text = content === undefined ? '' : `${sha256(content)}\n`;
+  if (isSettled && content !== undefined) known.set(key, { state, text });
+  return text;
 }
 
 /** @param found collects the problem; undefined for entries that are not sources */
