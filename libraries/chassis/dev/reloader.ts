@@ -21,8 +21,11 @@ const servingTimeout = 10_000;
 const slowStart = 1_500;
 /** The minimum time between two starts of the same code, in milliseconds. */
 const restartDelay = 1_000;
-/** The delay of the next standby process, in milliseconds: the first responses of the new code must not wait for it. */
-const standbyDelay = 100;
+/**
+ * How long after a start the old process exits and the next standby process starts, in milliseconds. Both take CPU, and
+ * the first responses of the new code must not wait for them.
+ */
+const quietTime = 100;
 
 export interface ReloaderOptions extends ServiceProcessOptions {
   say: (text: string) => void;
@@ -192,7 +195,7 @@ export class Reloader {
   #prepareStandby(): void {
     setTimeout(() => {
       if (!this.#stopping) this.#standby ??= this.#spawn();
-    }, standbyDelay);
+    }, quietTime);
   }
 
   /** Waits until `next` listens, if no process serves; else until it is ready, or the serving one is not ready. */
@@ -229,7 +232,7 @@ export class Reloader {
     const files = [...this.#changedFiles].join(', ');
     this.#changedFiles.clear();
     if (old) this.#say(`runs the new code after ${ms} ms${files && `: ${files}`}`);
-    void old?.stop();
+    setTimeout(() => void old?.stop(), quietTime);
   }
 
   #giveUp(next: ServiceProcess, how: string): void {
