@@ -53,7 +53,8 @@ async function main(): Promise<void> {
     options: BrowserContextOptions,
     show: (page: Page) => Promise<void>,
   ): Promise<void> {
-    const window = await open(browser, app.url, options);
+    // Without transitions, as a picture in the middle of one is wrong.
+    const window = await open(browser, app.url, { reducedMotion: 'reduce', ...options });
     const { page } = window;
     await until(page, `document.querySelector('#rows td.id')?.textContent === 'I1'`);
     await show(page);
