@@ -155,7 +155,7 @@ describe('invoice-app', () => {
       ...['/invoices/pay', '/rest/v1/invoices/pay', '/reset'].map((path): Row => [
         post(path, undefined, { 'Sec-Fetch-Site': 'cross-site' }),
         403,
-        error('cross-site requests are not allowed'),
+        error('cross-origin requests are not allowed'),
       ]),
       [get('/livez'), 200, 'ok', asText],
       [get('/startupz'), 200, 'ok', asText],

@@ -76,7 +76,7 @@ describe('a POST without Sec-Fetch-Site', () => {
     for (const { url } of posts()) {
       expect(await send(url, 'POST', { Origin: origin, Host: host }, payment)).toEqual({
         status: 403,
-        body: '{"error":"cross-site requests are not allowed"}',
+        body: '{"error":"cross-origin requests are not allowed"}',
       });
     }
   });
@@ -115,7 +115,7 @@ test('Sec-Fetch-Site takes precedence over Origin', async () => {
   expect((await send(`${app.url}/invoices/pay`, 'POST', other)).status).toBe(200);
 });
 
-test.each(['PUT', 'DELETE', 'PATCH', 'OPTIONS'])('%s from another site gets 403 too', async (method) => {
+test.each(['PUT', 'DELETE', 'PATCH', 'OPTIONS'])('%s from another origin gets 403 too', async (method) => {
   const { status } = await send(`${app.url}/invoices`, method, { Origin: 'http://evil.example' });
   expect(status).toBe(403);
 });
@@ -154,7 +154,9 @@ describe('the Host header in development', () => {
       for (const method of ['GET', 'POST']) {
         expect(await send(url, method, { Host: host }, method === 'POST' ? payment : '')).toEqual({
           status: 421,
-          body: JSON.stringify({ error: `not served as ${host}: in development, use localhost` }),
+          body: JSON.stringify({
+            error: `this service does not accept the host ${host}: in development, use localhost`,
+          }),
         });
       }
     }
@@ -178,7 +180,7 @@ describe('the Host header in development', () => {
   });
 });
 
-test('production serves every host name and still rejects other sites', async () => {
+test('production serves every host name and still rejects other origins', async () => {
   await using production = await startApp(provider, { ENVIRONMENT: 'prod', ALLOW_RESET: 'false' });
   const host = { Host: 'invoices.example' };
   expect((await send(`${production.url}/version`, 'GET', host)).status).toBe(200);

@@ -5,22 +5,22 @@ import { z } from 'zod';
 import { HttpError } from './http-error.ts';
 import { describeAll, error, type Responses } from './openapi.ts';
 
-/** The page loads only files of its own origin, never inline code, and no page can frame it. */
-const policy = [
+/** The Content-Security-Policy: the page loads only files of its own origin, no inline code, and cannot be framed. */
+const contentSecurityPolicy = [
   `default-src 'none'`,
-  ...['script-src', 'style-src', 'connect-src', 'img-src'].map((source) => `${source} 'self'`),
-  ...['base-uri', 'form-action', 'frame-ancestors'].map((source) => `${source} 'none'`),
+  ...['script-src', 'style-src', 'connect-src', 'img-src'].map((directive) => `${directive} 'self'`),
+  ...['base-uri', 'form-action', 'frame-ancestors'].map((directive) => `${directive} 'none'`),
   `require-trusted-types-for 'script'`,
 ].join('; ');
 
 const commonHeaders = { 'X-Content-Type-Options': 'nosniff' };
 /**
- * For responses to GET and HEAD, the only ones that another site can make a browser show. Responses to payments omit
- * these headers: five headers cost client and server a tenth of a payment's time.
+ * Only for GET and HEAD. Responses to other methods have only `commonHeaders`: on a payment, all five headers would
+ * take a tenth of its time.
  */
 const readHeaders = {
   ...commonHeaders,
-  'Content-Security-Policy': policy,
+  'Content-Security-Policy': contentSecurityPolicy,
   'Referrer-Policy': 'no-referrer',
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Resource-Policy': 'same-origin',
@@ -41,7 +41,7 @@ export function hostRule(environment: 'dev' | 'prod', service: string): HostRule
   const inCluster = [service, `${service}.${service}`, `${service}.${service}.svc`];
   const names = new Set(['localhost', ...inCluster, `${service}.${service}.svc.cluster.local`]);
   return (host) => {
-    // Every browser sends a `Host`. HTTP/1.0 has none, and the development gateway then forwards an empty one.
+    // Every browser sends a `Host`. An HTTP/1.0 request may lack one; the development gateway then sends an empty one.
     if (!host) return true;
     const name = URL.parse(`http://${host}`)?.hostname ?? '';
     return names.has(name) || name.endsWith('.localhost') || isIP(name.replace(/^\[(.*)\]$/, '$1')) > 0;
@@ -49,11 +49,11 @@ export function hostRule(environment: 'dev' | 'prod', service: string): HostRule
 }
 
 /**
- * Whether a browser sends this request on behalf of another site. Browsers say so in `Sec-Fetch-Site` if the address is
- * loopback or https. Otherwise the page's `Origin` is compared with the `Host`. A request with neither header does not
- * come from a browser: browsers send `Origin` with every method except GET and HEAD.
+ * Whether a browser sends this request on behalf of a page of another origin. Only for methods other than GET and HEAD.
+ * Current browsers always send `Sec-Fetch-Site` if the URL is loopback or https. Without it, compares `Origin` with
+ * `Host`. Browsers send `Origin` with all of these methods, so a request with neither header is not from a browser.
  */
-function isCrossSite({ 'sec-fetch-site': site, origin, host }: IncomingHttpHeaders): boolean {
+function isCrossOrigin({ 'sec-fetch-site': site, origin, host }: IncomingHttpHeaders): boolean {
   if (site !== undefined) return site !== 'same-origin' && site !== 'none';
   if (origin === undefined) return false;
   const from = URL.parse(origin);
@@ -64,16 +64,19 @@ function isCrossSite({ 'sec-fetch-site': site, origin, host }: IncomingHttpHeade
 
 const isRead = (method: string) => method === 'GET' || method === 'HEAD';
 
-/** Sets the security headers and rejects requests for other hosts or on behalf of other sites. */
+/** Sets the security headers. Rejects requests for other hosts, and requests of other origins unless they only read. */
 function createGuard(isServed: HostRule): Handler {
   return (request, response, next) => {
     const { method, headers } = request;
     response.set(isRead(method) ? readHeaders : commonHeaders);
     if (!isServed(headers.host)) {
-      throw new HttpError(421, `not served as ${headers.host}: in development, use localhost`);
+      throw new HttpError(
+        421,
+        `this service does not accept the host ${headers.host}: in development, use localhost`,
+      );
     }
-    if (!isRead(method) && isCrossSite(headers)) {
-      throw new HttpError(403, 'cross-site requests are not allowed');
+    if (!isRead(method) && isCrossOrigin(headers)) {
+      throw new HttpError(403, 'cross-origin requests are not allowed');
     }
     next();
   };
@@ -90,7 +93,7 @@ export function addGuard(app: Express, isServed: HostRule): void {
   });
 }
 
-/** The response of the guard to a cross-site POST. */
-export const crossSite = (): Responses => ({
-  403: error('A browser sent the request on behalf of another site.'),
+/** The response of the guard to a cross-origin POST. */
+export const crossOrigin = (): Responses => ({
+  403: error('A browser sent the request on behalf of another origin.'),
 });

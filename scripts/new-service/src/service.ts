@@ -1,6 +1,6 @@
 import { integer, readConfig } from '@payloop/chassis/config.ts';
 import { Database, type Migration } from '@payloop/chassis/database.ts';
-import { crossSite } from '@payloop/chassis/guard.ts';
+import { crossOrigin } from '@payloop/chassis/guard.ts';
 import { HttpError } from '@payloop/chassis/http-error.ts';
 import { createLog } from '@payloop/chassis/log.ts';
 import { Metrics } from '@payloop/chassis/metrics.ts';
@@ -80,7 +80,7 @@ const describeNotes = () => ({
       400: error('The body is not a valid note.'),
       413: error('The body is larger than 100 kB.'),
       415: error('The encoding of the body is unknown.'),
-      ...crossSite(),
+      ...crossOrigin(),
       ...databaseErrors(),
     },
   },

@@ -1,5 +1,5 @@
 import type { Database } from '@payloop/chassis/database.ts';
-import { crossSite } from '@payloop/chassis/guard.ts';
+import { crossOrigin } from '@payloop/chassis/guard.ts';
 import { toMajorUnits } from '@payloop/chassis/money.ts';
 import { databaseErrors, error, json } from '@payloop/chassis/openapi.ts';
 import { route } from '@payloop/chassis/server.ts';
@@ -55,7 +55,7 @@ export function addAntaeusRoutes(app: Express, { database, listLimit, payAll }: 
       body: neverRead,
       responses: {
         200: json('Whether every invoice is paid now.', z.boolean()),
-        ...crossSite(),
+        ...crossOrigin(),
         ...databaseErrors(),
       },
     },

@@ -1,5 +1,5 @@
 import { integer, must } from '@payloop/chassis/config.ts';
-import { crossSite } from '@payloop/chassis/guard.ts';
+import { crossOrigin } from '@payloop/chassis/guard.ts';
 import { errorBody } from '@payloop/chassis/http-error.ts';
 import { databaseErrors, error, json, type Body } from '@payloop/chassis/openapi.ts';
 import { z } from 'zod';
@@ -65,7 +65,7 @@ export const describePay = () => ({
     body: neverRead,
     responses: {
       200: json('Every invoice is paid or was declined.', z.object({})),
-      ...crossSite(),
+      ...crossOrigin(),
       502: json(
         'Invoices stayed unpaid for another reason than a decline. The body counts each outcome.',
         unreliable(),
@@ -81,7 +81,7 @@ export const describeReset = () => ({
     body: neverRead,
     responses: {
       200: json('The data is as after the first start.', z.object({})),
-      ...crossSite(),
+      ...crossOrigin(),
       502: error(
         'The payment provider refused, and nothing has changed. Or it is unknown whether it was reset, and nothing is ' +
           'paid until the reset is finished.',

@@ -84,11 +84,11 @@ describe('the files of the page', () => {
 });
 
 test.each(['/invoices/pay', '/reset'])(
-  'POST %s is refused to other sites, but not to this one',
+  'POST %s is refused to pages of other origins, but not to its own page',
   async (path) => {
     for (const site of ['cross-site', 'same-site']) {
       const refused = await post(app.url + path, '', { 'Sec-Fetch-Site': site });
-      expect(refused).toEqual({ status: 403, body: { error: 'cross-site requests are not allowed' } });
+      expect(refused).toEqual({ status: 403, body: { error: 'cross-origin requests are not allowed' } });
     }
     for (const site of ['same-origin', 'none']) {
       expect((await post(app.url + path, '', { 'Sec-Fetch-Site': site })).status).toBe(200);

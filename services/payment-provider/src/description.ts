@@ -1,4 +1,4 @@
-import { crossSite } from '@payloop/chassis/guard.ts';
+import { crossOrigin } from '@payloop/chassis/guard.ts';
 import {
   error,
   json,
@@ -87,7 +87,7 @@ const refused = (): Responses => ({
   413: error('The body is larger than 512 kB.'),
   415: error('`Content-Encoding` is unknown.'),
   422: error('The key was used for another id, value or currency; nothing was charged.'),
-  ...crossSite(),
+  ...crossOrigin(),
   ...databaseErrors(),
 });
 
@@ -140,7 +140,7 @@ export const describeReset = () => ({
     responses: {
       200: json('Forgotten.', z.object({})),
       400: error('`Ledger-Epoch` is not a UUID.'),
-      ...crossSite(),
+      ...crossOrigin(),
       ...databaseErrors(),
     },
   },
@@ -161,7 +161,9 @@ export const describeToken = (): Addition => ({
   security: { token: { type: 'http', scheme: 'bearer', description: 'A service account’s token.' } },
   responses: {
     401: error('The token is missing or invalid.', z.object({ 'WWW-Authenticate': z.literal('Bearer') })),
-    403: error('The token belongs to another account, or a browser sends the request for another site.'),
+    403: error(
+      'The token belongs to another account, or a browser sent the request on behalf of another origin.',
+    ),
     503: error(
       'The database does not answer; or, with `Retry-After`, the keys that verify tokens cannot be loaded.',
       retryAfter().partial(),
