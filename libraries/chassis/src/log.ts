@@ -2,12 +2,12 @@ import pino from 'pino';
 
 export type Log = pino.Logger;
 
-/** Fields of every log line; undefined when tracing is off. */
-let context: (() => object) | undefined;
+/** Returns fields to add to each log line; undefined when tracing is off. */
+let extraFields: (() => object) | undefined;
 
-/** Adds fields to every line of the loggers created after this call. */
-export function addToLines(fields: () => object): void {
-  context = fields;
+/** Makes the loggers created after this call add fields to each line. Calls `fields` for each line. */
+export function setExtraFields(fields: () => object): void {
+  extraFields = fields;
 }
 
 /**
@@ -23,7 +23,7 @@ export function createLog(service: string, level: string): Log {
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label) => ({ level: label }) },
     serializers: { err: reduceError },
-    ...(context && { mixin: context }),
+    ...(extraFields && { mixin: extraFields }),
   });
 }
 

@@ -21,10 +21,11 @@ const processMetrics = new Registry();
 
 /** The metrics of a service. */
 export class Metrics {
+  /** Of the OpenMetrics type: in any other registry, prom-client refuses to construct metrics with exemplars. */
   readonly #registry = createRegistry(Registry.OPENMETRICS_CONTENT_TYPE);
   readonly #requests = new Histogram({
     name: 'http_request_duration_seconds',
-    help: 'Duration of requests in seconds, without probes.',
+    help: 'Duration of requests in seconds, except probes and streams.',
     labelNames: ['method', 'route', 'status'],
     buckets,
     enableExemplars: true,
@@ -33,14 +34,18 @@ export class Metrics {
 
   constructor(database: Database) {
     // Registered first, so that they are read before the queries of other gauges use the pool.
-    this.measure('database_connections', 'Open connections to Postgres.', () => database.pool.total);
-    this.measure('database_connections_max', 'Maximum of connections to Postgres.', () => database.pool.max);
-    this.measure('database_connections_idle', 'Idle connections to Postgres.', () => database.pool.idle);
-    this.measure('database_waiting', 'Statements waiting for a connection.', () => database.pool.waiting);
+    this.createGauge('database_connections', 'Open connections to Postgres.', () => database.pool.total);
+    this.createGauge(
+      'database_connections_max',
+      'Maximum number of connections to Postgres.',
+      () => database.pool.max,
+    );
+    this.createGauge('database_connections_idle', 'Idle connections to Postgres.', () => database.pool.idle);
+    this.createGauge('database_waiting', 'Statements waiting for a connection.', () => database.pool.waiting);
   }
 
   /**
-   * Counts a request.
+   * Records the duration of a request.
    * @param route the pattern that matched, because the number of paths is unbounded
    * @param seconds from the request's arrival to the end of the response
    */
@@ -49,8 +54,11 @@ export class Metrics {
     this.#requests.observe({ labels, value: seconds, ...exemplar() });
   }
 
-  /** Creates a counter with one series per kind. Each series starts at 0. @returns a function that counts */
-  count<K extends string>(
+  /**
+   * Creates a counter with one series per kind. Each series starts at 0.
+   * @returns a function that increments the series of a kind
+   */
+  createCounter<K extends string>(
     name: string,
     help: string,
     label: string,
@@ -63,7 +71,7 @@ export class Metrics {
   }
 
   /** Creates a gauge that is read at each scrape. If reading fails, the metric is absent. */
-  measure(name: string, help: string, read: () => number | Promise<number>): void {
+  createGauge(name: string, help: string, read: () => number | Promise<number>): void {
     const gauge = new Gauge({
       name,
       help,
@@ -83,22 +91,22 @@ export class Metrics {
     if (processMetrics.getMetricsAsArray().length === 0) collectDefaultMetrics({ register: processMetrics });
     const all = createRegistry(type);
     for (const metric of [this.#registry, processMetrics].flatMap((each) => each.getMetricsAsArray())) {
-      // For OpenMetrics, prom-client renames the counter object for good. Only this copy gets the new name; it shares
-      // the values.
+      // Before it writes OpenMetrics, prom-client changes the name of each counter and does not change it back. A
+      // derived object takes that name and leaves the original alone. Both share the values.
       all.registerMetric(Object.create(metric));
     }
     return all.metrics();
   }
 }
 
-/** Metrics with exemplars require a registry of the OpenMetrics type. */
+/** Creates an empty registry that writes its metrics in the given format. */
 function createRegistry(type: RegistryContentType): Registry<RegistryContentType> {
   const registry = new Registry<RegistryContentType>();
   registry.setContentType(type);
   return registry;
 }
 
-/** The ids of the active span, if there is one. */
+/** Returns the option that makes prom-client store the active span's ids; undefined if no sampled span is active. */
 function exemplar() {
   const ids = idsForExemplar();
   // The types of prom-client require the metric's own labels here.
@@ -114,7 +122,7 @@ export interface MetricsServerOptions {
 }
 
 export interface MetricsServer {
-  /** The port configured, or for 0 the one that the system assigned. */
+  /** The configured port; if that is 0, the port that the system assigned. */
   port: number;
   close(): Promise<void>;
 }

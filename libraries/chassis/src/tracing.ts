@@ -1,6 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import { httpUrl, logLevel, readVariables } from './config.ts';
-import { addToLines } from './log.ts';
+import { setExtraFields } from './log.ts';
 // Imports only types: the module is loaded when tracing is on.
 import type { Attributes, ParentSpan, RequestSpan, SpanIds, Tracer } from './otel.ts';
 
@@ -23,7 +23,7 @@ export async function startTracing(service: string, env: NodeJS.ProcessEnv): Pro
   const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint, LOG_LEVEL } = readVariables(variables, env);
   const { createTracer } = await import('./otel.ts');
   tracer = createTracer({ service, endpoint, logLevel: LOG_LEVEL });
-  addToLines(() => tracer?.ids() ?? {});
+  setExtraFields(() => tracer?.ids() ?? {});
 }
 
 /** Turns tracing off and flushes the remaining spans, for at most a second. */

@@ -80,27 +80,27 @@ export async function start(self: Self): Promise<Running> {
   });
   const forPayments = database.partition(connections.payments);
   const metrics = new Metrics(database);
-  metrics.measure('unpaid_invoices', 'Invoices that are not paid.', () => countUnpaid(database));
-  metrics.measure(
+  metrics.createGauge('unpaid_invoices', 'Invoices that are not paid.', () => countUnpaid(database));
+  metrics.createGauge(
     'refused_invoices',
     'Invoices that the provider refused, until somebody changes them.',
     () => countRefused(database),
   );
-  metrics.measure(
+  metrics.createGauge(
     'unsettled_invoices',
     'Invoices with an unknown outcome at a provider without keys, until somebody settles them.',
     () => countUnsettled(database),
   );
-  metrics.measure('oldest_lease_age_seconds', 'Time since the oldest lease was granted or renewed.', () =>
+  metrics.createGauge('oldest_lease_age_seconds', 'Time since the oldest lease was granted or renewed.', () =>
     readOldestLease(database),
   );
-  const countOutcomes = metrics.count(
+  const countOutcomes = metrics.createCounter(
     'payments_total',
     'Outcomes of payment requests, retries included.',
     'outcome',
     everyOutcome,
   );
-  const countClaim = metrics.count('batch_claims_total', 'Batches claimed.', 'found', batchStates);
+  const countClaim = metrics.createCounter('batch_claims_total', 'Batches claimed.', 'found', batchStates);
   const resets = new Resets({ database: forPayments, provider, seed: fill, step });
   const payments = new Payments({
     resets,

@@ -49,7 +49,7 @@ export async function start(self: Self): Promise<Running> {
   const database = new Database({ service, url: config.databaseUrl, migrations, log });
   const faults = new Faults(config.FAULTS, config.FAILURE_RATE, config.FAULT_SEED ?? randomInt(2 ** 32));
   const metrics = new Metrics(database);
-  const count = metrics.count('charges_total', 'Charges requested.', 'outcome', chargeOutcomes);
+  const count = metrics.createCounter('charges_total', 'Charges requested.', 'outcome', chargeOutcomes);
   const cashier = new Cashier(new Ledger(database, step), faults, count);
   return startServer({ service, self, config, database, metrics, log }, (app) => {
     // Every route added from here on requires a token.
