@@ -5,18 +5,18 @@ import { kubectl, paying } from '../../tests/cluster/cluster.ts';
 import { hashSource } from '../../libraries/chassis/src/source.ts';
 import { bodyOf, type Way } from './clock.ts';
 
-/** The services with code that `/version` of the first one reports. */
+/** The services to save. `/version` of the first one, invoice-app, reports the sources of both. */
 export const services = paying;
 export type Service = (typeof services)[number];
 
-/** The body of invoice-app's `/version`, the only place that shows the provider. */
+/** The body of invoice-app's `/version`. It includes that of payment-provider, or null if there is none. */
 export type Version = { source: string; instance: string; provider: Version | null };
 
 export async function version(url: string): Promise<Version> {
   return JSON.parse(await bodyOf(`${url}/version`));
 }
 
-/** Saves to a service, as a developer makes them, in a copy of the tree. */
+/** Returns the way to save a service, in a copy of the tree. */
 export function serviceWay(folder: string, service: Service, url: string): Way {
   return {
     ...fileIn(folder, `services/${service}/src/service.ts`),
@@ -30,7 +30,7 @@ export function serviceWay(folder: string, service: Service, url: string): Way {
   };
 }
 
-/** Saves to a file that is read for each request, see floor/. */
+/** Returns the way to save the file that the server in floor/ reads for each request. */
 export function floorWay(folder: string, url: string): Way {
   const file = fileIn(folder, 'bench/loop/floor/served/code.txt');
   return {
@@ -42,13 +42,16 @@ export function floorWay(folder: string, url: string): Way {
   };
 }
 
-/** Saves to invoice-app, in the copy of the tree that nodemon and tsx run. */
+/** Returns the way to save invoice-app, in the copy of the tree that nodemon and tsx run. */
 export function plainWay(folder: string, url: string): Way {
-  return { ...serviceWay(join(folder, 'plain'), 'invoice-app', url), name: 'plain', mend: killLost };
+  return { ...serviceWay(join(folder, 'plain'), 'invoice-app', url), name: 'plain', mend: killServers };
 }
 
-/** Kills processes that nodemon has lost track of: they keep the port from all later ones. */
-function killLost(): Promise<string> {
+/**
+ * Kills every process that runs main.ts, because one that nodemon lost track of would keep the port. nodemon itself
+ * survives as PID 1, and starts main.ts after the next save.
+ */
+function killServers(): Promise<string> {
   const script = 'for p in /proc/[0-9]*; do ! grep -q [m]ain.ts $p/cmdline || kill -9 ${p##*/}; done';
   const container = ['--namespace=invoice-app', '--container=plain', 'deployment/invoice-app'];
   return kubectl('exec', ...container, '--', 'sh', '-c', script);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates a role and a database for each service that has a namespace in k8s/, with the password in its Secret
+# Creates a role and a database for each service that k8s/kustomization.yaml lists, with the password in its Secret
 # `database`. It can run again at any time: for a new service, or after a Secret or the volume was lost.
 set -o errexit -o nounset -o pipefail
 unset CDPATH

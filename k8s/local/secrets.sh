@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Creates the Secrets with the databases' passwords if they are missing, and never replaces one: `postgres` has the
-# superuser's password, and `database` of each service with a namespace in k8s/ has the URL of its database. Passwords
-# are random and never shown. They go through pipes, since the list of processes shows arguments.
+# Creates the Secrets with the databases' passwords if they are missing, and never replaces one. `postgres` has the
+# superuser's password. Each service that k8s/kustomization.yaml lists has a Secret `database` with the URL of its
+# database. Passwords are random and never shown. They go through pipes, since the list of processes shows arguments.
 set -o errexit -o nounset -o pipefail
 unset CDPATH
 

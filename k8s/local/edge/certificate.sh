@@ -9,7 +9,7 @@ readonly certificate=.payloop/certificate.pem
 
 kube() { kubectl --context="$context" --namespace=invoice-app "$@"; }
 
-# Prints the key and the certificate. Clients accept at most two years.
+# Prints a key, and a certificate that is valid for a year. macOS and iOS reject any that is valid for over 825 days.
 generate() {
   openssl req -x509 -newkey rsa:2048 -nodes -sha256 -days 365 -subj "/CN=$host" \
     -addext "subjectAltName=DNS:$host" -keyout /dev/stdout -out /dev/stdout 2>/dev/null
@@ -17,14 +17,15 @@ generate() {
 
 to_secret() {
   jq --raw-input --slurp --arg name "$secret" '
-    def block(of): capture("(?<pem>-----BEGIN [A-Z ]*\(of)-----[^-]+-----END [A-Z ]*\(of)-----\n)").pem;
+    def block(pem_label):
+      capture("(?<pem>-----BEGIN [A-Z ]*\(pem_label)-----[^-]+-----END [A-Z ]*\(pem_label)-----\n)").pem;
     {apiVersion: "v1", kind: "Secret", type: "kubernetes.io/tls", metadata: {name: $name},
      stringData: {"tls.key": block("PRIVATE KEY"), "tls.crt": block("CERTIFICATE")}}'
 }
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
-  command -v openssl >/dev/null || { echo 'certificate: openssl is missing: install it from your system packages' >&2 && exit 1; }
+  command -v openssl >/dev/null || { echo "certificate: openssl is missing; install it from your system's packages" >&2 && exit 1; }
   local found
   found=$(kube get secret "$secret" --ignore-not-found --output=name)
   [[ -n $found ]] || generate | to_secret | kube create --filename=-

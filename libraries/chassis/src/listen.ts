@@ -6,7 +6,7 @@ import { ConfigError } from './config.ts';
 /**
  * Starts listening.
  * @param variable the environment variable that sets the port, for the error message
- * @returns the port: the one given, or for 0 the one that the system assigned
+ * @returns the given port; if that is 0, the port that the system assigned
  * @throws {ConfigError} when the server cannot listen on the port
  */
 export async function listen(

@@ -8,20 +8,29 @@ import type { Running } from './server.ts';
 import { hashSource } from './source.ts';
 import { startTracing, stopTracing } from './tracing.ts';
 
-/** The interface of a service's module. */
+/** The exports of a service's `src/service.ts` that `run` uses. */
 export interface Service {
   start(self: Self): Promise<Running>;
 }
 
-/** The hash of the sources: inserted by the build, or set by the development server, which checks it after the start. */
+/**
+ * The hash of the sources, if it is known before they are loaded. The build embeds it in the bundle. In development,
+ * `dev/child.ts` sets it, and the reloader hashes the sources again once the service is ready.
+ */
 declare const KNOWN_SOURCE: string | undefined;
 
-/** How long the process may take to exit after a signal, in milliseconds. After that it exits with code 1. */
+/**
+ * How long the process may take to exit after a signal, in milliseconds. After that it exits with code 1. Covers the
+ * maximum of SHUTDOWN_DELAY_MS (10 s) and the `drainTimeout` of server.ts (20 s). Together with the preStop hook (5 s),
+ * it stays below terminationGracePeriodSeconds (40 s), after which Kubernetes kills the process.
+ */
 const exitTimeout = 30_000;
 
 /**
- * Runs a service in this process until SIGTERM or SIGINT. Exits with a one-line message if a setting is invalid.
- * @param load imports the service; called after its source files are hashed
+ * Runs a service in this process until SIGTERM or SIGINT, then stops it and exits. Resolves once the service is ready
+ * or stopped. If the start fails, writes the reason to standard error and exits with code 1: one line if a setting is
+ * invalid, otherwise a stack.
+ * @param load imports the service; unless the hash of the sources is known, they are hashed before and after
  */
 export async function run(name: string, load: () => Promise<Service>): Promise<void> {
   try {
@@ -29,11 +38,12 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
       await startTracing(name, process.env);
       return load();
     });
-    let failed: string | undefined;
-    process.on('message', (message: { failed?: string | null }) => (failed = message.failed ?? undefined));
+    // The reloader of libraries/chassis/dev sends the hash of newer sources that failed to start; null for none.
+    let failedSource: string | undefined;
+    process.on('message', ({ failed }: { failed?: string | null }) => (failedSource = failed ?? undefined));
     const running = await service.start({
       source,
-      failed: () => failed,
+      failed: () => failedSource,
       instance: `${hostname()}-${randomBytes(3).toString('hex')}`,
       env: process.env,
     });
@@ -50,8 +60,9 @@ export async function run(name: string, load: () => Promise<Service>): Promise<v
 }
 
 /**
- * Hashes the sources before and after importing the service. If a file changed in between, the loaded code may be old
- * or new, and gets no hash. The hash is never computed again: later it would describe new code while the old code runs.
+ * Imports the service, and returns it with the hash of its sources. Uses the known hash if there is one. Otherwise
+ * hashes the sources before and after the import: if a file changed in between, the loaded code may be old or new, and
+ * gets no hash. The hash is never computed again: later it would describe new code while the old code runs.
  */
 async function loadWithHash(name: string, load: () => Promise<Service>) {
   if (typeof KNOWN_SOURCE === 'string') return { service: await load(), source: KNOWN_SOURCE };

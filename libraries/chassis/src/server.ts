@@ -56,9 +56,9 @@ export interface ServerOptions {
 
 /** A running service. */
 export interface Running {
-  /** The port it listens on: the one configured, or for 0 the one that the system assigned. */
+  /** The configured port; if that is 0, the port that the system assigned. */
   port: number;
-  /** The port of the metrics, in the same way. */
+  /** The port of the metrics: the configured one; if that is 0, the one that the system assigned. */
   metricsPort: number;
   /** Resolves to true when its database answers and has the schema, or to false if the service stops before. */
   ready: Promise<boolean>;
@@ -68,7 +68,7 @@ export interface Running {
 
 /**
  * Starts an HTTP server with everything that the services share: request ids, request logs, `/startupz`, `/livez`,
- * `/readyz`, `/openapi.json`, `/version`, JSON errors, and the guard against other sites.
+ * `/readyz`, `/openapi.json`, `/version`, JSON errors, and the guard against requests of other origins.
  * @param routes adds the service's own routes
  * @throws {ConfigError} when the server cannot listen on a port
  */

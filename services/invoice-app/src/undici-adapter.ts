@@ -2,15 +2,16 @@ import { AxiosError, type AxiosAdapter, type AxiosResponse } from 'axios';
 import { Agent } from 'undici';
 
 export interface UndiciOptions {
-  /** The maximum number of connections to one address. */
+  /** The maximum number of connections to each origin. */
   connections: number;
   /** The maximum size of a response, in bytes. The request fails if the response is larger. */
   maxResponseSize?: number;
 }
 
 /**
- * An axios adapter over undici's connection pool, which sends more requests per second than Node's own agent. Request
- * bodies are strings and response bodies are text. The adapter has no redirects, proxies or timeout, only `signal`.
+ * Creates an axios adapter that sends requests through undici, which handles more requests per second than Node's own
+ * HTTP client. Request bodies must be strings; response bodies are text. The adapter accepts every status and follows
+ * no redirects. It ignores axios's `proxy` and `timeout`: use `signal` to limit the time.
  */
 export function createUndiciAdapter(options: UndiciOptions): AxiosAdapter {
   const agent = new Agent({ ...options, pipelining: 1 });

@@ -1,18 +1,18 @@
 import { formatAmount, formatCount, formatTime, stateNames } from './format.js';
 /** @import { Filter, Row } from '../overview.ts' */
 
-/** Rows that are fetched in one request. */
+/** The number of rows that one request fetches. */
 const pageSize = 100;
-/** Rows drawn above and below the visible ones, so that a short scroll finds them ready. */
+/** The number of rows drawn above the visible ones, and below them, so that a short scroll shows them at once. */
 const overscan = 8;
 /** The maximum height of the list, in pixels, close to the limit of browsers. A longer list scrolls faster. */
-const highest = 12_000_000;
-/** Pages that are cached. */
-const mostPages = 30;
-/** The wait after a failed fetch, in milliseconds. Long, as every other viewer retries too. */
-const patience = 5_000;
-/** The least time between two refreshes, in milliseconds. */
-const refreshEvery = 500;
+const maxListHeight = 12_000_000;
+/** The maximum number of pages in the cache. */
+const maxCachedPages = 30;
+/** The wait before a failed fetch is retried, in milliseconds. Long, because every other viewer retries too. */
+const retryDelay = 5_000;
+/** The minimum time between two refreshes, in milliseconds. */
+const minRefreshInterval = 500;
 
 /** @param {string} id */
 const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -77,7 +77,7 @@ export class Rows {
   }
 
   #refreshSoon() {
-    const wait = Math.max(0, this.#refreshedAt + refreshEvery - performance.now());
+    const wait = Math.max(0, this.#refreshedAt + minRefreshInterval - performance.now());
     this.#refreshing ??= window.setTimeout(() => this.refresh(), wait);
   }
 
@@ -111,7 +111,7 @@ export class Rows {
   }
 
   #height() {
-    return Math.min(this.#total * this.#rowHeight, highest) + this.#headHeight;
+    return Math.min(this.#total * this.#rowHeight, maxListHeight) + this.#headHeight;
   }
 
   /** Returns how many pixels of the list one pixel of the scroll bar stands for; 1 for lists of usual length. */
@@ -174,7 +174,7 @@ export class Rows {
       if (!this.#fetching.has(page) && (this.#pages.get(page)?.stale ?? true)) void this.#fetchPage(page);
     }
     for (const page of this.#pages.keys()) {
-      if (this.#pages.size <= mostPages) break;
+      if (this.#pages.size <= maxCachedPages) break;
       if (page < first || page > last) this.#pages.delete(page);
     }
   }
@@ -198,7 +198,7 @@ export class Rows {
     } catch {
       // Cached rows stay visible, and the stream reports why there is nothing new.
       if (this.#fetching.get(page) === fetching) this.#fetching.delete(page);
-      if (!signal.aborted) this.#refreshing ??= window.setTimeout(() => this.refresh(), patience);
+      if (!signal.aborted) this.#refreshing ??= window.setTimeout(() => this.refresh(), retryDelay);
     }
   }
 }

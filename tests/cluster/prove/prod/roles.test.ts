@@ -37,9 +37,9 @@ async function without(
 }
 
 describe.each(roles)('$metadata.name', (role) => {
-  const uses = bindings.filter(({ roleRef }) => roleRef.name === role.metadata.name);
+  const bindingsOfRole = bindings.filter(({ roleRef }) => roleRef.name === role.metadata.name);
   const isBound = ({ group, namespace }: Case) =>
-    uses.some(
+    bindingsOfRole.some(
       ({ metadata, subjects }) =>
         metadata.namespace === namespace && subjects.some(({ name }) => name === group),
     );
@@ -52,7 +52,7 @@ describe.each(roles)('$metadata.name', (role) => {
   });
 
   test.each(
-    uses.flatMap((binding) =>
+    bindingsOfRole.flatMap((binding) =>
       binding.subjects.map(({ name }, n) => [name, binding.metadata.namespace, binding, n] as const),
     ),
   )('without the binding of %s in %s, only its rights are missing', async (group, namespace, binding, n) => {
