@@ -6,11 +6,14 @@ import {
   mkdtempSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { hashSource, readSources } from './source.ts';
 
@@ -52,6 +55,18 @@ test.each([
   const before = hashSource(root, 'invoice-app');
   writeFileSync(join(root, path), 'changed');
   expect(hashSource(root, 'invoice-app') !== before).toBe(changes);
+  expect(hashSource(root, 'invoice-app')).toBe(hashInBash());
+});
+
+test('a change that keeps the size and the time of a file changes the hash', async () => {
+  const file = join(root, 'services/invoice-app/src/a.ts');
+  const { atime, mtime, size } = statSync(file);
+  // The digest of a file is kept once its last change is a second old.
+  await sleep(1_100);
+  const before = hashSource(root, 'invoice-app');
+  writeFileSync(file, 'x'.repeat(size));
+  utimesSync(file, atime, mtime);
+  expect(hashSource(root, 'invoice-app')).not.toBe(before);
   expect(hashSource(root, 'invoice-app')).toBe(hashInBash());
 });
 
