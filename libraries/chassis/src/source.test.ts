@@ -60,12 +60,13 @@ test.each([
 
 test('a change that keeps the size and the time of a file changes the hash', async () => {
   const file = join(root, 'services/invoice-app/src/a.ts');
-  const { atime, mtime, size } = statSync(file);
+  const { size } = statSync(file);
+  utimesSync(file, 1, 1);
   // The digest of a file is kept once its last change is a second old.
   await sleep(1_100);
   const before = hashSource(root, 'invoice-app');
   writeFileSync(file, 'x'.repeat(size));
-  utimesSync(file, atime, mtime);
+  utimesSync(file, 1, 1);
   expect(hashSource(root, 'invoice-app')).not.toBe(before);
   expect(hashSource(root, 'invoice-app')).toBe(hashInBash());
 });
