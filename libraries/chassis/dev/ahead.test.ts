@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
@@ -86,6 +87,20 @@ test('reloads the changed file and its importers, but no other module', async ()
   write('b.ts', `import { c } from './c.ts'; export const b = ['changed', ${isAhead}, c];`);
   const { answer } = await ahead.run();
   expect(answer).toEqual([false, [false, ['changed', false, [true, 1]]], [true]]);
+});
+
+test('reloads an old file that changes in place, with the same size and time', async () => {
+  write('main.ts', `import { a } from './a.ts'; import { b } from './b.ts'; export const answer = [a, b];`);
+  write('a.ts', `export const a = 1;`);
+  write('b.ts', `export const b = ${isAhead};`);
+  const file = join(root, 'a.ts');
+  fs.utimesSync(file, 1, 1);
+  await sleep(1_100);
+  const main = urlOf('main.ts');
+  const ahead = await start({ main, ahead: [main] });
+  fs.writeFileSync(file, `export const a = 2;`);
+  fs.utimesSync(file, 1, 1);
+  expect((await ahead.run()).answer).toEqual([2, true]);
 });
 
 test('the services of this repository, and tracing, can be linked ahead', async () => {
