@@ -103,11 +103,14 @@ async function warmUp(): Promise<void> {
     .all(() => {});
   const server = app.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  const address = `http://127.0.0.1:${port}/name`;
-  const [answer] = await once(get(address, { agent: false }), 'response');
-  await once(answer.resume(), 'end');
-  // Services call each other with axios.
-  await packages.get('axios')?.default.get(address, { proxy: false, httpAgent: new Agent() });
-  server.close();
+  try {
+    const { port } = server.address() as AddressInfo;
+    const address = `http://127.0.0.1:${port}/name`;
+    const [answer] = await once(get(address, { agent: false }), 'response');
+    await once(answer.resume(), 'end');
+    // Services call each other with axios.
+    await packages.get('axios')?.default.get(address, { proxy: false, httpAgent: new Agent() });
+  } finally {
+    server.close();
+  }
 }

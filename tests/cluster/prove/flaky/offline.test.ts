@@ -43,6 +43,7 @@ describe.skipIf(obstacle)(`without a network${obstacle ? ` (skipped: ${obstacle}
     afterAll(async () => {
       await up?.down();
       up = undefined;
+      await offline.dismiss();
       await restore?.();
     });
 

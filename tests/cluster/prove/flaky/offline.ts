@@ -25,7 +25,7 @@ export async function whyNotOffline(): Promise<string | undefined> {
 export class Offline {
   readonly #holder: ChildProcess;
   readonly #folder: string;
-  readonly #processes: ChildProcess[] = [];
+  readonly #forwarders: ChildProcess[] = [];
   readonly #servers: Server[] = [];
 
   private constructor(holder: ChildProcess, folder: string) {
@@ -60,12 +60,21 @@ export class Offline {
     const [program, ...args] = this.command(process.execPath, script, `${port}`, socket);
     const forwarder = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
     await once(forwarder.stdout, 'data');
-    this.#processes.push(forwarder);
+    this.#forwarders.push(forwarder);
+  }
+
+  /** Frees the admitted ports of the namespace. */
+  async dismiss(): Promise<void> {
+    for (const server of this.#servers.splice(0)) server.close();
+    for (const forwarder of this.#forwarders.splice(0)) {
+      forwarder.kill();
+      await once(forwarder, 'exit');
+    }
   }
 
   async end(): Promise<void> {
-    for (const each of [...this.#processes, this.#holder]) each.kill();
-    for (const server of this.#servers) server.close();
+    await this.dismiss();
+    this.#holder.kill();
     await rm(this.#folder, { recursive: true });
   }
 }

@@ -71,11 +71,15 @@ function addInvoices(count: number) {
   );
 }
 
+/** The responses to payment runs that neither paid, nor found the provider or the database away. */
+const unexpected = new Set<string>();
+
 /** Returns the status of the response, or 0 if there is none because a pod was killed. */
 async function post(path: string): Promise<number> {
   try {
     const response = await fetch(url + path, { method: 'POST', signal: AbortSignal.timeout(60_000) });
-    await response.text();
+    const text = await response.text();
+    if (![200, 502, 503].includes(response.status)) unexpected.add(`${response.status} ${text}`);
     return response.status;
   } catch {
     return 0;
@@ -121,6 +125,7 @@ test(
     await Promise.all([killer, payUntilDone(), payUntilDone(), payUntilDone()]);
     console.log('answers to POST /invoices/pay, by status:', Object.fromEntries(answers));
 
+    expect([...unexpected]).toEqual([]);
     await until('every lease is released', 60, async () => {
       const leased = await sessions.app.query('SELECT FROM batches WHERE leased_until IS NOT NULL');
       return leased.rowCount === 0;
