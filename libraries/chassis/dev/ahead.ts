@@ -5,7 +5,10 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 /** The suffix of URLs of modules linked ahead. Files changed since then have plain URLs, as in a cold start. */
 const mark = '?ahead';
 
-/** How old a file's last change must be, in milliseconds, for the next change to have another time. */
+/**
+ * How old a file's last change must be, in milliseconds, for the next change to have another time. This and `stateOf`
+ * are as in ../src/source.ts, which must not be imported before it is linked.
+ */
 const timeStep = 1_000;
 
 interface Module {
