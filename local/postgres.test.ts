@@ -7,7 +7,8 @@ import path from 'node:path';
 import { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, expect, onTestFinished, test } from 'vitest';
 import { freePort } from './ports.ts';
-import { roomInMemory, startPostgres, type Postgres } from './postgres.ts';
+import { roomInMemory } from './postgres-home.ts';
+import { startPostgres, type Postgres } from './postgres.ts';
 
 let temporary: string;
 let folder: string;

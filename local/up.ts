@@ -9,7 +9,8 @@ import { stopGroup, startGroup, type Command, type Group } from './groups.ts';
 import { createOutput, readable, wantsColour } from './output.ts';
 import { OverlayError, readAddresses, readOverlay } from './overlay.ts';
 import { whyTaken } from './ports.ts';
-import { PostgresError, startPostgres, type Postgres } from './postgres.ts';
+import { PostgresError } from './postgres-error.ts';
+import { startPostgres, type Postgres } from './postgres.ts';
 import { processOf, signal } from './processes.ts';
 import {
   databaseOf,
