@@ -5,6 +5,7 @@ import { Client, Pool } from 'pg';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { freePort } from '../../../../local/ports.ts';
 import { brokenRules } from '../../../payments/rules.ts';
+import { ask } from '../../ask.ts';
 import { kubectl, pods, paying, until, url } from '../../cluster.ts';
 
 /** The overlay's own invoices, and those added while pods are killed, so that each kill finds unpaid ones. */
@@ -74,13 +75,17 @@ function addInvoices(count: number) {
 /** The responses to payment runs that neither paid, nor found the provider or the database away. */
 const unexpected = new Set<string>();
 
-/** Returns the status of the response, or 0 if there is none because a pod was killed. */
+/**
+ * Returns the status of the response, or 0 if the services sent none because a pod was killed. On some networks, a proxy
+ * answers for the address of a killed pod. Each request has its own connection, so that none stays with that proxy.
+ */
 async function post(path: string): Promise<number> {
   try {
-    const response = await fetch(url + path, { method: 'POST', signal: AbortSignal.timeout(60_000) });
-    const text = await response.text();
-    if (![200, 502, 503].includes(response.status)) unexpected.add(`${response.status} ${text}`);
-    return response.status;
+    const { status, body } = await ask(url + path, { method: 'POST', patience: 60_000 });
+    // Every response of the services is JSON.
+    JSON.parse(body);
+    if (![200, 502, 503].includes(status)) unexpected.add(`${status} ${body}`);
+    return status;
   } catch {
     return 0;
   }
