@@ -18,7 +18,7 @@ export interface Way {
   mend?: () => Promise<unknown>;
 }
 
-/** The poll interval, in milliseconds. An answer is noticed half of it late on average, in each way alike. */
+/** The poll interval, in milliseconds. On average an answer is noticed half of it too late, whatever the way. */
 const pause = 10;
 /** How long a save may take, in milliseconds: with an image build, and with a copy of the file only. */
 export const patience = { build: 300_000, sync: 30_000 };
@@ -37,9 +37,9 @@ export async function save(way: Way): Promise<{ at: number; ms: number }> {
   return { at, ms };
 }
 
-/** Polls until `isSo` resolves to true. @returns the milliseconds since `start`; Infinity after `most` of them */
-export async function since(start: number, most: number, isSo: () => Promise<boolean>): Promise<number> {
-  while (performance.now() - start < most) {
+/** Polls until `isSo` resolves to true. @returns the milliseconds since `start`; or Infinity after `limit` milliseconds */
+export async function since(start: number, limit: number, isSo: () => Promise<boolean>): Promise<number> {
+  while (performance.now() - start < limit) {
     // A restarting process refuses or resets connections.
     if (await isSo().catch(() => false)) return performance.now() - start;
     await sleep(pause);

@@ -1,5 +1,5 @@
-// Measures how fast a save is served: `make bench-loop`, ROUNDS saves of each service. Linux only: the floor and the
-// plain way are called at the address of the cluster's node.
+// Measures how fast a save is served: `make bench-loop`, ROUNDS saves of each service. Linux only: two of
+// the measured servers, `floor` and `plain`, are requested at the address of the cluster's node.
 import { execFile, execFileSync, spawnSync } from 'node:child_process';
 import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { cpus, loadavg, tmpdir } from 'node:os';
@@ -9,7 +9,7 @@ import { kubectl, url } from '../../tests/cluster/cluster.ts';
 import { Tilt } from '../../tests/cluster/tilt.ts';
 import { percentile } from './clock.ts';
 import { CountingProxy } from './counting-proxy.ts';
-import { startEmbedded } from './embedded.ts';
+import { startLocal } from './local.ts';
 import { draw } from './picture.ts';
 import { changeDependency, changeDockerfile, countBytes, type Rebuild } from './rebuilds.ts';
 import { runRounds, type Figures, type Rounds } from './rounds.ts';
@@ -35,7 +35,7 @@ const orInterrupted = <T>(work: Promise<T>) => Promise.race([work, interrupted])
 /** Creates the cluster if it is missing. @returns whether it did, so that the benchmark removes it */
 async function findCluster(): Promise<boolean> {
   if (process.platform !== 'linux')
-    throw new Refusal('runs only on Linux, where the cluster node has an address');
+    throw new Refusal('runs only on Linux, where this machine reaches the address of the cluster node');
   if (spawnSync('tilt', ['get', 'session']).status === 0) {
     throw new Refusal('Tilt is running. Stop `tilt up` first.');
   }
@@ -119,20 +119,20 @@ async function runChanges(tilt: Tilt, proxy: CountingProxy): Promise<Changes> {
   return { bytes, rebuilds };
 }
 
-/** Measures the same saves without a cluster. */
-async function measureEmbedded(): Promise<Rounds> {
-  const embedded = await orInterrupted(startEmbedded());
+/** Measures saves of each service in local mode. */
+async function measureLocal(): Promise<Rounds> {
+  const local = await orInterrupted(startLocal());
   try {
-    const ways = services.map((service) => serviceWay(embedded.folder, service, embedded.url));
-    return await orInterrupted(runRounds(rounds, { ...embedded, ways, say }));
+    const ways = services.map((service) => serviceWay(local.folder, service, local.url));
+    return await orInterrupted(runRounds(rounds, { ...local, ways, say }));
   } finally {
-    await embedded.stop();
+    await local.stop();
   }
 }
 
-async function report(cluster: Rounds, changes: Changes, embedded: Rounds): Promise<string> {
-  const local = embedded.figures.map((each) => ({ ...each, name: `${each.name}, local` }));
-  const all = [...cluster.figures, ...local];
+async function report(cluster: Rounds, changes: Changes, local: Rounds): Promise<string> {
+  const localFigures = local.figures.map((each) => ({ ...each, name: `${each.name}, local` }));
+  const all = [...cluster.figures, ...localFigures];
   const strips = all.map(({ name, served }) => ({ name, values: served }));
   await writeFile(
     join(root, picture),
@@ -162,30 +162,30 @@ async function report(cluster: Rounds, changes: Changes, embedded: Rounds): Prom
     ];
     return `| ${cells.join(' | ')} |`;
   });
-  const byService = Math.max(...ours.map(p50));
-  const failedRequests = cluster.failed + embedded.failed;
-  const sum = {
+  const slowestP50 = Math.max(...ours.map(p50));
+  const failedRequests = cluster.failed + local.failed;
+  const summary = {
     floorMs: Math.round(floorMs),
-    p50Ms: Math.round(byService),
+    p50Ms: Math.round(slowestP50),
     p95Ms: Math.round(Math.max(...ours.map(({ served }) => percentile(served, 0.95)))),
     plainMs: Math.round(p50(plain!)),
-    p50VsFloor: Number(ratio(byService)),
+    p50VsFloor: Number(ratio(slowestP50)),
     failedRequests,
   };
   return `${machine}; ${rounds} saves each
 
-| way | p50, ms | p95 | worst | p50 to floor's p50 | p95 to it | save to test passed, p50 |
+| way | p50, ms | p95 | worst | p50 / floor's p50 | p95 / floor's p50 | save to test passed, p50 |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 ${lines.join('\n')}
 
-Requests meanwhile: ${cluster.sent} to the cluster, ${cluster.failed} failed; ${embedded.sent} to local processes, ${embedded.failed} failed.
-${[...cluster.failures, ...embedded.failures].map(([failure, times]) => `${times} × ${failure}\n`).join('')}
+Requests meanwhile: ${cluster.sent} to the cluster, ${cluster.failed} failed; ${local.sent} to local processes, ${local.failed} failed.
+${[...cluster.failures, ...local.failures].map(([failure, times]) => `${times} × ${failure}\n`).join('')}
 | change | bytes sent | images built | layers not from the cache | from save to serving |
 | --- | ---: | --- | --- | ---: |
-${changes.bytes.map(({ service, size, bytes }) => `| a line of ${service}'s service.ts (${size} bytes) | ${bytes} | none | none | as above |`).join('\n')}
+${changes.bytes.map(({ service, size, bytes }) => `| a line of service.ts of ${service}, a file of ${size} bytes | ${bytes} | none | none | as above |`).join('\n')}
 ${changes.rebuilds.map(({ what, images, layers, seconds }) => `| ${what} | | ${images.join(', ')} | ${layers.join(', ') || 'none'} | ${seconds.toFixed(1)} s |`).join('\n')}
 
-${JSON.stringify(sum)}
+${JSON.stringify(summary)}
 `;
 }
 
@@ -196,8 +196,8 @@ async function main(): Promise<void> {
   try {
     const cluster = await measureCluster();
     const changes = await measureChanges();
-    const embedded = await measureEmbedded();
-    process.stdout.write(await report(cluster, changes, embedded));
+    const local = await measureLocal();
+    process.stdout.write(await report(cluster, changes, local));
   } finally {
     if (isCreated) execFileSync('scripts/down.sh', { cwd: root, stdio: ['ignore', 2, 2] });
   }

@@ -7,7 +7,7 @@ unset CDPATH
 
 random() { od -An -v -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 
-# Uses create: apply would store the values a second time, in an annotation. The values need no quotes or escapes.
+# Uses create: apply would store the values a second time, in an annotation. The values contain nothing to escape.
 create_unless_there() { # NAMESPACE SECRET KEY VALUE
   local found
   found=$(kube "$1" get secret "$2" --ignore-not-found --output=name)

@@ -74,7 +74,7 @@ test.each<[string, { app?: string; provider?: string }, (string | RegExp)[]]>([
     },
     [
       'rule 3: I2 was charged but is not paid',
-      'rule 4: I2 is unpaid, but its history has 1 charges',
+      'rule 4: I2 is unpaid, but its history has 1 charges with its key, amount and currency',
       'rule 4: I2 was paid, and is now unpaid or has another payment time',
       'rule 5: GBP: invoices paid 0, history 1025, ledger 1025',
     ],

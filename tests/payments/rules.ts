@@ -21,7 +21,8 @@ const ledger = `
   FROM payments`;
 
 /**
- * Returns a row for each broken rule, numbered as in README.md under Payments. $1 is the ledger. $2 and $3 are the
+ * Returns a row for each violation, with the number of the rule in README.md under Payments. A reset that is unfinished
+ * counts as rule 7. $1 is the ledger. $2 and $3 are the
  * snapshot's invoices and events, empty without a snapshot. $4 is whether the provider honours keys.
  */
 const rules = `
@@ -37,8 +38,8 @@ const rules = `
     SELECT 'I' || invoice_id AS invoice, idempotency_key AS key, kind, amount, currency FROM payment_events
     WHERE kind IN ('charged', 'declined')
   ), sums AS (
-    SELECT currency, sum(invoiced) AS invoiced, sum(told) AS told, sum(charged) AS charged FROM (
-      SELECT currency, amount AS invoiced, 0 AS told, 0 AS charged FROM invoices WHERE paid_at IS NOT NULL
+    SELECT currency, sum(invoiced) AS invoiced, sum(recorded) AS recorded, sum(charged) AS charged FROM (
+      SELECT currency, amount AS invoiced, 0 AS recorded, 0 AS charged FROM invoices WHERE paid_at IS NOT NULL
       UNION ALL SELECT currency, 0, amount, 0 FROM events WHERE kind = 'charged'
       UNION ALL SELECT currency, 0, 0, amount FROM charges
         WHERE invoice NOT IN (SELECT invoice FROM invoices WHERE unknown_at IS NOT NULL)
@@ -57,14 +58,14 @@ const rules = `
   SELECT 3, format('%s was charged but is not paid', c.invoice)
   FROM charges AS c LEFT JOIN invoices AS i USING (invoice) WHERE paid_at IS NULL AND unknown_at IS NULL
   UNION ALL
-  SELECT 3, format('%s was sent without a key, but its unknown outcome is not reported', invoice)
+  SELECT 3, format('%s was sent to a provider that ignores keys, but its unknown outcome is not reported', invoice)
   FROM invoices WHERE asked_at IS NOT NULL AND unknown_at IS NULL
   UNION ALL
   SELECT 3, format('%s has an unknown outcome although the provider honours keys', invoice)
   FROM invoices WHERE asked_at IS NOT NULL AND $4::boolean
 
   UNION ALL
-  SELECT 4, format('%s is %s, but its history has %s charges', i.invoice,
+  SELECT 4, format('%s is %s, but its history has %s charges with its key, amount and currency', i.invoice,
     CASE WHEN paid_at IS NULL THEN 'unpaid' ELSE 'paid' END, count(e.key))
   FROM invoices AS i LEFT JOIN events AS e
     ON (e.invoice, e.kind, e.amount, e.currency) = (i.invoice, 'charged', i.amount, i.currency) AND e.key = i.key
@@ -79,8 +80,8 @@ const rules = `
   WHERE NOT EXISTS (SELECT FROM payment_events AS e WHERE e.id = was.id AND e::text = was.event)
 
   UNION ALL
-  SELECT 5, format('%s: invoices paid %s, history %s, ledger %s', currency, invoiced, told, charged)
-  FROM sums WHERE invoiced <> told OR told <> charged
+  SELECT 5, format('%s: invoices paid %s, history %s, ledger %s', currency, invoiced, recorded, charged)
+  FROM sums WHERE invoiced <> recorded OR recorded <> charged
 
   UNION ALL
   SELECT 6, format('attempt %s of %s ended %s times', key, min(invoice), count(*))
@@ -101,10 +102,10 @@ const rules = `
   ORDER BY rule, line`;
 
 /**
- * Checks the seven rules, once nothing is in flight and recovery finds nothing left.
+ * Checks the seven rules. Nothing may be in flight, and recovery must have finished.
  * @param before a snapshot: its paid invoices and its history must be unchanged
  * @param keys whether the provider honours keys; if not, an unknown outcome is reported and never retried
- * @returns one line for each broken rule, such as `rule 1: I5 was charged 2 times`
+ * @returns one line for each violation, such as `rule 1: I5 was charged 2 times`
  */
 export async function brokenRules(
   { app, provider }: Sessions,

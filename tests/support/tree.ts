@@ -67,7 +67,7 @@ export async function linkPackages(copy: string): Promise<void> {
 export const ownServices: readonly string[] = paying;
 
 /**
- * Removes the services that a user has added to this tree from a copy. A test that adds a service then always starts
+ * Removes from a copy the services that a user has added to this tree. A test that adds a service then always starts
  * from the same tree.
  */
 export async function removeAddedServices(copy: string): Promise<void> {

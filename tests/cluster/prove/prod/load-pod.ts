@@ -8,7 +8,7 @@ export interface LoadOptions {
   workers?: number;
   /** The pause between two requests of one worker, in milliseconds. */
   pause?: number;
-  /** Only reads invoices, over kept connections. */
+  /** Only reads invoices, over keep-alive connections. */
   only?: 'kept';
   /** The node to run on; any node if omitted. */
   node?: string;
@@ -18,8 +18,8 @@ const namespace = 'ingress';
 const name = 'load';
 
 /**
- * Starts a pod that calls invoice-app through its Service, in the place of the ingress controller. It runs the image of
- * invoice-app, which every node has.
+ * Starts a pod that calls invoice-app through its Service. It has the namespace and label of Traefik, as invoice-app's
+ * network policy admits nobody else. It runs the image of invoice-app, which every node has.
  */
 export async function startLoad(options: LoadOptions): Promise<void> {
   await stopLoad();

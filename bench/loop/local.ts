@@ -18,7 +18,7 @@ export interface Embedded {
 }
 
 /** Starts it and waits until the payment test has passed. */
-export async function startEmbedded(): Promise<Embedded> {
+export async function startLocal(): Promise<Embedded> {
   const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
   // Postgres does not run as root, and has to reach its files in this folder.
   await chmod(temporary, 0o711);
