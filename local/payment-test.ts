@@ -66,7 +66,7 @@ function start(savedAt?: number): Run {
   for (const stream of [child.stdout, child.stderr]) {
     createInterface({ input: stream }).on('line', (line) => {
       if (line.startsWith('ok 1 ')) servedAt = performance.now();
-      // A test run by hand comes first and may take a while, so this line is printed now.
+      // This run waits for a test that was started by hand, which may take a while, so this line is printed now.
       if (isVerbose || line.startsWith('# waiting')) say(line);
       else lines.push(line);
       if (line.startsWith('ok ')) passed.push(line);

@@ -41,7 +41,7 @@ export async function roomInMemory(): Promise<number> {
 }
 
 /**
- * Creates a folder in memory, which creates databases and tables several times faster than most disks. Returns
+ * Creates a folder in memory, where databases and tables are created several times faster than on most disks. Returns
  * undefined if the system has too little room there, as many containers do. Programs stay on the disk, because some
  * systems mount this memory without the right to execute.
  */
@@ -68,7 +68,10 @@ async function removeLeftMemory(): Promise<void> {
   }
 }
 
-/** For root, the data are outside of the clone, which only root may be able to read. The clone stores their path. */
+/**
+ * Returns the folder for kept data: the given one, in the clone. Root's Postgres runs as another user, who may not be
+ * able to read the clone, so root gets a folder outside of it. The given folder stores its path.
+ */
 export async function keptHome(folder: string, user: User | undefined): Promise<string> {
   await fs.mkdir(folder, { recursive: true, mode: 0o700 });
   if (!user) return await fs.realpath(folder);

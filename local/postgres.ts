@@ -216,7 +216,7 @@ async function launch({
     'listen_addresses=127.0.0.1',
     'unix_socket_directories=',
     `port=${port}`,
-    // SCRAM's iterations protect weak passwords, at the cost of each connection. These passwords are random.
+    // SCRAM's iterations protect weak passwords, but slow down each connection. These passwords are random.
     'scram_iterations=1',
     ...settings,
   ];

@@ -529,13 +529,14 @@ test('reports all ports in use at once', async () => {
   for (const server of servers) server.close();
 });
 
-/** Runs a command in its own mount namespace, where the clone is read-only. */
-const readOnly = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c'];
-const mountAndUp = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0"';
+/** Runs a shell script in its own mount namespace. */
+const inMountNamespace = ['unshare', '--user', '--map-root-user', '--mount', 'sh', '-c'];
+/** Makes the folder `$0` read-only in that namespace, and enters it. */
+const enterReadOnly = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && cd "$0"';
 
 test.runIf(canMount())('reports a read-only checkout in one line', async () => {
-  const [file, ...args] = readOnly;
-  const child = spawn(file!, [...args, `${mountAndUp} && make up 2>&1`, clone], { env });
+  const [file, ...args] = inMountNamespace;
+  const child = spawn(file!, [...args, `${enterReadOnly} && make up 2>&1`, clone], { env });
   const output = await readAll(child.stdout);
   expect(output).toMatch(
     /^up +\| .*\.payloop cannot be written to \(EROFS\), and make up keeps its data there: /m,
@@ -544,8 +545,8 @@ test.runIf(canMount())('reports a read-only checkout in one line', async () => {
 });
 
 function canMount(): boolean {
-  const [file, ...args] = readOnly;
-  return spawnSync(file!, [...args, mountAndUp, os.tmpdir()]).status === 0;
+  const [file, ...args] = inMountNamespace;
+  return spawnSync(file!, [...args, enterReadOnly, os.tmpdir()]).status === 0;
 }
 
 test('without Docker, OVERLAY=prod and make down print one line each', { timeout: 60_000 }, async () => {

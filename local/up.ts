@@ -131,7 +131,7 @@ async function main(): Promise<void> {
   }
 }
 
-/** Exits if the list cannot be read: every line of output is padded to the longest name in it. */
+/** Exits if the list cannot be read. Prints the reason itself, because `say` needs the names in the list. */
 function readList(): Listed[] {
   try {
     return readServices();
