@@ -23,7 +23,7 @@ interface Line {
 
 /** Consecutive phases, each with a pattern: the last line that matches it ends the phase. */
 const phases: [string, RegExp][] = [
-  ['the packages of the tools (npm ci)', /^make up: cluster/],
+  ['the packages (npm ci) and missing tools', /^make up: cluster/],
   ['the cluster and its registry', /^Tilt started on/],
   ['Tilt, its Tiltfile, namespaces', /namespaces │ .*DONE IN/],
   ['images are built', /STEP 2\/3/],

@@ -39,7 +39,7 @@ export interface Rebuild {
   seconds: number;
 }
 
-/** Adds a package to the provider that invoice-app already uses. */
+/** Adds a package that invoice-app already uses to the dependencies of payment-provider. */
 export function changeDependency(tilt: Tilt, url: string): Promise<Rebuild> {
   const [app, provider] = services;
   const manifest = join(tilt.folder, `services/${provider}/package.json`);
