@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests in a cluster, for `make ci` and pipelines: creates the cluster, runs `tilt ci` and the tests of
 # tests/cluster, and removes the cluster. OVERLAY is dev or prod. On failure it prints why pods are not ready. With
-# PROVE=yes it runs the long tests of tests/cluster/prove/ for the overlay.
+# PROVE=yes it runs the long tests in tests/cluster/prove/OVERLAY instead, and OVERLAY is flaky or prod.
 #
 # A cluster that already existed stays, with its volumes and Secrets; `tilt down` removes the objects of `tilt ci`. The
 # script refuses to start while `tilt up` runs, since both would change the same pods. It queries Tilt's API for a
@@ -26,7 +26,7 @@ check_machine() {
   local tool
   local -a tools=(kubectl kind ctlptl tilt kustomize)
   [[ $overlay != prod ]] || tools+=(kube-score)
-  command -v node >/dev/null || fail "Node's packages are not installed: run \`make ci\`, which installs them"
+  command -v node >/dev/null || fail "node is not on the PATH: run \`make ci\`, which puts it there"
   PATH=$(node --import tsx scripts/tools.ts "${tools[@]}")
   tools=(docker curl jq)
   [[ $overlay != prod ]] || tools+=(openssl)

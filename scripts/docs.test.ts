@@ -1,4 +1,4 @@
-// Checks that the commands, links and paths in README and docs/ exist.
+// Checks that the commands, links and paths in all Markdown pages exist, and that figures name how they were measured.
 import { existsSync, readFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { describe, expect, test } from 'vitest';

@@ -14,7 +14,7 @@ fail() {
   exit 1
 }
 
-# The range of oxlint and rolldown: on an older Node npm silently leaves out their bindings.
+# Node's versions are those that oxlint and rolldown support: on an older one npm silently leaves out their bindings.
 check_host() {
   local tool version major minor
   [[ $PWD != *:* ]] || fail "the path of this folder has a colon, which PATH cannot hold: move it ($PWD)"
@@ -35,7 +35,7 @@ hint() {
 }
 
 # Creates the link here, as npm before 11.6.2 drops node_modules/.bin/node (https://github.com/npm/cli/issues/4362).
-# Tries to run each Node: npm's need glibc, which Alpine and NixOS do not have in its usual place.
+# Tries to run each Node: those from npm need glibc, which Alpine and NixOS do not have in its usual place.
 link_node() {
   local candidate reason='npm has none for this system'
   mkdir -p "${node%/*}" || fail "${node%/*} cannot be created: payloop needs a folder that it can write to"
