@@ -160,7 +160,6 @@ class Bench {
     await this.#database.transaction((query) => resetInvoices(query, (fill) => seed(fill, invoices)));
     await this.#ledger.query('TRUNCATE payments');
     await this.#app.query('VACUUM ANALYZE');
-    await this.#app.query('CHECKPOINT').catch(() => {});
   }
 
   async #countUnpaid(): Promise<number> {

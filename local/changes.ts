@@ -12,6 +12,8 @@ const needed = [
   {
     files: [
       'libraries/chassis/dev/*',
+      // The gateway imports it.
+      'libraries/chassis/src/source.ts',
       'local/*.ts',
       'local/*.sh',
       'scripts/services.ts',

@@ -305,9 +305,22 @@ async function remember(groups: Group[]): Promise<void> {
 async function stopLeftovers(): Promise<void> {
   const text = await fs.readFile(stateFile(), 'utf8').catch(() => undefined);
   if (text === undefined) return;
-  const known: { owner: number; groups: number[] } = JSON.parse(text);
+  const known = parseState(text);
   await Promise.all(known.groups.map((pid) => stopLeftover(pid, known.owner)));
   await fs.rm(stateFile(), { force: true });
+}
+
+/** @throws {UpError} when the text is not what `remember` writes, as after a power loss */
+function parseState(text: string): { owner: number; groups: number[] } {
+  try {
+    const { owner, groups } = JSON.parse(text);
+    if ([owner, ...groups].every(Number.isInteger)) return { owner, groups };
+  } catch {
+    // Reported below.
+  }
+  throw new UpError(
+    `${stateFile()} is damaged: stop what an earlier make up left running here, and delete it`,
+  );
 }
 
 async function stopLeftover(pid: number, owner: number): Promise<void> {

@@ -53,12 +53,12 @@ test('sends the headers for displayed documents with GET and HEAD only', async (
 
 const payment = '{"id":"I1","value":1,"currency":"EUR"}';
 const posts = () => [
-  { url: `${app.url}/invoices/pay`, name: 'invoice-app' },
-  { url: `${app.url}/reset`, name: 'invoice-app' },
-  { url: `${app.url}/rest/v1/invoices/pay`, name: 'invoice-app' },
-  { url: `${provider.url}/payments/pay`, name: 'payment-provider' },
-  { url: `${provider.url}/rest/v1/payments`, name: 'payment-provider' },
-  { url: `${provider.url}/reset`, name: 'payment-provider' },
+  `${app.url}/invoices/pay`,
+  `${app.url}/reset`,
+  `${app.url}/rest/v1/invoices/pay`,
+  `${provider.url}/payments/pay`,
+  `${provider.url}/rest/v1/payments`,
+  `${provider.url}/reset`,
 ];
 
 describe('a POST without Sec-Fetch-Site', () => {
@@ -73,7 +73,7 @@ describe('a POST without Sec-Fetch-Site', () => {
     ['an empty origin', '', 'localhost:8081'],
     ['an origin that is not a URL', 'localhost:8081', 'localhost:8081'],
   ])('gets 403 from %s: Origin %j, Host %j', async (_name, origin, host) => {
-    for (const { url } of posts()) {
+    for (const url of posts()) {
       expect(await send(url, 'POST', { Origin: origin, Host: host }, payment)).toEqual({
         status: 403,
         body: '{"error":"cross-origin requests are not allowed"}',
@@ -107,7 +107,7 @@ describe('a POST without Sec-Fetch-Site', () => {
 
 test('Sec-Fetch-Site takes precedence over Origin', async () => {
   const same = { Origin: 'http://localhost:8081', Host: 'localhost:8081' };
-  for (const { url } of posts()) {
+  for (const url of posts()) {
     const refused = await send(url, 'POST', { ...same, 'Sec-Fetch-Site': 'cross-site' }, payment);
     expect(refused.status).toBe(403);
   }
@@ -150,7 +150,7 @@ describe('the Host header in development', () => {
   );
 
   test.each(wrongNames)('%s gets 421 on every route', async (host) => {
-    for (const { url } of [...posts(), { url: `${app.url}/invoices` }, { url: `${app.url}/` }]) {
+    for (const url of [...posts(), `${app.url}/invoices`, `${app.url}/`]) {
       for (const method of ['GET', 'POST']) {
         expect(await send(url, method, { Host: host }, method === 'POST' ? payment : '')).toEqual({
           status: 421,

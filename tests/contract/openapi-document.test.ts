@@ -101,7 +101,7 @@ test.each<[string, RecordedRequest, RecordedResponse, RegExp]>([
     'an invalid query that is accepted',
     get('/items/1?size=l'),
     item,
-    /^accepted although invalid: .*size|parameters\/1/,
+    /^accepted although invalid: .*parameters\/1/,
   ],
   ['an invalid path that is accepted', get('/items/x'), item, /^accepted although invalid: .*parameters\/0/],
   [
