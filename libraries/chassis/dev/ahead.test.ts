@@ -58,7 +58,7 @@ async function start(work: Work) {
   };
 }
 
-/** Runs main.ts, linked before an edit, after that edit. Checks that a cold start has the same outcome. */
+/** Links main.ts, then edits, then runs it. Checks that a cold start after the edit has the same outcome. */
 async function afterEdit(edit: () => void, more: Partial<Work> = {}): Promise<Outcome> {
   const main = urlOf('main.ts');
   const ahead = await start({ main, ahead: [main], ...more });

@@ -41,7 +41,7 @@ test('the cache is in the folder of the sources, accessible to this user only', 
 /** Puts a file in place of the folder, so that not even root can create one there. */
 const closeRoot = () => writeFileSync(join(root, '.payloop'), '');
 
-test('the cache is in the temporary folder if that folder cannot be created, accessible to this user only', () => {
+test('the cache is in the temporary folder, accessible to this user only, if the sources are read-only', () => {
   closeRoot();
   expect(compileCache(root)).toBe(own());
   expect(modeOf(own())).toBe('700');
@@ -154,7 +154,7 @@ test('make keeps its caches of code out of the temporary folder', () => {
       env: from,
     });
   run(outer);
-  // By default both tools use it.
+  // By default, Node and tsx both put their caches there.
   expect(readdirSync(shared).toSorted()).toEqual(['node-compile-cache', `tsx-${process.getuid?.()}`]);
   for (const name of readdirSync(shared)) rmSync(join(shared, name), { recursive: true });
   run({

@@ -203,7 +203,7 @@ describe('answers HTTP/1.0 requests and `Connection: close` as the service itsel
     },
   );
 
-  test('a real service gets the same answers and refusals without a Host', async () => {
+  test('without a Host, a real service gives the same responses through the gateway as directly', async () => {
     const { url } = await provider();
     const service = Number(new URL(url).port);
     const port = await gateway(async () => service);

@@ -36,7 +36,7 @@ export function greet({ name }: Who): string { const word: string = '${word}';
   const both: string = word + ' ' + name; return both as string;
 }
 `;
-const stop = 4;
+const breakpointLine = 4;
 
 let root: string;
 let file: string;
@@ -80,7 +80,7 @@ async function save(content: string): Promise<void> {
 }
 
 /** Attaches a debugger and sends a request that stops at the given line. */
-async function stopped(line = stop) {
+async function stopped(line = breakpointLine) {
   const attached = await Debugger.attach(port);
   expect(await attached.breakAt(pathToFileURL(file).href, line)).toEqual([line]);
   const paused = attached.paused();
@@ -99,7 +99,7 @@ test('a breakpoint in a TypeScript source stops a request before and after a sav
 
   await save(`// one line more\n${greet('bye')}`);
   await attached.closed;
-  const again = await stopped(stop + 1);
+  const again = await stopped(breakpointLine + 1);
   expect(await again.pause.evaluate('[word, name]')).toEqual(['bye', 'you']);
   await again.attached.resume();
   expect(await again.answer).toBe('bye you');
@@ -139,7 +139,7 @@ test('does not reset a debugger that is still sending, which would end a port fo
   expect(errors).toEqual([]);
 });
 
-test('each file is one script, even if no save changed it, so that its breakpoints bind', async () => {
+test('after a save, unchanged files have the same URLs as before, so that their breakpoints bind', async () => {
   await start({ inspect: true });
   for (const word of ['bye', 'hello again']) {
     // Waits for the standby process to load its packages.

@@ -323,7 +323,7 @@ test('finds an unreported change within two seconds, and calls onMissed', async 
   await expect.poll(() => missed).toBe(1);
 });
 
-test('names an entry that cannot be read once, and again when it comes back', async () => {
+test('reports an unreadable entry by name once, and again when it comes back', async () => {
   reloader.start();
   await served('one');
   const link = join(root, 'services/toy/src/gone.ts');
@@ -362,7 +362,7 @@ test('restarts code that crashes while it serves', async () => {
   ]);
 });
 
-test('requests fail until a first save starts', async () => {
+test('requests fail until a save has code that starts', async () => {
   await write('word.ts', 'const = 1;');
   reloader.start();
   await expect(reloader.serving()).rejects.toThrow('toy does not start, see its log');

@@ -15,7 +15,7 @@ import { hashSource } from '../src/source.ts';
 
 const original = resolve(import.meta.dirname, '../../..');
 
-/** Like the services, it fixes the hash of its sources before it loads them. */
+/** Like the services, it computes the hash of its sources before it loads them. */
 const main = `
 import { createServer } from 'node:http';
 import { resolve } from 'node:path';
@@ -179,7 +179,7 @@ test('serves metrics on one port across saves, and starts even if that port is i
 
 /**
  * Saves until nodemon reports a save. The log then names the file, which a poll does not know. The first saves may come
- * before nodemon watches. If it went blind, a poll finds the first one.
+ * before nodemon watches. If nodemon is blind, a poll finds the first save, and nodemon is restarted.
  */
 async function isReported(): Promise<boolean> {
   for (let attempt = 1; attempt <= 15; attempt += 1) {
@@ -333,7 +333,7 @@ describe('nodemon is restarted', () => {
     for (const times of [1, 2]) {
       process.kill(await toy.nodemon(), 'SIGKILL');
       await toy.says(/toy: nodemon exited \(SIGKILL\) and is restarted\. Until it watches/);
-      // Waits for nodemon to restart without a save that it misses.
+      // Saves nothing before nodemon has restarted by itself: a missed save would restart it too.
       await toy.nodemon();
       toy.write('word.ts', wordOf(`${times} found`));
       await toy.serves();

@@ -192,7 +192,7 @@ class Link {
   }
 
   /** Accepts new connections from now on and never responds. */
-  refuseNew(): void {
+  ignoreNew(): void {
     this.#mute = true;
   }
 
@@ -316,7 +316,7 @@ test(
     await database.opened;
     await link.cut();
     await link.mend();
-    link.refuseNew();
+    link.ignoreNew();
     const failures = await Promise.allSettled([database.query('SELECT 1'), database.query('SELECT 1')]);
     expect(failures.map((failure) => (failure as PromiseRejectedResult).reason.name)).toEqual([
       'DatabaseUnavailable',

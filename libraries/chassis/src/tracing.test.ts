@@ -236,7 +236,7 @@ test('links a payment run to all requests that share it, and a statement to all 
   collector.close();
   const numberOf = (name: string) => collector.spans.filter((span) => span.name === name).length;
   expect(numberOf('run')).toBe(2);
-  // As many statements as may be in flight, and one more for all charges that arrive meanwhile.
+  // Once the maximum number of statements is in flight, all further charges share the next one.
   expect(numberOf('store')).toBeLessThan(12);
   /** Whether a request's trace, or one that it links to, has a span of this name. */
   const leadsTo = (name: string, traceId: string) => {
