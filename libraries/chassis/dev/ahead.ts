@@ -6,8 +6,8 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 const mark = '?ahead';
 
 /**
- * How old a file's last change must be, in milliseconds, for the next change to have another time. This and `stateOf`
- * are as in ../src/source.ts, which must not be imported before it is linked.
+ * How old a file's last change must be, in milliseconds, so that the next change gets a different timestamp. This value
+ * and the fields in `stateOf` are as in ../src/source.ts, which must not be imported before it is linked.
  */
 const timeStep = 1_000;
 
@@ -24,8 +24,8 @@ interface Module {
  * leaves no state behind. If they do not link, or one is neither TypeScript nor JSON, everything is loaded later as in
  * a cold start, with the same errors. Import no source file before the promise resolves.
  * @param urls of files, before symlinks are resolved
- * @returns a function to call before the code is imported. From then on, the linked modules are used that are unchanged
- * on disk together with all their imports. All others are loaded again.
+ * @returns a function to call before the code is imported. From then on, a linked module is used if it and all its
+ * imports are unchanged on disk. All others are loaded again.
  */
 export async function linkAhead(urls: string[]): Promise<() => void> {
   /** By URL, without the mark. */
@@ -40,13 +40,16 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
   );
   const entry = `data:text/javascript,${encodeURIComponent(imports.join(''))}`;
 
-  /** Node remembers the packages of a linked file, by its URL with the mark. A file of a package may be deleted since. */
+  /**
+   * Resolves a package. Node remembers the results for a linked file under its URL with the mark. If the file is loaded
+   * again, that URL finds them without a new search. If a file found has been deleted since, Node searches again.
+   */
   const resolvePackage: ResolveHookSync = (specifier, context, next) => {
     const { parentURL = '' } = context;
     if (!modules.has(parentURL)) return next(specifier, context);
     const resolved = next(specifier, { ...context, parentURL: parentURL + mark });
     if (!isSource(resolved.url) || follow(resolved.url) !== undefined) return resolved;
-    // With the parent named, as Node would use that of the call before.
+    // Names the parent: otherwise Node would use the parent of the previous call.
     return next(specifier, { ...context, parentURL });
   };
   const hooks = registerHooks({

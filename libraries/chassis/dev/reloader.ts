@@ -11,7 +11,7 @@ const fastPoll = { for: 3_000, every: 100 };
 const slowPollInterval = 1_000;
 /** How long a watcher may take to report a change before it counts as blind, in milliseconds. */
 const watcherDelay = 300;
-/** How long sources must stay unchanged to count as completely written, in milliseconds: a writer may pause in a file. */
+/** How long sources must stay unchanged to count as completely written, in milliseconds: writers pause midway. */
 const settleTime = 500;
 /** How long a problem must last to be printed, in milliseconds: a checkout removes folders for a moment. */
 const problemDelay = 400;
@@ -75,7 +75,7 @@ export class Reloader {
     const end = performance.now() + servingTimeout;
     while (this.#serving === undefined) {
       const { service } = this.#options;
-      // Includes the hash: the payment test checks that it is the code that it waits for.
+      // Includes the hash, so that the payment test can tell whether this is the code that it waits for.
       if (this.#broken !== undefined && !this.#next)
         throw new Error(`${service} does not start, see its log (source ${this.#broken})`);
       const left = end - performance.now();

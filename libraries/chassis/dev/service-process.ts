@@ -6,7 +6,7 @@ import { compileCache } from './compile-cache.ts';
 
 /**
  * How long SIGTERM is delayed for requests on their way to a process, in milliseconds. SIGTERM resets connections that
- * the process has not accepted yet. It still answers those that it has accepted.
+ * the process has not accepted yet. The process still answers requests on those that it has accepted.
  */
 const holdTimeout = 2_000;
 /** How long after SIGTERM a process is killed, in milliseconds: longer than the 30 s that the chassis allows itself. */
@@ -34,7 +34,7 @@ export class ServiceProcess {
   readonly #stopping = new AbortController();
   #holds = 0;
   /** The standard error of the process before `forwardStderr`; undefined after. */
-  #held: Buffer[] | undefined = [];
+  #heldStderr: Buffer[] | undefined = [];
   readonly #released = new EventEmitter();
   /** The hash of the sources passed to `load`. */
   source: string | undefined;
@@ -53,14 +53,14 @@ export class ServiceProcess {
   constructor({ root, service, inspect }: ServiceProcessOptions) {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
-    // The cache keeps the compiled code and the stripped types of earlier processes.
+    // The cache spares processes from stripping types and compiling again what an earlier process has.
     const env = { ...process.env, PORT: '0', METRICS_PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
     const file = join(import.meta.dirname, 'child.ts');
     const stdio: StdioOptions = ['ignore', 1, 'pipe', 'ipc'];
     this.#child = fork(file, [service], { cwd: root, env, execArgv: flags, stdio });
     this.#child.stderr?.on('data', (chunk: Buffer) => {
-      if (this.#held === undefined) process.stderr.write(chunk);
-      else this.#held.push(chunk);
+      if (this.#heldStderr === undefined) process.stderr.write(chunk);
+      else this.#heldStderr.push(chunk);
     });
     this.exited = new Promise((resolve) => {
       this.#child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`));
@@ -92,10 +92,10 @@ export class ServiceProcess {
     this.#send({ failed: source ?? null });
   }
 
-  /** Forwards standard error, from its start. The output is held until it is known whether this process counts. */
+  /** Forwards standard error, from its start. It is held until this call: a discarded process must print nothing. */
   forwardStderr(): void {
-    for (const chunk of this.#held ?? []) process.stderr.write(chunk);
-    this.#held = undefined;
+    for (const chunk of this.#heldStderr ?? []) process.stderr.write(chunk);
+    this.#heldStderr = undefined;
   }
 
   /** Resolves once all standard error of an exited process has been read, or after `stderrTimeout`. */

@@ -110,14 +110,14 @@ function readDatabaseUrl(config: SharedConfig): string {
     throw new ConfigError('DATABASE_URL or DATABASE_URL_FILE must be set, and only one of them');
   }
   const name = file === undefined ? 'DATABASE_URL' : 'DATABASE_URL_FILE';
-  const url = direct ?? readFirstLine(file!);
+  const url = direct ?? readTrimmed(file!);
   if (!/^postgres(ql)?:$/.test(URL.parse(url)?.protocol ?? '')) {
     throw new ConfigError(`${name} must hold a URL such as postgres://user:password@host:5432/database`);
   }
   return url;
 }
 
-function readFirstLine(file: string): string {
+function readTrimmed(file: string): string {
   try {
     return readFileSync(file, 'utf8').trim();
   } catch (error) {

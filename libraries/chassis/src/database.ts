@@ -24,8 +24,8 @@ export class DatabaseBusy extends DatabaseUnavailable {
 
 /**
  * Runs one statement, in the pool or in a transaction.
- * @param name prepares the statement under this name: Postgres then plans it once for each connection. Only for
- * statements whose best plan is the same for all values
+ * @param name prepares the statement under this name: Postgres then parses it once for each connection, and may reuse
+ * its plan. Only for statements whose best plan is the same for all values
  */
 export type Query = <R extends pg.QueryResultRow>(
   text: string,
@@ -42,7 +42,7 @@ export interface Migration {
 export interface DatabaseOptions {
   url: string;
   migrations: Migration[];
-  /** Runs after the last migration, in the same transaction. */
+  /** Runs after missing migrations, in the same transaction. May run again: it must do nothing if the data is there. */
   seed?: (query: Query) => Promise<void>;
   log: Log;
   service: string;

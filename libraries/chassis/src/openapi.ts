@@ -118,7 +118,7 @@ export const describeRequestId = (): Addition => ({
   headers: z.object({
     'X-Request-Id': z.string().optional().meta({
       description:
-        'Identifies the request in the logs of both services; generated unless 1 to 64 characters of A-Za-z0-9_.-',
+        'Identifies the request in the logs of all services; generated unless 1 to 64 characters of A-Za-z0-9_.-',
     }),
   }),
   responseHeaders: z.object({ 'X-Request-Id': z.string() }),

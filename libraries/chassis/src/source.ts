@@ -90,12 +90,12 @@ function collect(found: Found, folder: string, above: string[]): void {
 
 /** Digests of files by path, with the state of the file that they belong to. */
 const known = new Map<string, { state: string; text: string }>();
-/** How old a file's last change must be, in milliseconds, for the next change to have another time. */
+/** How old a file's last change must be, in milliseconds, so that the next change gets a different timestamp. */
 const timeStep = 1_000;
 
 /**
  * The hash in the format of sha256sum, without the name; empty if the file cannot be read. A file that has not changed
- * is not read again, as its hash is needed twice on the way of a save.
+ * is not read again, because each save needs the hash twice.
  */
 function digest(found: Found, { path, stats }: { path: string; stats: Stats }): string {
   const { dev, ino, size, mtimeMs, ctimeMs } = stats;
