@@ -70,7 +70,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
 
   test('the last of two saves within a second is served', async () => {
     const from = tilt.log.length;
-    // Both saves fall in the same second of the clock, because Tilt gives copied files times of whole seconds.
+    // Both saves must fall in the same second of the clock: Tilt gives copied files times of whole seconds.
     await setTimeout(1_050 - (Date.now() % 1_000));
     await append(tilt, 'services/invoice-app/src/main.ts', '// the first\n');
     await setTimeout(500);

@@ -61,7 +61,7 @@ test.each(services)('%s runs with the restrictions of its manifest', async (serv
     root: 'EROFS',
     app: 'EROFS',
     tmp: true,
-    // A token for the API server.
+    // The token that Kubernetes mounts by default.
     token: false,
   });
 });

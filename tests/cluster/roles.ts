@@ -86,7 +86,7 @@ const forbidden: Rights = [
   ],
   [['*'], ['*']],
 ];
-/** Rights on cluster-scoped resources or on all namespaces that no group has. */
+/** Rights that no group has on cluster-scoped resources or on all namespaces. */
 const forbiddenEverywhere: Rights = [
   [[...write, 'delete'], ['namespaces']],
   [['list'], ['nodes', 'secrets', 'pods']],
@@ -111,7 +111,7 @@ export const allowed = groups.flatMap((group) =>
   namespaces.flatMap((namespace) => cases(rights[group]?.[namespace] ?? [], namespace, group, true)),
 );
 
-/** The rights of a team, which it must not have in other namespaces, and those that no group has. */
+/** The rights that some group has in some namespace, and those that no group has. Refused where not granted. */
 const restricted: Rights = [...deploy, ...debug, ...access, ...forbidden];
 export const refused = groups.flatMap((group) =>
   namespaces

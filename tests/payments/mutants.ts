@@ -337,7 +337,7 @@ export const mutants: Mutant[] = [
     tests: [`${app}/payments.test.ts`],
   },
   {
-    name: 'a lease lasts longer by the time that the clock went back',
+    name: 'a lease outlasts its term after the clock has gone back',
     changes: [
       [
         `${app}/batches.ts`,

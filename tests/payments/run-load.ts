@@ -19,7 +19,7 @@ const load = { readers: 200, streams: 200, pays: 50 };
 const rounds = 3;
 /** How long a reader pauses after each chunk, in milliseconds, so that one list takes minutes. */
 const readerPause = 100;
-/** How long the kubelet waits for `/readyz`, and how often the load probes it, in milliseconds. */
+/** How long the kubelet waits for `/readyz`, and how often this script probes it, in milliseconds. */
 const probe = { timeout: 2_000, interval: 100 };
 /** The longest time that payments may take under load, as a multiple of their time alone. */
 const maxSlowdown = 2;

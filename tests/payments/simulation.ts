@@ -123,7 +123,7 @@ interface Request {
   provider?: ProviderReplica;
 }
 
-/** Returns statements that create the data of a run, with or without triggers. */
+/** Returns statements that create the data of a run: in our sessions without triggers, in a reset with them. */
 const dataOf = (firstId: number) => [
   `INSERT INTO customers VALUES (1, 'EUR') ON CONFLICT DO NOTHING`,
   `INSERT INTO invoices (id, customer_id, amount, currency)

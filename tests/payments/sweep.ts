@@ -30,8 +30,9 @@ const refused = 2;
 /** How long each part of a case may take, in milliseconds. */
 const patience = 20_000;
 
-/** Failpoints only at a provider that ignores keys, and only at one that honours them: retries need keys. */
+/** Failpoints covered only at a provider that ignores keys. */
 const keyless: readonly string[] = ['mark', 'unmark', 'list unknown'];
+/** Failpoints of retries, which need keys. Only retries make a batch last until a heartbeat. */
 const keyed: readonly string[] = ['renew', 'look up', 'heartbeat', 'keep'];
 
 /** Failpoints of a reset, which does not depend on the form: one form is enough. */
@@ -43,7 +44,7 @@ const ofReset: readonly string[] = [
   'finish reset',
 ];
 
-/** Returns the form that covers this failpoint alone; undefined if any form can cover it. */
+/** Returns the only form in which sweep.test.ts covers this failpoint; undefined if any form may cover it. */
 export function onlyForm(name: string): Form | undefined {
   if (keyless.includes(name)) return 'keyless';
   return keyed.includes(name) || ofReset.includes(name) ? 'array' : undefined;

@@ -182,7 +182,7 @@ test(
       ),
     );
     await waitUntilServed(tilt, seconds);
-    // No rebuild or live update is left that would change it again.
+    // A late rebuild or live update would change it again.
     await setTimeout(5_000);
     expect(await runningSources()).toEqual(folderSources(tilt));
   },

@@ -72,7 +72,7 @@ function addInvoices(count: number) {
   );
 }
 
-/** The responses to payment runs that neither paid, nor found the provider or the database away. */
+/** The responses other than 200, 502 (the provider gave no definite answer) and 503 (the database is unavailable). */
 const unexpected = new Set<string>();
 
 /**
