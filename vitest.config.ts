@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['{services,libraries,tests,scripts,local}/**/*.test.ts'],
-    // They need a cluster, a browser or minutes: make ci, make test-page, make test-install, make test-service.
+    // These tests need a cluster, a browser or minutes: make ci, make test-page, make test-install, make test-service.
     exclude: [
       '**/node_modules/**',
       'tests/{cluster,install,service}/**',
@@ -14,7 +14,7 @@ export default defineConfig({
     // `@module-tag slow`, one test with `{ tags: ['slow'] }`.
     tags: [{ name: 'slow', description: 'starts processes, waits for real timeouts, or loads the machine' }],
     globalSetup: ['tests/support/postgres.ts'],
-    // More than there are cores: most tests wait for a process, a timeout or the database.
+    // Also on fewer cores: most tests wait for a process, a timeout or the database.
     maxWorkers: 6,
     testTimeout: 30_000,
     hookTimeout: 30_000,
