@@ -39,7 +39,7 @@ test('Antaeus, configured as in docs/contract.md, reaches the service and its re
   expect(hostname).toBe(`${data.name}.${data.name}`);
   expect(data.port).toBe(port);
 
-  // Byte for byte the request of the original, which sends the currency as an empty object.
+  // Byte for byte the body of the original, which sends the currency as an empty object.
   const body = '{"currency":{},"value":301.99,"customer_id":1}';
   const socket = connect(Number(new URL(provider.url).port), '127.0.0.1');
   socket.write(

@@ -252,7 +252,7 @@ describe('signing keys', () => {
     expect(await takeCharges(fresh)).toBe(1);
   });
 
-  test('payments get 503 within the same time if the keys trickle in', async () => {
+  test('payments get 503 within two seconds if the keys trickle in', async () => {
     await using trickling = await listen((_request, response) => {
       response.write('{"keys":[');
       const trickle = setInterval(() => response.write(' '), 300);

@@ -79,7 +79,7 @@ export class Cashier {
   /**
    * Takes the body of `POST /rest/v1/payments`, the Antaeus form. The response tells only whether it was charged.
    * @param header the request's `Idempotency-Key`
-   * @throws {HttpError} 400, DatabaseUnavailable
+   * @throws {HttpError} 400, 410, DatabaseUnavailable
    */
   async payAntaeus(body: unknown, header?: string, epoch?: string): Promise<Reply> {
     const reply = await this.#reply({ ...parseAntaeusPayment(body), key: parseKey(header) }, epoch);

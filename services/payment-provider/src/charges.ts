@@ -67,8 +67,9 @@ export interface Stored {
  * @returns the keys that were stored before; undefined if the epoch is retired, and then nothing is stored
  */
 export async function insertNew(query: Query, charges: Charge[]): Promise<string[] | undefined> {
-  // In key order, so that two replicas that store the same keys cannot deadlock. The keys come back only if one was
-  // stored before. The plan is the same for one charge and for a thousand, so the statement can be prepared.
+  // In key order, so that two replicas that store the same keys cannot deadlock. The inserted keys come back only if
+  // another key was stored before. The plan is the same for one charge and for a thousand, so the statement can be
+  // prepared.
   const { rows } = await query<{ inserted: (string | null)[] | null; isRetired: boolean }>(
     `WITH inserted AS (
        INSERT INTO payments (idempotency_key, payment_id, amount, currency, outcome)

@@ -19,10 +19,10 @@ import {
 } from './payment-request.ts';
 
 const lenient =
-  'The body is JSON, regardless of `Content-Type`. Keys match in any case, unknown fields are ignored, and null ' +
-  'counts as missing. A value is a number that a float32 can hold.';
+  'The body is JSON, regardless of `Content-Type`. Field names match in any case, unknown fields are ignored, and ' +
+  'null counts as missing. A value is a number that a float32 can hold.';
 
-/** Describes an object as requests may write it: keys in any case, and null for optional fields. */
+/** Describes an object as requests may write it: field names in any case, and null for optional fields. */
 function anyCase(id: string, schema: z.ZodObject): z.ZodType {
   const { properties: fields = {}, required = [] } = z.toJSONSchema(schema, { io: 'input' });
   const properties: Record<string, unknown> = {};

@@ -73,7 +73,7 @@ export class Ledger {
       this.#inFlight -= 1;
     }
     // Concurrent batches end together, so each one starts as many new batches as there is room for.
-    for (let free = this.#inFlight; free < maxInFlight; free += 1) void this.#flush();
+    for (let used = this.#inFlight; used < maxInFlight; used += 1) void this.#flush();
   }
 
   async #store(charges: Charge[]): Promise<ChargeResult[]> {

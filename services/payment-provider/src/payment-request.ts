@@ -6,7 +6,7 @@ import { z } from 'zod';
 export interface Payment {
   /** The client's own id. It is not unique here: without an idempotency key every request is a payment of its own. */
   id: string;
-  /** In minor units, rounded half up if the value has more decimals than its currency. */
+  /** In minor units, rounded half away from zero if the value has more decimals than its currency. */
   amount: bigint;
   currency: string;
   /** The idempotency key: a repeated request with it is the same payment. */
@@ -112,8 +112,8 @@ function dropInexact(key: string, value: unknown, { source = '' }: { source?: st
 }
 
 /**
- * Reads one payment as the original provider does (see docs/differences.md): keys match in any case, `null` counts as
- * missing, and unknown fields are ignored.
+ * Reads one payment as the original provider does (see docs/differences.md): field names match in any case, `null`
+ * counts as missing, and unknown fields are ignored.
  * @throws {HttpError} 400 with the first error that applies
  */
 export function parsePayment(body: unknown): Payment {
