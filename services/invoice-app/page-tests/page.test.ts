@@ -73,7 +73,7 @@ describe('paying', () => {
     expect(await page.evaluate('document.activeElement.id')).toBe('reset');
     await page.keyboard.press('Tab');
     await page.keyboard.press('ArrowRight');
-    await shows(page, '#empty', 'None of the invoices.');
+    await shows(page, '#empty', 'No invoice matches this filter.');
     await page.keyboard.press('ArrowLeft');
     await page.keyboard.press('Tab');
     expect(await page.evaluate('document.activeElement.id')).toBe('scroller');
@@ -201,7 +201,11 @@ describe('failures', () => {
     await provider[Symbol.asyncDispose]();
     await clickPay(page);
     await shows(page, '#notice', 'The payment provider gave no definite answer.');
-    await shows(page, '#notice', '3 invoices stay unpaid. Some may have been charged: they will be retried');
+    await shows(
+      page,
+      '#notice',
+      '3 invoices stay unpaid. Some may have been charged: the list shows which will be retried',
+    );
     await shows(page, '#detail', '3 with an unknown outcome: see the list for what follows.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
     await using back = await startProvider({ DATABASE_URL: ledger.url, PORT: port });

@@ -13,7 +13,7 @@ async function until(page: Page, condition: string): Promise<void> {
   while (!(await page.evaluate<boolean>(condition))) await page.waitForTimeout(20);
 }
 
-/** Draws Tilt's page if Tilt runs, as under `make up`. */
+/** Takes a picture of Tilt's page if Tilt runs, as under `make up`. */
 async function takeTilt(browser: Browser): Promise<void> {
   const url = 'http://localhost:10350/overview';
   const runs = await fetch(url).then(

@@ -262,7 +262,7 @@ function explain(status, { error, paid = 0, declined = 0, refused = 0, unknown, 
     `${formatInvoices(number)} ${number === 1 ? 'stays' : 'stay'} unpaid`;
   const consequence = [
     unknown > 0 &&
-      `${stay(unknown)}. Some may have been charged: they will be retried under the same keys, so that none is charged twice.`,
+      `${stay(unknown)}. Some may have been charged: the list shows which will be retried. None will be charged twice.`,
     left > 0 && `${stay(left)}: this run did not get to them. Pay again.`,
     refused > 0 &&
       `${stay(refused)}: the provider refused them. Change their value or currency, then pay again.`,

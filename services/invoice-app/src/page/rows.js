@@ -107,7 +107,8 @@ export class Rows {
     this.#table.setAttribute('aria-rowcount', `${total + 1}`);
     this.#space.style.height = `${this.#height()}px`;
     this.#empty.hidden = total > 0;
-    this.#empty.textContent = this.#filter === 'all' ? 'There are no invoices.' : 'None of the invoices.';
+    this.#empty.textContent =
+      this.#filter === 'all' ? 'There are no invoices.' : 'No invoice matches this filter.';
   }
 
   #height() {
