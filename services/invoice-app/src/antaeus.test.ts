@@ -153,7 +153,7 @@ describe('POST /rest/v1/invoices/pay', () => {
   });
 });
 
-describe('at a failure rate of 0.5 a first run pays about half of 1,000, and retries pay each other one once', () => {
+describe('at a failure rate of 0.5 a first run pays about half of 1,000, and retries pay each of the others once', () => {
   const declining = { FAILURE_RATE: '0.5' };
   const flaky = readOverlay('flaky')['payment-provider'];
 

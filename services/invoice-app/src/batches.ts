@@ -12,7 +12,7 @@ export interface Batch {
   abandoned: boolean;
   /** The epoch: identifies the data since the last reset. Each request to the provider carries it. */
   epoch: string;
-  /** Whether the last holder may have left unknown outcomes: it did not release the batch, or reported them then. */
+  /** Whether the last holder may have left unknown outcomes: it released the batch for recovery, or not at all. */
   leftOpen: boolean;
 }
 
@@ -20,8 +20,8 @@ export interface Batch {
 export const leaseSeconds = 15;
 
 /**
- * Tests that a lease has not expired. A lease that ends later than any can dates from before Postgres' clock was set
- * back, and counts as expired. The limit is twice the term, as concurrent statements begin at different times.
+ * Tests that a lease has not expired. A lease that ends too far in the future dates from before Postgres' clock was
+ * set back, and counts as expired. The limit is twice the term, as concurrent statements begin at different times.
  */
 export const isLive = `leased_until BETWEEN now() AND now() + interval '${2 * leaseSeconds} s'`;
 

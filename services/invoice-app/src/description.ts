@@ -42,7 +42,7 @@ export const neverRead: Body = {
 
 export const describeVersion = () => ({
   get: {
-    summary: 'The answering process and its code version, also of the payment provider',
+    summary: 'The answering process and its code version, and the same for the payment provider',
     responses: { 200: json('This process, and a process of the payment provider.', appVersion()) },
   },
 });

@@ -3,7 +3,7 @@ import { DatabaseUnavailable, type Database } from '@payloop/chassis/database.ts
 import type { Step } from '@payloop/chassis/step.ts';
 import { leaseSeconds, renew, type Batch } from './batches.ts';
 
-/** Renewals per lease term. Two in a row may fail before the lease expires. */
+/** Renewals per lease term. One may fail. If two in a row fail, the lease expires as the next one is due. */
 const renewals = 3;
 
 /**

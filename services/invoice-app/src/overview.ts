@@ -15,7 +15,7 @@ export const filters = ['all', 'unpaid', 'declined', 'refused', 'paid'] as const
 export type Filter = (typeof filters)[number];
 
 const decimal = () =>
-  z.string().meta({ description: 'In major units, as a decimal with the digits of its currency.' });
+  z.string().meta({ description: 'In major units, with as many decimals as its currency has.' });
 
 const currencySum = () => z.object({ count: z.int(), amount: decimal() }).meta({ id: 'Sum' });
 type Sum = z.infer<ReturnType<typeof currencySum>>;

@@ -235,9 +235,9 @@ test('while the lease of a batch is live, another replica waits and sends no req
   };
   await using provider = await startProvider({}, { step });
   await using one = await startApp(provider, {}, { instance: 'one' });
-  const waits: string[] = [];
+  const steps: string[] = [];
   const watch: Step = (name, work) => {
-    waits.push(name);
+    steps.push(name);
     return work();
   };
   await using other = await startApp(
@@ -248,14 +248,14 @@ test('while the lease of a batch is live, another replica waits and sends no req
   const first = pay(one);
   await charging.reached;
   const second = pay(other);
-  await until(async () => waits.filter((name) => name === 'wait').length >= 2);
-  expect(waits).not.toContain('post');
+  await until(async () => steps.filter((name) => name === 'wait').length >= 2);
+  expect(steps).not.toContain('post');
   charging.open();
   expect(await Promise.all([first, second])).toEqual([
     { status: 200, body: {} },
     { status: 200, body: {} },
   ]);
-  expect(waits).not.toContain('post');
+  expect(steps).not.toContain('post');
   expect(repeated).toBe(0);
 });
 
@@ -386,7 +386,7 @@ describe('an invoice that the provider refuses', () => {
     expect(charges.rows).toHaveLength(1);
   });
 
-  test.each([400, 422])('is found by %i with a reason when payments are sent one by one', async (status) => {
+  test.each([400, 422])('is known by %i with a reason when payments are sent one by one', async (status) => {
     await using original = await startServer((body) => {
       if (Array.isArray(body)) return [400, { error: 'failed to process payment request parameters' }];
       return body.id === 'I2' ? [status, { error: 'not like this' }] : [200, { id: body.id }];

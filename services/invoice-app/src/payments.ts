@@ -332,7 +332,7 @@ export class Payments {
   }
 }
 
-/** Whether this run retries an attempt with this result. Lists the outcomes that end an attempt: no other ever may. */
+/** Whether this run retries an attempt with this result. Unless it is final, any outcome but these three is. */
 function isRetried({ outcome, isFinal }: AttemptResult): boolean {
   return !isFinal && !['charged', 'declined', 'refused'].includes(outcome);
 }

@@ -10,7 +10,7 @@ import type { Overview } from './overview.ts';
 
 /** The interval between polls of Postgres, in milliseconds: while invoices are being paid, and otherwise. */
 const pollInterval = { busy: 250, idle: 1_000 };
-/** How long the polls stay that frequent after a request to pay, in milliseconds. */
+/** How long the busy interval applies after a request to pay begins or ends, in milliseconds. */
 const attention = 2_000;
 /** The interval between heartbeats, in milliseconds: proxies close a connection that carries nothing. */
 const heartbeat = 15_000;

@@ -26,8 +26,8 @@ export interface AttemptResult {
   /** The reason for a decline or a refusal, in the provider's words. */
   reason?: string;
   /**
-   * Whether the result has another cause than the payment, such as a provider that is down. If that is so for all results of a
-   * batch, the run may give up. At a provider without keys, every unknown outcome counts as such a result.
+   * Whether the result has another cause than the payment, such as a provider that is down. If that is so for all
+   * results of a batch, the run may give up. At a provider without keys, every unknown outcome counts as such a result.
    */
   seemsDown?: boolean;
   /** Whether this run must not retry the attempt. If the outcome is unknown, recovery never retries it either. */
@@ -124,11 +124,14 @@ const maxContentLength = 1_000_000;
 /** The maximum number of connections to the provider. */
 const connections = 64;
 /**
- * Concurrent requests for one batch when each request is for one payment. This number times `workerCount` of payments.ts
- * must not exceed `maxConnections`: a request that waits for a connection may time out.
+ * Concurrent requests for one batch when each request is for one payment. This number times `workerCount` of
+ * payments.ts must not exceed `connections`: a request that waits for a connection may time out.
  */
 const concurrency = 10;
-/** How often results are stored while single payments are sent to a provider that honours keys, in milliseconds: a slow run then shows progress. */
+/**
+ * How often results are stored while single payments are sent to a provider that honours keys, in milliseconds: a slow
+ * run then shows progress.
+ */
 const storeInterval = 1_000;
 
 /** The payment provider, reached over HTTP. */
@@ -139,7 +142,10 @@ export class Provider {
   readonly #step: Step;
   readonly #http: AxiosInstance;
   #arrays: boolean;
-  /** Whether the provider honours the header with the key, by its last usable response. It always honours keys in an array. */
+  /**
+   * Whether the provider honours the header with the key, by its last usable response. A provider that takes arrays
+   * always honours the keys in them.
+   */
   #keys: boolean;
 
   constructor({ url, tokenFile, log, arrays = true, keys = false, step = direct, adapter }: ProviderOptions) {

@@ -27,7 +27,7 @@ const pause = 50;
 /** How old an unfinished reset must be before recovery finishes it, in seconds: its own process may be doing so. */
 const abandonedAfter = 5;
 
-/** Locks all tables that a reset replaces at once, so that a reset cannot get stuck halfway. */
+/** Locks at once all tables that a reset replaces, so that a reset cannot get stuck halfway. */
 const lockTables = 'LOCK TABLE batches, invoices, customers, payment_events IN ACCESS EXCLUSIVE MODE';
 
 /**

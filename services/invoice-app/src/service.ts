@@ -121,7 +121,7 @@ export async function start(self: Self): Promise<Running> {
     database,
     metrics,
     version: {
-      read: async (left: AbortSignal) => ({ provider: await provider.version(left) }),
+      read: async (signal: AbortSignal) => ({ provider: await provider.version(signal) }),
       describe: description.describeVersion,
     },
     stopWork: async () => {
