@@ -5,7 +5,7 @@ import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import { createDatabase } from '../../../tests/support/database.ts';
 import { post, type RunningService } from '../../../tests/support/start-service.ts';
-import { startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
+import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 import { launch, longestTask, open, ownComplaints, type Watched } from './browser.ts';
 
 /** How long to poll the page for the expected content, and how often, in milliseconds. */
@@ -97,6 +97,8 @@ describe('paying', () => {
     await shows(page, '#pay', 'Paying…');
     await shows(page, '#detail', 'A run is in progress and pays every unpaid invoice.');
     await page.locator('#pay').click({ force: true });
+    // A second request would have been sent by then.
+    await shows(page, '#pay', 'Nothing to pay');
     expect(requests).toBe(1);
   });
 });
@@ -206,13 +208,33 @@ describe('failures', () => {
       '#notice',
       '3 invoices stay unpaid. Some may have been charged: the list shows which will be retried',
     );
-    await shows(page, '#detail', '3 with an unknown outcome: see the list for what follows.');
+    await shows(page, '#detail', '3 with an unknown outcome, to be retried.');
     await expect.poll(() => states(page), patience).toEqual(Array(3).fill('Outcome unknown'));
     await using back = await startProvider({ DATABASE_URL: ledger.url, PORT: port });
     expect(back.url).toBe(provider.url);
     await page.getByRole('button', { name: 'Pay 3 invoices' }).click();
     await shows(page, '#headline', 'All 3 invoices are paid.');
     expect(await page.locator('#notice').isVisible()).toBe(false);
+  });
+
+  test('an invoice that waits for somebody to look it up at the provider is not offered for payment', async () => {
+    await using provider = await startProvider();
+    await using app = await startApp(provider);
+    await using database = await connect(app);
+    await database.query('UPDATE invoices SET asked_at = now(), unknown_at = now() WHERE id = 1');
+    await using window = await visit(app);
+    const { page } = window;
+    await shows(
+      page,
+      '#detail',
+      'To pay: kr66.13, £10.25. 1 with an unknown outcome'.replace('kr', 'kr\u00a0'),
+    );
+    await shows(page, '#detail', '1 with an unknown outcome: look them up at the provider.');
+    await expect.poll(() => states(page), patience).toEqual(['Outcome unknown', 'Unpaid', 'Unpaid']);
+    await shows(page, '#pay', 'Pay 2 invoices');
+    await clickPay(page);
+    await shows(page, '#pay', 'Nothing to pay');
+    await shows(page, '#headline', '2 of 3 invoices paid.');
   });
 
   test('while the database is unavailable the page says so and keeps its content, then continues', async () => {

@@ -300,13 +300,10 @@ export async function countRefused(database: Database): Promise<number> {
   return rows[0]?.refused ?? 0;
 }
 
-/**
- * Counts the invoices that were sent to a provider without keys and have no stored outcome: those in flight, and the
- * unknown ones until somebody settles them.
- */
+/** Counts the invoices with an unknown outcome at a provider without keys, until somebody settles them. */
 export async function countUnsettled(database: Database): Promise<number> {
   const { rows } = await database.query<{ unsettled: number }>(
-    'SELECT count(*) AS unsettled FROM invoices WHERE asked_at IS NOT NULL AND paid_at IS NULL',
+    'SELECT count(*) AS unsettled FROM invoices WHERE asked_at IS NOT NULL AND unknown_at IS NOT NULL AND paid_at IS NULL',
   );
   return rows[0]?.unsettled ?? 0;
 }

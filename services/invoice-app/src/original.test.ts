@@ -66,6 +66,9 @@ test('answers are stored on arrival, and the lease is renewed meanwhile', { time
   await using app = await startApp(original, { SEED_INVOICES: '300' });
   const paying = pay(app);
   await until(() => original.charges.size > 50);
+  // In flight is not unknown: the metric raises an alert.
+  expect(await query(app, 'SELECT FROM invoices WHERE asked_at IS NOT NULL')).not.toEqual([]);
+  expect(await (await fetch(app.metricsUrl)).text()).toContain('\nunsettled_invoices 0\n');
   await storesWhileItRenews(app, 31);
   expect((await paying).status).toBe(200);
 });
@@ -164,7 +167,7 @@ test(
     expect(answer).toMatchObject({ status: 502, body: { paid: 0, unknown: unknown.length } });
     expect(chargedTwice()).toEqual([]);
     const { body } = (await ask(`${survivor.url}/rows?limit=200`)) as { body: any };
-    const shown = body.rows.filter(({ state }: { state: string }) => state === 'unknown');
+    const shown = body.rows.filter(({ state }: { state: string }) => state === 'unsettled');
     expect(shown.map(({ id }: { id: string }) => id)).toEqual(unknown.map(({ id }) => `I${id}`));
     expect(shown[0].reason).toBe('the provider ignores keys: look it up there');
     const metrics = await (await fetch(survivor.metricsUrl)).text();

@@ -5,9 +5,10 @@ import { isLive } from './batches.ts';
 
 /**
  * The state of an invoice on the page. Refused: it is not retried until somebody changes it. Paying: its batch has a
- * lease holder. Unknown: its attempt may have been charged. Recovery retries it, unless the provider ignores keys.
+ * lease holder. Unknown: its attempt may have been charged, and recovery retries it. Unsettled: it may have been charged
+ * by a provider that ignores keys. It is not retried, and somebody has to look it up there.
  */
-export const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'] as const;
+export const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unsettled', 'unpaid'] as const;
 export type State = (typeof states)[number];
 
 /** The filters of the list; `unpaid` matches every state but paid. */
@@ -30,6 +31,7 @@ const currencySums = () =>
     refused: currencySum(),
     paying: currencySum(),
     unknown: currencySum(),
+    unsettled: currencySum(),
     unpaid: currencySum(),
   });
 export type CurrencySums = z.infer<ReturnType<typeof currencySums>>;
@@ -52,13 +54,11 @@ const row = () =>
       currency: z.string(),
       state: z.enum(states),
       at: z.string().nullable().meta({
-        description:
-          'When it was paid, declined or refused. Or when it was sent, if it is unknown and the provider ignores keys.',
+        description: 'When it was paid, declined or refused. Or when it was sent, if it is unsettled.',
       }),
-      reason: z
-        .string()
-        .nullable()
-        .meta({ description: 'Why it was declined or refused, in the provider’s words.' }),
+      reason: z.string().nullable().meta({
+        description: 'Why it was declined or refused, in the provider’s words. Or why it is unsettled.',
+      }),
     })
     .meta({ id: 'Row' });
 export type Row = z.infer<ReturnType<typeof row>>;
@@ -96,7 +96,7 @@ const unsettledReason = 'the provider ignores keys: look it up there';
 const stateOf = `CASE
   WHEN paid_at IS NOT NULL THEN 'paid'
   WHEN refused_at IS NOT NULL THEN 'refused'
-  WHEN asked_at IS NOT NULL AND NOT coalesce(${isLeased}, false) THEN 'unknown'
+  WHEN asked_at IS NOT NULL AND NOT coalesce(${isLeased}, false) THEN 'unsettled'
   WHEN declined_at IS NOT NULL AND asked_at IS NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
   WHEN leased_until IS NULL THEN 'unpaid'
   WHEN ${isLeased} THEN 'paying'
@@ -281,8 +281,7 @@ function toRow({
   reason: string | null;
 }): Row {
   // A decline of an earlier attempt says nothing about the current one.
-  const isUnsettled = state === 'unknown' && rest.reason === unsettledReason;
-  const isOver = state === 'paid' || state === 'declined' || state === 'refused' || isUnsettled;
+  const isOver = ['paid', 'declined', 'refused', 'unsettled'].includes(state);
   return {
     id: `I${id}`,
     amount: toDecimal(amount, currency),

@@ -28,6 +28,7 @@ const nothing = {
   refused: none,
   paying: none,
   unknown: none,
+  unsettled: none,
   unpaid: none,
 };
 const seededSums = [

@@ -11,6 +11,7 @@ export const stateNames = {
   refused: 'Refused',
   paying: 'Being paid',
   unknown: 'Outcome unknown',
+  unsettled: 'Outcome unknown',
   unpaid: 'Unpaid',
 };
 
@@ -48,6 +49,18 @@ export function formatAmount(amount, currency) {
   }
   // Formats the decimal as text, as a number may lose digits in a sum over a million invoices.
   return format.format(/** @type {Intl.StringNumericLiteral} */ (amount));
+}
+
+/**
+ * Subtracts two amounts of one currency, so with the same number of decimals.
+ * @param {string} from @param {string} amount
+ */
+export function subtract(from, amount) {
+  const digits = from.split('.')[1]?.length ?? 0;
+  const minor = BigInt(from.replace('.', '')) - BigInt(amount.replace('.', ''));
+  const text = `${minor < 0n ? -minor : minor}`.padStart(digits + 1, '0');
+  const sign = minor < 0n ? '-' : '';
+  return sign + (digits > 0 ? `${text.slice(0, -digits)}.${text.slice(-digits)}` : text);
 }
 
 /** Formats the time, with the date unless it is today. @param {Date} date */

@@ -1,4 +1,4 @@
-import { formatAmount, formatCount, formatInvoices, formatTime } from './format.js';
+import { formatAmount, formatCount, formatInvoices, formatTime, subtract } from './format.js';
 import { Rows } from './rows.js';
 import { follow } from './stream.js';
 /** @import { CurrencySums, Filter, State, Totals } from '../overview.ts' */
@@ -7,7 +7,7 @@ import { follow } from './stream.js';
 const announceEvery = 8_000;
 
 /** @type {State[]} */
-const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unpaid'];
+const states = ['paid', 'declined', 'refused', 'paying', 'unknown', 'unsettled', 'unpaid'];
 
 /** @param {string} id */
 const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -38,6 +38,11 @@ function countAll() {
   return states.reduce((sum, state) => sum + count(state), 0);
 }
 
+/** Counts the invoices that a run would pay, or is paying. */
+function countPayable() {
+  return countAll() - count('paid') - count('refused') - count('unsettled');
+}
+
 /** @param {Filter} which */
 function countOf(which) {
   if (which === 'all') return countAll();
@@ -51,7 +56,7 @@ function update(received) {
   totals = received;
   away = undefined;
   // An error stays visible until no invoice is left to retry.
-  if (!received.running && countAll() === count('paid') + count('refused')) hideNotice();
+  if (!received.running && countPayable() === 0) hideNotice();
   draw();
   const isReset = count('paid') < paidBefore || countAll() !== allBefore;
   if (isFirst) rows.show(filter, countOf(filter));
@@ -80,8 +85,7 @@ function drawConnection() {
 /** @param {Totals} now */
 function drawStatus({ running, sums }) {
   const [all, paid, declined, unknown] = [countAll(), count('paid'), count('declined'), count('unknown')];
-  const refused = count('refused');
-  const unpaid = all - paid - refused;
+  const [refused, unsettled, unpaid] = [count('refused'), count('unsettled'), countPayable()];
   const busy = running || paying;
   // Recovery retries unknown outcomes by itself. No payment run was started.
   const recovers = running && !paying && unknown > 0;
@@ -90,7 +94,8 @@ function drawStatus({ running, sums }) {
     unpaid > 0 && `To pay: ${listSums(sums)}.`,
     declined > 0 && `${formatCount(declined)} declined.`,
     refused > 0 && `${formatCount(refused)} refused: change their value or currency, then pay again.`,
-    unknown > 0 && `${formatCount(unknown)} with an unknown outcome: see the list for what follows.`,
+    unknown > 0 && `${formatCount(unknown)} with an unknown outcome, to be retried.`,
+    unsettled > 0 && `${formatCount(unsettled)} with an unknown outcome: look them up at the provider.`,
     busy && !recovers && 'A run is in progress and pays every unpaid invoice.',
     recovers && 'invoice-app is retrying them.',
     !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
@@ -119,24 +124,16 @@ function describe(busy, all, paid) {
 }
 
 /**
- * Lists the sums that a run would pay, by currency: every unpaid invoice that is not refused.
+ * Lists the sums that a run would pay, by currency: every unpaid invoice that is neither refused nor unsettled.
  * @param {CurrencySums[]} sums
  */
 function listSums(sums) {
-  const unpaid = sums.filter(({ open, refused }) => open.count > refused.count);
+  const unpaid = sums.filter(({ open, refused, unsettled }) => open.count > refused.count + unsettled.count);
   return unpaid
-    .map(({ currency, open, refused }) => formatAmount(subtract(open.amount, refused.amount), currency))
+    .map(({ currency, open, refused, unsettled }) =>
+      formatAmount(subtract(subtract(open.amount, refused.amount), unsettled.amount), currency),
+    )
     .join(', ');
-}
-
-/** Subtracts two decimals that have the same number of decimals. @param {string} from @param {string} amount */
-function subtract(from, amount) {
-  const digits = from.split('.')[1]?.length ?? 0;
-  const minor = `${BigInt(from.replace('.', '')) - BigInt(amount.replace('.', ''))}`.padStart(
-    digits + 1,
-    '0',
-  );
-  return digits > 0 ? `${minor.slice(0, -digits)}.${minor.slice(-digits)}` : minor;
 }
 
 /**

@@ -237,9 +237,9 @@ function explain({ state, at, reason }) {
   const when = at === null ? '' : formatTime(new Date(at));
   // The provider's usual reason says no more than the state does.
   if (state === 'declined' && reason === 'payment declined') return when;
-  if (state === 'declined' || state === 'refused')
+  if (state === 'unknown') return 'will be retried';
+  if (state === 'declined' || state === 'refused' || state === 'unsettled')
     return reason ? `${when} · ${reason}` : `${when} · no reason given`;
-  if (state === 'unknown') return reason ? `${when} · ${reason}` : 'will be retried';
   return when;
 }
 
