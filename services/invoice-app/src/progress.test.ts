@@ -100,8 +100,10 @@ test('it polls several times a second during a run, and at once when a run is re
   progress.attend();
   await stream.next();
   expect(performance.now() - asked).toBeLessThan(200);
+  // Polls are also frequent for a while after `attend`.
+  await sleep(2_500);
   const { polls } = source;
-  await sleep(2_000);
+  await sleep(1_500);
   expect(source.polls - polls).toBeGreaterThanOrEqual(4);
 });
 
@@ -123,6 +125,12 @@ test('at most 200 may watch, and one that disconnects frees its place', async ()
   const streams = await Promise.all(Array.from({ length: 200 }, () => EventStream.open(url)));
   const refused = await fetch(url);
   expect([refused.status, refused.headers.get('Retry-After')]).toEqual([503, '5']);
+  const now = performance.now.bind(performance);
+  const clock = vi.spyOn(performance, 'now').mockImplementation(() => now() + 10_000);
+  expect((await fetch(url, { method: 'HEAD' })).status).toBe(200);
+  clock.mockRestore();
+  // HEAD opens no stream, so it takes the place of none.
+  expect((await fetch(url)).status).toBe(503);
   await streams[0]![Symbol.asyncDispose]();
   await sleep(100);
   await using another = await EventStream.open(url);

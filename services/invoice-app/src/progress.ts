@@ -82,15 +82,18 @@ export class Progress {
   /** Answers with a stream that ends when the client disconnects or the process stops. @throws {HttpError} 503 */
   watch(request: Request, response: Response): void {
     const watcher: Watcher = { from: request.socket.remoteAddress, since: performance.now() };
+    const isStream = request.method !== 'HEAD';
     if (this.#stopped) throw new HttpError(503, 'shutting down', 5);
-    if (!this.#makePlace(watcher)) throw new HttpError(503, 'too many watchers, try again later', 5);
+    if (isStream && !this.#makePlace(watcher)) {
+      throw new HttpError(503, 'too many watchers, try again later', 5);
+    }
     response.set({
       'Content-Type': 'text/event-stream',
       'Cache-Control': 'no-store',
       // Keeps proxies from buffering events.
       'X-Accel-Buffering': 'no',
     });
-    if (request.method === 'HEAD') {
+    if (!isStream) {
       response.end();
       return;
     }
