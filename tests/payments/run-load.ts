@@ -68,6 +68,7 @@ async function startService(service: string, databaseUrl: string, env: Record<st
     const { stdout } = await promisify(execFile)('ps', ['-o', 'rss=', '-p', `${child.pid}`]);
     memory = Math.max(memory, Number(stdout) * 1024);
   };
+  await sampleMemory();
   const sample = setInterval(() => void sampleMemory().catch(() => {}), 250);
   return {
     name: service,

@@ -40,7 +40,7 @@ const ofReset: readonly string[] = [
   'begin reset',
   'wait to reset',
   'post reset',
-  'take reset back',
+  'cancel reset',
   'finish reset',
 ];
 
@@ -160,7 +160,7 @@ export class Sweep {
 
   async #kill({ service, name, when, nth }: Kill): Promise<string[]> {
     await this.#createData();
-    this.#refusesResets = name === 'take reset back';
+    this.#refusesResets = name === 'cancel reset';
     // invoice-app must first learn that the provider takes no arrays.
     if (this.#form !== 'array') {
       await this.#pay();
@@ -223,7 +223,7 @@ export class Sweep {
         return;
       case 'begin reset':
       case 'post reset':
-      case 'take reset back':
+      case 'cancel reset':
       case 'finish reset':
         // Pays first, so that the reset has payments to delete.
         await this.#pay();

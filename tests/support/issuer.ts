@@ -86,13 +86,14 @@ export class Issuer {
   /**
    * Signs a token like those that the kubelet mounts into pods.
    * @param claims override the valid ones; an undefined claim is omitted
+   * @param header fields to add to the header
    */
-  async sign(claims: Claims = {}, key = this.keys.get('first')!): Promise<string> {
+  async sign(claims: Claims = {}, key = this.keys.get('first')!, header = {}): Promise<string> {
     const now = Math.floor(Date.now() / 1_000);
     const valid = { iss: this.url, aud: [audience], sub: subject, iat: now, nbf: now, exp: now + 600 };
     const { kid, alg } = key.publicJwk;
     // The JSON round trip drops undefined claims.
     const payload = JSON.parse(JSON.stringify({ ...valid, ...claims }));
-    return new SignJWT(payload).setProtectedHeader({ alg: alg!, kid }).sign(key.privateKey);
+    return new SignJWT(payload).setProtectedHeader({ alg: alg!, kid, ...header }).sign(key.privateKey);
   }
 }

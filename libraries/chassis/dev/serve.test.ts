@@ -138,11 +138,13 @@ class Toy {
   }
 
   /** Waits for nodemon. @returns its process id */
-  async nodemon(): Promise<number> {
+  /** Waits for nodemon and returns its pid. @param not the pid of one that was killed */
+  async nodemon(not?: number): Promise<number> {
     for (;;) {
       for (const pid of fs.readdirSync('/proc').filter((each) => /^\d+$/.test(each))) {
         const found = await processOf(Number(pid));
-        if (found?.parent === this.#child?.pid && found?.command.includes('nodemon')) return Number(pid);
+        if (Number(pid) === not || found?.parent !== this.#child?.pid) continue;
+        if (found?.command.includes('nodemon')) return Number(pid);
       }
       await sleep(20);
     }
@@ -331,10 +333,11 @@ describe('nodemon is restarted', () => {
   test.runIf(process.platform === 'linux')('after it is killed, which is reported once', async () => {
     toy = await new Toy().start();
     for (const times of [1, 2]) {
-      process.kill(await toy.nodemon(), 'SIGKILL');
+      const killed = await toy.nodemon();
+      process.kill(killed, 'SIGKILL');
       await toy.says(/toy: nodemon exited \(SIGKILL\) and is restarted\. Until it watches/);
       // Saves nothing before nodemon has restarted by itself: a missed save would restart it too.
-      await toy.nodemon();
+      await toy.nodemon(killed);
       toy.write('word.ts', wordOf(`${times} found`));
       await toy.serves();
       expect(await isReported()).toBe(true);

@@ -463,6 +463,19 @@ describe('a run gives up only if an answer says that the provider is down', () =
   });
 });
 
+test('outcomes in another order end the attempts that they name', async () => {
+  await using provider = await startServer((body) => [
+    200,
+    body
+      .map(({ id }: { id: string }) => (id === 'I2' ? { status: 402, id, error: 'no' } : { status: 200, id }))
+      .toReversed(),
+  ]);
+  await using app = await startApp(provider);
+  expect(await pay(app)).toEqual({ status: 200, body: {} });
+  expect((await ask(`${app.url}/rows?show=declined`)).body).toMatchObject({ rows: [{ id: 'I2' }] });
+  expect(await countUnpaid(app)).toBe(1);
+});
+
 describe('an answer that does not prove a decline keeps the key', () => {
   const readKeys = async (app: RunningService) => {
     await using database = await connect(app);
@@ -504,21 +517,6 @@ describe('an answer that does not prove a decline keeps the key', () => {
     const keys = await readKeys(app);
     expect((await pay(app)).body).toMatchObject({ declined: 0, refused: 0, unknown: 3 });
     expect(await readKeys(app)).toEqual(keys);
-  });
-
-  test('outcomes in another order end the attempts that they name', async () => {
-    await using provider = await startServer((body) => [
-      200,
-      body
-        .map(({ id }: { id: string }) =>
-          id === 'I2' ? { status: 402, id, error: 'no' } : { status: 200, id },
-        )
-        .toReversed(),
-    ]);
-    await using app = await startApp(provider);
-    expect(await pay(app)).toEqual({ status: 200, body: {} });
-    expect((await ask(`${app.url}/rows?show=declined`)).body).toMatchObject({ rows: [{ id: 'I2' }] });
-    expect(await countUnpaid(app)).toBe(1);
   });
 });
 

@@ -168,8 +168,18 @@ test('a reset is cancelled if the provider is unreachable, and payments continue
 test('resets at the same time count as one', async () => {
   await pay();
   await using other = await startApp(proxy, { DATABASE_URL: app.databaseUrl }, { instance: 'other' });
+  let atProvider = 0;
+  const all = Promise.withResolvers<void>();
+  proxy.beforeRequest = async (path) => {
+    if (path !== '/reset') return;
+    atProvider += 1;
+    if (atProvider === 3) all.resolve();
+    await all.promise;
+  };
   const answers = await Promise.all([reset(), reset(other), reset()]);
   expect(answers).toEqual([done, done, done]);
+  await using ledger = await connect(provider);
+  expect((await ledger.query('SELECT FROM retired_epochs')).rowCount).toBe(1);
   expect([await unpaid(), await charges()]).toEqual([3, 0]);
   expect(await pay()).toEqual(done);
   expect(await broken()).toEqual([]);

@@ -103,7 +103,7 @@ export class Resets {
   async #finish(epoch: string, isPending: boolean): Promise<void> {
     const result = await this.#options.provider.reset(epoch);
     if (result.outcome === 'refused' && (!isPending || result.isAbsent)) {
-      await this.#step('take reset back', () =>
+      await this.#step('cancel reset', () =>
         this.#options.database.query('UPDATE epoch SET resetting_at = NULL WHERE id = $1', [epoch]),
       );
       throw new HttpError(502, `the payment provider was not reset: ${result.reason}`);
