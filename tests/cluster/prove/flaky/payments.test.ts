@@ -17,15 +17,23 @@ const seed = Number(process.env.SEED ?? Date.now() % 100_000);
 
 let sessions: Awaited<ReturnType<typeof openSessions>>;
 beforeAll(async () => {
+  await scale(replicas);
+  sessions = await openSessions();
+});
+afterAll(async () => {
+  await sessions?.close();
+  // The tests of other files expect one pod of each service.
+  await scale(1);
+});
+
+async function scale(count: number): Promise<void> {
   for (const service of paying) {
-    await kubectl('scale', `deployment/${service}`, `--namespace=${service}`, `--replicas=${replicas}`);
+    await kubectl('scale', `deployment/${service}`, `--namespace=${service}`, `--replicas=${count}`);
   }
   for (const service of paying) {
     await kubectl('rollout', 'status', `deployment/${service}`, `--namespace=${service}`, '--timeout=120s');
   }
-  sessions = await openSessions();
-});
-afterAll(() => sessions.close());
+}
 
 /** Opens sessions in both databases, through a port forward to the Postgres pod. */
 async function openSessions() {
