@@ -578,7 +578,7 @@ test('reports a damaged list of processes in one line', async () => {
   await fs.mkdir(path.dirname(list), { recursive: true });
   await fs.writeFile(list, '{"owner":');
   up = makeUp();
-  await up.line(/^make up: .*processes\.json is damaged: .* delete it$/);
+  await up.line(/^up +\| .*processes\.json is damaged: .* delete it$/);
   await up.line(/^make: .*Error 1$/);
   expect(up.rest()).toEqual([]);
   await fs.rm(list);
