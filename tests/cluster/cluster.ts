@@ -95,7 +95,10 @@ export function restarts(pod: Pod): number {
   return (pod.status.containerStatuses ?? []).reduce((sum, { restartCount }) => sum + restartCount, 0);
 }
 
-/** Polls until the answer is neither undefined nor false. An error counts as no answer. */
+/**
+ * Polls until the answer is neither undefined nor false. An error counts as no answer. Polls less and less often: a poll
+ * may start kubectl, which takes CPU from what it waits for.
+ */
 export async function until<T>(
   description: string,
   seconds: number,
@@ -103,14 +106,14 @@ export async function until<T>(
 ): Promise<T> {
   const end = performance.now() + seconds * 1_000;
   let lastError: unknown;
-  while (performance.now() < end) {
+  for (let pause = 20; performance.now() < end; pause = Math.min(1.5 * pause, 250)) {
     try {
       const answer = await poll();
       if (answer !== undefined && answer !== false) return answer;
     } catch (error) {
       lastError = error;
     }
-    await setTimeout(20);
+    await setTimeout(pause);
   }
   throw new Error(`timed out after ${seconds} s, waiting for: ${description}`, { cause: lastError });
 }

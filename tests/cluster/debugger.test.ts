@@ -6,18 +6,7 @@ import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
 import { inspectPortOf, readServices } from '../../scripts/services.ts';
 import { Debugger } from '../support/debugger.ts';
-import {
-  isReady,
-  kubectl,
-  overlay,
-  paying,
-  pods,
-  restarts,
-  runScript,
-  services,
-  until,
-  url,
-} from './cluster.ts';
+import { isReady, overlay, paying, pods, restarts, runScript, until, url } from './cluster.ts';
 import { Tilt } from './tilt.ts';
 
 const run = promisify(execFile);
@@ -60,15 +49,7 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
     ({ configurations } = JSON.parse(await readFile(join(root, '.vscode/launch.json'), 'utf8')));
     tilt = await Tilt.up({ args: ['--', '--debug'] });
   });
-  afterAll(async () => {
-    await tilt?.down();
-    // The other tests expect pods without an inspector, which become unready when they do not answer.
-    for (const service of services) {
-      const deployment = [`deployment/${service}`, `--namespace=${service}`];
-      await kubectl('rollout', 'undo', ...deployment);
-      await kubectl('rollout', 'status', ...deployment, '--timeout=60s');
-    }
-  });
+  afterAll(() => tilt?.down());
 
   /** Attaches as an editor does, and sends a request that pauses at the breakpoint. */
   async function pauseRequest(service: (typeof paying)[number]) {
@@ -99,25 +80,30 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
 
   beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
 
-  test.each(paying)('a breakpoint pauses %s, and pauses it again after a save', async (service) => {
-    const before = await instances(service);
-    const { attached, answer } = await pauseRequest(service);
-    await attached.resume();
-    expect(await answer).toBe(breakpoints[service].answer);
+  test.concurrent.each(paying)(
+    'a breakpoint pauses %s, and pauses it again after a save',
+    async (service) => {
+      const before = await instances(service);
+      const { attached, answer } = await pauseRequest(service);
+      await attached.resume();
+      expect(await answer).toBe(breakpoints[service].answer);
 
-    const from = tilt.log.length;
-    const file = join(tilt.folder, `services/${service}/src/service.ts`);
-    await writeFile(file, `// ${Math.random()}\n${await readFile(file, 'utf8')}`);
-    const saved = performance.now();
-    await attached.closed;
-    const again = await pauseRequest(service);
-    process.stdout.write(`# from the save to the next pause: ${Math.round(performance.now() - saved)} ms\n`);
-    await again.attached.resume();
-    expect(await again.answer).toBe(breakpoints[service].answer);
-    await again.attached.close();
-    expect(await instances(service)).toEqual(before);
-    expect(tilt.log.slice(from)).not.toMatch(/port-forward/i);
-  });
+      const from = tilt.log.length;
+      const file = join(tilt.folder, `services/${service}/src/service.ts`);
+      await writeFile(file, `// ${Math.random()}\n${await readFile(file, 'utf8')}`);
+      const saved = performance.now();
+      await attached.closed;
+      const again = await pauseRequest(service);
+      process.stdout.write(
+        `# from the save to the next pause: ${Math.round(performance.now() - saved)} ms\n`,
+      );
+      await again.attached.resume();
+      expect(await again.answer).toBe(breakpoints[service].answer);
+      await again.attached.close();
+      expect(await instances(service)).toEqual(before);
+      expect(tilt.log.slice(from)).not.toMatch(/port-forward/i);
+    },
+  );
 
   test('a paused pod stays ready', async () => {
     const { attached, answer } = await pauseRequest('invoice-app');

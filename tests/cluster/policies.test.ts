@@ -10,9 +10,10 @@ const unenforced =
   'any service here. Use kind v0.24 or later, or a network plugin that enforces policies.';
 
 let wrong: Flow[] = flows;
+let targets: Map<string, string>;
 beforeAll(async () => {
   await startProbes();
-  const targets = await findTargets();
+  targets = await findTargets();
   // Policies take effect a moment after a pod starts.
   await until('every flow matches the matrix', 30, async () => {
     wrong = await wrongFlows(targets);
@@ -22,7 +23,6 @@ beforeAll(async () => {
 afterAll(() => stopProbes(), 120_000);
 
 test('the cluster enforces network policies', { timeout: 120_000 }, async () => {
-  const targets = await findTargets();
   const flow = flows.find(({ from, to }) => from.name === 'anyone' && to === 'elsewhere')!;
   expect(await wrongFlows(targets, [flow])).toEqual([]);
   const policy = {

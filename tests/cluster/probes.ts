@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { inContainer, kubectl, kubectlWith, readRegistry, services, until, url } from './cluster.ts';
+import { inContainer, kubectl, kubectlWith, readRegistry, services, url } from './cluster.ts';
 import { bystander, probeId, thisMachine, type Flow, type Probe } from './flows.ts';
 import { closed, flows } from './policies.ts';
 
@@ -113,23 +113,35 @@ export async function startProbes(): Promise<void> {
     'apply',
     '--filename=-',
   );
-  await until('every probe runs', 90, async () => {
-    const found = await readProbes();
-    return found.length === probes.size && found.every(({ status }) => status.phase === 'Running');
-  });
+  await kubectl(
+    'wait',
+    'pods',
+    '--all-namespaces',
+    `--selector=${label}`,
+    '--for=jsonpath={.status.phase}=Running',
+    '--timeout=90s',
+  );
 }
 
-/** Removes the probes. By default it does not wait until the namespaces are deleted, which is slow. */
+/** Removes the probes. By default it does not wait until they are gone, which is slow. */
 export async function stopProbes({ wait = false } = {}): Promise<void> {
   const selector = `--selector=${label}`;
-  await kubectl('delete', 'pods', '--all-namespaces', selector, '--grace-period=0', '--force');
+  await kubectl(
+    'delete',
+    'pods',
+    '--all-namespaces',
+    selector,
+    '--grace-period=0',
+    '--force',
+    `--wait=${wait}`,
+  );
   await kubectl('delete', 'networkpolicies', '--all-namespaces', '--field-selector=metadata.name=probe-open');
   await kubectl('delete', 'namespaces', selector, `--wait=${wait}`);
 }
 
 interface ProbePod {
   metadata: { name: string; namespace: string };
-  status: { phase: string; podIP?: string };
+  status: { podIP?: string };
 }
 
 async function readProbes(): Promise<ProbePod[]> {

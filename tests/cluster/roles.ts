@@ -156,16 +156,41 @@ function nameParts(name: string): { group: string; resource: string; subresource
 
 /** Lists the verbs per resource that the API server allows a group in a namespace, except those of every user. */
 export async function listRights(group: string, namespace: string): Promise<Record<string, string[]>> {
-  const list = async (as: string[]) => {
-    const text = await kubectl('auth', 'can-i', '--list', '--no-headers', `--namespace=${namespace}`, ...as);
-    return text.split('\n').filter(Boolean);
-  };
-  const common = new Set(await list(['--as=somebody']));
-  const own = (await list(impersonating(group))).filter((line) => !common.has(line));
-  return Object.fromEntries(
-    own.map((line) => {
-      const verbs = /\[([^\]]*)\]$/.exec(line)?.[1]?.split(' ') ?? [];
-      return [line.split(/\s/)[0], verbs.toSorted()];
+  const [common, own] = await Promise.all([readRules(), readRules(group)]);
+  const ofEveryone = new Set(common.get(namespace)!.map((rule) => JSON.stringify(rule)));
+  const found: Record<string, string[]> = {};
+  for (const rule of own.get(namespace)!.filter((each) => !ofEveryone.has(JSON.stringify(each)))) {
+    const resources = (rule.apiGroups ?? []).flatMap((apiGroup) =>
+      (rule.resources ?? []).map((resource) => (apiGroup ? `${resource}.${apiGroup}` : resource)),
+    );
+    for (const name of [...resources, ...(rule.nonResourceURLs ?? [])]) {
+      found[name] = [...new Set([...(found[name] ?? []), ...rule.verbs])].toSorted();
+    }
+  }
+  return found;
+}
+
+const rulesOfGroup = new Map<string, Promise<Map<string, Rule[]>>>();
+
+/** Reads the rules that apply to a user of a group, or of no group, by namespace. One process reads all namespaces. */
+function readRules(group = ''): Promise<Map<string, Rule[]>> {
+  const found = rulesOfGroup.get(group) ?? fetchRules(group ? impersonating(group) : ['--as=somebody']);
+  rulesOfGroup.set(group, found);
+  return found;
+}
+
+async function fetchRules(as: string[]): Promise<Map<string, Rule[]>> {
+  const reviews = namespaces.map((namespace) => ({
+    apiVersion: 'authorization.k8s.io/v1',
+    kind: 'SelfSubjectRulesReview',
+    spec: { namespace },
+  }));
+  const output = '--output=jsonpath={.status}{"\\n"}';
+  const lines = (await kubectlWith(reviews, 'create', '--filename=-', output, ...as)).trim().split('\n');
+  return new Map(
+    namespaces.map((namespace, n) => {
+      const { resourceRules, nonResourceRules } = JSON.parse(lines[n]!);
+      return [namespace, [...resourceRules, ...nonResourceRules]];
     }),
   );
 }
@@ -184,6 +209,7 @@ export function expectedRights(group: string, namespace: string): Record<string,
 export interface Rule {
   apiGroups?: string[];
   resources?: string[];
+  nonResourceURLs?: string[];
   verbs: string[];
 }
 

@@ -1,18 +1,34 @@
 import { defineConfig } from 'vitest/config';
 
-/** These save files, restart pods or deploy again, so they run one at a time, after the others. */
-const disturbing = ['debugger', 'live-update', 'postgres-restart'].map(
-  (name) => `tests/cluster/${name}.test.ts`,
-);
+interface Project {
+  name: string;
+  include: string[];
+  exclude?: string[];
+  maxWorkers: number;
+}
+
+/**
+ * These save files, restart pods or deploy again, so they run one at a time, after the others. The last one leaves pods
+ * with an open inspector.
+ */
+const disturbing: Project[] = ['postgres-restart', 'live-update', 'debugger'].map((name) => ({
+  name,
+  include: [`tests/cluster/${name}.test.ts`],
+  maxWorkers: 1,
+}));
 
 // The tests that need the cluster with an overlay running in it. scripts/ci.sh runs the quick ones in this folder. With
 // PROVE=yes it runs those in the folder of the overlay below prove/.
-const alone = { maxWorkers: 1, fileParallelism: false };
-const projects = process.env.PROVE
-  ? [{ name: 'prove', include: [`tests/cluster/prove/${process.env.OVERLAY}/*.test.ts`], ...alone }]
+const projects: Project[] = process.env.PROVE
+  ? [{ name: 'prove', include: [`tests/cluster/prove/${process.env.OVERLAY}/*.test.ts`], maxWorkers: 1 }]
   : [
-      { name: 'side by side', include: ['tests/cluster/*.test.ts'], exclude: disturbing, maxWorkers: 3 },
-      { name: 'alone', include: disturbing, ...alone },
+      {
+        name: 'side by side',
+        include: ['tests/cluster/*.test.ts'],
+        exclude: disturbing.flatMap(({ include }) => include),
+        maxWorkers: 3,
+      },
+      ...disturbing,
     ];
 
 export default defineConfig({
