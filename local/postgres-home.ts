@@ -116,7 +116,10 @@ export async function own(file: string, user: User | undefined): Promise<void> {
   if (user) await fs.chown(file, user.uid, user.gid);
 }
 
-/** Returns the options of spawn for this user. `| 0` turns 4294967294, the uid of macOS' nobody, into the -2 it accepts. */
+/**
+ * Returns the options of spawn for this user. `| 0` turns 4294967294, the uid of macOS' nobody, into the -2 that spawn
+ * accepts.
+ */
 export function asUser(user: User | undefined): { uid?: number; gid?: number } {
   return user ? { uid: user.uid | 0, gid: user.gid | 0 } : {};
 }

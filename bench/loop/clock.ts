@@ -37,7 +37,7 @@ export async function save(way: Way): Promise<{ at: number; ms: number }> {
   return { at, ms };
 }
 
-/** Polls until `isSo` resolves to true. @returns the milliseconds since `start`; or Infinity after `limit` milliseconds */
+/** Polls until `isSo` resolves to true. @returns the milliseconds since `start`, or Infinity after `limit` of them */
 export async function since(start: number, limit: number, isSo: () => Promise<boolean>): Promise<number> {
   while (performance.now() - start < limit) {
     // A restarting process refuses or resets connections.

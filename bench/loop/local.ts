@@ -10,7 +10,7 @@ import { withoutMake } from '../../tests/support/make.ts';
 
 const root = resolve(import.meta.dirname, '../..');
 
-export interface Embedded {
+export interface Local {
   folder: string;
   url: string;
   log: () => string;
@@ -18,7 +18,7 @@ export interface Embedded {
 }
 
 /** Starts it and waits until the payment test has passed. */
-export async function startLocal(): Promise<Embedded> {
+export async function startLocal(): Promise<Local> {
   const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
   // Postgres does not run as root, and has to reach its files in this folder.
   await chmod(temporary, 0o711);

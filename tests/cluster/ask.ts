@@ -12,10 +12,11 @@ export interface Ask {
 /** Sends a request without a body. @throws {Error} if the response is missing or incomplete */
 export async function ask(url: string, { method = 'GET', agent = false, patience = 30_000 }: Ask = {}) {
   const signal = AbortSignal.timeout(patience);
-  const answer = Promise.withResolvers<{ status: number; body: string }>();
+  const answer = Promise.withResolvers<{ status: number; body: string; requestId: string | undefined }>();
   send(url, { method, agent, signal }, (response) => {
     const status = response.statusCode ?? 0;
-    text(response).then((body) => answer.resolve({ status, body }), answer.reject);
+    const requestId = response.headers['x-request-id']?.toString();
+    text(response).then((body) => answer.resolve({ status, body, requestId }), answer.reject);
   })
     .on('error', answer.reject)
     .end();

@@ -3,7 +3,7 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, beforeEach, describe, expect, onTestFailed, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { inspectPortOf, readServices } from '../../scripts/services.ts';
 import { Debugger } from '../support/debugger.ts';
 import { isReady, overlay, paying, pods, restarts, runScript, until, url } from './cluster.ts';
@@ -78,7 +78,10 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
       ready: isReady(pod),
     }));
 
-  beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
+  // Takes onTestFailed from the context, as tests run at the same time.
+  beforeEach(({ onTestFailed }) =>
+    onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)),
+  );
 
   test.concurrent.each(paying)(
     'a breakpoint pauses %s, and pauses it again after a save',

@@ -22,8 +22,8 @@ const ledger = `
 
 /**
  * Returns a row for each violation, with the number of the rule in README.md under Payments. A reset that is unfinished
- * counts as rule 7. $1 is the ledger. $2 and $3 are the
- * snapshot's invoices and events, empty without a snapshot. $4 is whether the provider honours keys.
+ * counts as rule 7. $1 is the ledger. $2 and $3 are the snapshot's invoices and events, empty without a snapshot. $4 is
+ * whether the provider honours keys.
  */
 const rules = `
   WITH ledger AS (

@@ -88,6 +88,7 @@ async function main(): Promise<void> {
   const start = performance.now();
   const only = process.env.ONLY ?? '';
   const chosen = mutants.filter(({ name }) => name.includes(only));
+  if (chosen.length === 0) throw new Error(`no mutant's name contains ONLY=${only}`);
   const failing = await findFailing([...new Set(chosen.flatMap(({ tests }) => tests))]);
   if (failing.length > 0) {
     console.log(`mutants: none tried, as tests fail without a change: ${failing.join(', ')}`);

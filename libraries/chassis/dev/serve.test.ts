@@ -137,7 +137,6 @@ class Toy {
     }
   }
 
-  /** Waits for nodemon. @returns its process id */
   /** Waits for nodemon and returns its pid. @param not the pid of one that was killed */
   async nodemon(not?: number): Promise<number> {
     for (;;) {

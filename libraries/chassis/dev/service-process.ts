@@ -53,7 +53,7 @@ export class ServiceProcess {
   constructor({ root, service, inspect }: ServiceProcessOptions) {
     const flags = ['--disable-warning=ExperimentalWarning'];
     if (inspect) flags.push('--inspect=127.0.0.1:0', '--inspect-publish-uid=http');
-    // The cache spares processes from stripping types and compiling again what an earlier process has.
+    // The cache keeps what earlier processes have compiled, types stripped.
     const env = { ...process.env, PORT: '0', METRICS_PORT: '0', NODE_COMPILE_CACHE: compileCache(root) };
     const file = join(import.meta.dirname, 'child.ts');
     const stdio: StdioOptions = ['ignore', 1, 'pipe', 'ipc'];

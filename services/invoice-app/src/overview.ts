@@ -96,7 +96,7 @@ const unsettledReason = 'the provider ignores keys: look it up there';
 const stateOf = `CASE
   WHEN paid_at IS NOT NULL THEN 'paid'
   WHEN refused_at IS NOT NULL THEN 'refused'
-  WHEN asked_at IS NOT NULL AND NOT coalesce(${isLeased}, false) THEN 'unsettled'
+  WHEN asked_at IS NOT NULL AND (unknown_at IS NOT NULL OR NOT coalesce(${isLeased}, false)) THEN 'unsettled'
   WHEN declined_at IS NOT NULL AND asked_at IS NULL AND (leased_until IS NULL OR declined_at >= claimed_at) THEN 'declined'
   WHEN leased_until IS NULL THEN 'unpaid'
   WHEN ${isLeased} THEN 'paying'

@@ -238,6 +238,17 @@ describe('GET /progress', () => {
     expect(rows.map(({ state }: { state: string }) => state)).toEqual(['paying', 'declined', 'paying']);
   });
 
+  test('an unsettled invoice stays unsettled while the rest of its batch is paid', async () => {
+    await using database = await connect(app);
+    await database.query(`
+      UPDATE batches SET holder = 'x', claimed_at = now(), leased_until = now() + interval '10 s';
+      UPDATE invoices SET asked_at = now() WHERE id = 1;
+      UPDATE invoices SET asked_at = now(), unknown_at = now() WHERE id = 2`);
+    const { rows } = await rowsOf(app);
+    await database.query('UPDATE batches SET holder = NULL, leased_until = NULL');
+    expect(rows.map(({ state }: { state: string }) => state)).toEqual(['paying', 'unsettled', 'paying']);
+  });
+
   test('HEAD gets a complete, empty answer', async () => {
     const response = await fetch(`${app.url}/progress`, { method: 'HEAD' });
     expect([response.status, await response.text()]).toEqual([200, '']);

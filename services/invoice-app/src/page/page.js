@@ -55,8 +55,8 @@ function update(received) {
   const isFirst = totals === undefined;
   totals = received;
   away = undefined;
-  // An error stays visible until no invoice is left to retry.
-  if (!received.running && countPayable() === 0) hideNotice();
+  // An error stays visible until every invoice is paid or refused.
+  if (!received.running && countAll() === count('paid') + count('refused')) hideNotice();
   draw();
   const isReset = count('paid') < paidBefore || countAll() !== allBefore;
   if (isFirst) rows.show(filter, countOf(filter));
@@ -95,10 +95,10 @@ function drawStatus({ running, sums }) {
     declined > 0 && `${formatCount(declined)} declined.`,
     refused > 0 && `${formatCount(refused)} refused: change their value or currency, then pay again.`,
     unknown > 0 && `${formatCount(unknown)} with an unknown outcome, to be retried.`,
-    unsettled > 0 && `${formatCount(unsettled)} with an unknown outcome: look them up at the provider.`,
-    busy && !recovers && 'A run is in progress and pays every unpaid invoice.',
     recovers && 'invoice-app is retrying them.',
-    !busy && declined > 0 && unknown === 0 && 'Paying again makes a new attempt for each.',
+    unsettled > 0 && `Look up at the provider: ${formatInvoices(unsettled)} with an unknown outcome.`,
+    busy && !recovers && 'A run is in progress and pays every unpaid invoice.',
+    !busy && declined > 0 && unknown + unsettled === 0 && 'Paying again makes a new attempt for each.',
   ]
     .filter(Boolean)
     .join(' ');

@@ -70,12 +70,6 @@ const changes = [
     shown: ['grep', 'edited', 'libraries/chassis/dev/watcher.ts'],
   },
   {
-    file: 'libraries/chassis/src/source.ts',
-    from: 'import ',
-    to: '// edited\nimport ',
-    shown: ['grep', 'edited', 'libraries/chassis/src/source.ts'],
-  },
-  {
     file: 'Dockerfile',
     from: 'FROM sources AS dev\n',
     to: 'FROM sources AS dev\nENV EDITED=yes\n',
