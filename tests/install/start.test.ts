@@ -17,17 +17,23 @@ const servingMs = 60_000;
 const testMs = 30_000;
 const checksMs = 120_000;
 
+/** The toolchains that these tests install are those of Linux x64. */
+const isLinuxX64 = process.platform === 'linux' && process.arch === 'x64';
+
 let folder: string;
 const bins: Partial<Record<NodeVersion, string>> = {};
 
 beforeAll(async () => {
+  if (!isLinuxX64) return;
   folder = await fs.realpath(await fs.mkdtemp(path.join(os.tmpdir(), 'payloop-')));
   await fs.chmod(folder, 0o755);
   for (const version of Object.keys(npmOf) as NodeVersion[]) {
     bins[version] = await installToolchain(version, path.join(folder, 'nodes', version));
   }
 });
-afterAll(() => fs.rm(folder, { recursive: true, force: true }));
+afterAll(async () => {
+  if (isLinuxX64) await fs.rm(folder, { recursive: true, force: true });
+});
 
 interface Machine {
   node: NodeVersion;
@@ -45,7 +51,7 @@ const machines: Machine[] = [
   { node: '24.0.0', clone: 'Users/somebody/code/payloop', ordinary: true, umask: '027' },
 ];
 
-describe.runIf(process.platform === 'linux' && process.arch === 'x64')('on Linux x64', () => {
+describe.runIf(isLinuxX64)('on Linux x64', () => {
   test.concurrent.for(machines)(
     'make up and make check pass with Node $node in $clone, ordinary user: $ordinary, umask $umask',
     async ({ node, clone: name, ordinary = false, umask = '022' }) => {
@@ -85,16 +91,19 @@ const npms = [
   { npm: '12.2.1', node: '22.23.2' },
 ] as const;
 
-test.concurrent.for(npms)('make install with npm $npm installs Node 24', async ({ npm, node }) => {
-  const home = await fs.mkdtemp(path.join(folder, 'npm-'));
-  const clone = path.join(home, 'clone');
-  await run('git', ['clone', '--quiet', repository, clone]);
-  const tools = await installToolchain(node, path.join(home, 'node'), npm);
-  const env = { ...certificates(), PATH: `${tools}:/usr/bin:/bin`, HOME: home };
-  await run('make', ['install'], { cwd: clone, env });
-  const { stdout } = await run(path.join(clone, '.payloop/bin/node'), ['--version']);
-  expect(stdout).toMatch(/^v24\./);
-});
+test.runIf(isLinuxX64).concurrent.for(npms)(
+  'make install with npm $npm installs Node 24',
+  async ({ npm, node }) => {
+    const home = await fs.mkdtemp(path.join(folder, 'npm-'));
+    const clone = path.join(home, 'clone');
+    await run('git', ['clone', '--quiet', repository, clone]);
+    const tools = await installToolchain(node, path.join(home, 'node'), npm);
+    const env = { ...certificates(), PATH: `${tools}:/usr/bin:/bin`, HOME: home };
+    await run('make', ['install'], { cwd: clone, env });
+    const { stdout } = await run(path.join(clone, '.payloop/bin/node'), ['--version']);
+    expect(stdout).toMatch(/^v24\./);
+  },
+);
 
 /** Checks that make up serves within a minute of npm ci, passes its payment test, and exits when stopped. */
 async function startsAndStops(up: Running, url: string, stop: (up: Running) => void): Promise<void> {
@@ -152,30 +161,33 @@ const docker = await run('docker', ['info']).then(
   () => false,
 );
 
-test.runIf(docker)('make check and make up pass in debian:bookworm-slim with only README tools', async () => {
-  const image = 'payloop-test-install';
-  await run('bash', ['-c', 'docker build --quiet --tag="$0" - <<<"$1"', image, minimal]);
-  const home = await fs.mkdtemp(path.join(folder, 'container-'));
-  await fs.chmod(home, 0o755);
-  await run('git', ['clone', '--quiet', repository, path.join(home, 'clone')]);
-  const container = `payloop-test-install-${process.pid}`;
-  const { NODE_EXTRA_CA_CERTS: authority } = certificates();
-  const options = [
-    `--name=${container}`,
-    '--rm',
-    '--init',
-    `--volume=${home}/clone:/clone:ro`,
-    `--volume=${path.dirname(bins['22.23.2']!)}:/node:ro`,
-    '--env=PATH=/node/bin:/usr/bin:/bin',
-    ...(authority === undefined ? [] : [`--volume=${authority}:/authority.pem:ro`]),
-    ...(authority === undefined ? [] : ['--env=NODE_EXTRA_CA_CERTS=/authority.pem']),
-  ];
-  const script = 'cp -r /clone/. . && make check 2>&1 && exec make up 2>&1';
-  const up = new Running('docker', ['run', ...options, image, 'bash', '-c', script]);
-  await up.prints(/prettier --check/, npmCiMs);
-  await startsAndStops(up, 'http://localhost:8081', () => {
-    void run('docker', ['stop', container]).catch(() => undefined);
-  });
-  const { stdout: left } = await run('docker', ['ps', '--all', '--quiet', `--filter=name=${container}`]);
-  expect(left).toBe('');
-});
+test.runIf(isLinuxX64 && docker)(
+  'make check and make up pass in debian:bookworm-slim with only README tools',
+  async () => {
+    const image = 'payloop-test-install';
+    await run('bash', ['-c', 'docker build --quiet --tag="$0" - <<<"$1"', image, minimal]);
+    const home = await fs.mkdtemp(path.join(folder, 'container-'));
+    await fs.chmod(home, 0o755);
+    await run('git', ['clone', '--quiet', repository, path.join(home, 'clone')]);
+    const container = `payloop-test-install-${process.pid}`;
+    const { NODE_EXTRA_CA_CERTS: authority } = certificates();
+    const options = [
+      `--name=${container}`,
+      '--rm',
+      '--init',
+      `--volume=${home}/clone:/clone:ro`,
+      `--volume=${path.dirname(bins['22.23.2']!)}:/node:ro`,
+      '--env=PATH=/node/bin:/usr/bin:/bin',
+      ...(authority === undefined ? [] : [`--volume=${authority}:/authority.pem:ro`]),
+      ...(authority === undefined ? [] : ['--env=NODE_EXTRA_CA_CERTS=/authority.pem']),
+    ];
+    const script = 'cp -r /clone/. . && make check 2>&1 && exec make up 2>&1';
+    const up = new Running('docker', ['run', ...options, image, 'bash', '-c', script]);
+    await up.prints(/prettier --check/, npmCiMs);
+    await startsAndStops(up, 'http://localhost:8081', () => {
+      void run('docker', ['stop', container]).catch(() => undefined);
+    });
+    const { stdout: left } = await run('docker', ['ps', '--all', '--quiet', `--filter=name=${container}`]);
+    expect(left).toBe('');
+  },
+);
