@@ -53,7 +53,8 @@ check_overlays() {
 check_combinations() {
   command -v kustomize >/dev/null || return 0
   local folder overlay component
-  folder=$(mktemp -d kustomize/combination.XXXXXX)
+  # Hidden: otherwise a running `make up` would report it as a change.
+  folder=$(mktemp -d kustomize/.combination.XXXXXX)
   # shellcheck disable=SC2064  # Expands the folder's name now.
   trap "rm -r '$folder'" EXIT
   for overlay in kustomize/overlays/*/; do
