@@ -109,7 +109,7 @@ export const mutants: Mutant[] = [
   {
     name: 'no refusals: a refused invoice counts as unknown, as if the provider were down',
     changes: [[`${app}/provider.ts`, `return status === 400 || status === 422 ?`, 'return status === 0 ?']],
-    tests: [`${app}/payments.test.ts`, model],
+    tests: [`${app}/provider.test.ts`, model],
   },
   {
     name: 'refused invoices are retried before they have changed',
@@ -120,7 +120,7 @@ export const mutants: Mutant[] = [
         'paid_at IS NULL AND asked_at',
       ],
     ],
-    tests: [`${app}/payments.test.ts`],
+    tests: [`${app}/provider.test.ts`],
   },
   {
     name: 'no reopening: a refused invoice stays refused after it has changed',
@@ -131,7 +131,7 @@ export const mutants: Mutant[] = [
         '',
       ],
     ],
-    tests: [`${app}/payments.test.ts`],
+    tests: [`${app}/provider.test.ts`],
   },
   {
     name: 'any unusable answer counts as a provider that is down',
@@ -142,7 +142,7 @@ export const mutants: Mutant[] = [
         'return status > 0;',
       ],
     ],
-    tests: [`${app}/payments.test.ts`],
+    tests: [`${app}/provider.test.ts`],
   },
   {
     name: 'no proof: a 402 without a reason counts as a decline',
@@ -153,7 +153,7 @@ export const mutants: Mutant[] = [
         `if (typeof error !== 'string') return status === 402 ? { outcome: 'declined' } : unknown;`,
       ],
     ],
-    tests: [`${app}/payments.test.ts`],
+    tests: [`${app}/provider.test.ts`],
   },
   {
     name: 'outcomes are matched by position',
@@ -164,12 +164,12 @@ export const mutants: Mutant[] = [
         'return attempts.map((attempt, at) => {\n    const outcome = (outcomes as ({ status?: unknown } | null)[])[at] ?? undefined;',
       ],
     ],
-    tests: [`${app}/payments.test.ts`],
+    tests: [`${app}/provider.test.ts`],
   },
   {
     name: 'no count: an array with too few outcomes is accepted',
     changes: [[`${app}/provider.ts`, ' || outcomes.length !== attempts.length', '']],
-    tests: [`${app}/payments.test.ts`],
+    tests: [`${app}/provider.test.ts`],
   },
   {
     name: 'a batch is paid twice in a run when its workers claim slowly',

@@ -65,10 +65,13 @@ export async function startUnready(
   };
 }
 
-/** Polls `/readyz` until it answers 200. */
-export async function untilReady(url: string): Promise<void> {
-  while ((await statusOf(`${url}/readyz`)) !== 200) await new Promise((resolve) => setTimeout(resolve, 10));
+/** Polls every 10 ms until `condition` holds. */
+export async function until(condition: () => Promise<boolean> | boolean): Promise<void> {
+  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10));
 }
+
+/** Polls `/readyz` until it answers 200. */
+export const untilReady = (url: string) => until(async () => (await statusOf(`${url}/readyz`)) === 200);
 
 /** Returns the status of a GET request, or 0 if there is no response. */
 export function statusOf(url: string): Promise<number> {

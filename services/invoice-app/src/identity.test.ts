@@ -21,7 +21,7 @@ import {
   type RunningService,
 } from '../../../tests/support/start-service.ts';
 import * as services from '../../../tests/support/app-and-provider.ts';
-import { connect } from '../../../tests/support/app-and-provider.ts';
+import { connect, pay } from '../../../tests/support/app-and-provider.ts';
 
 let issuer: Issuer;
 let provider: RunningService;
@@ -45,7 +45,6 @@ const startApp = (
   { url }: { url: string } = provider,
 ) => services.startApp({ url }, { TOKEN_FILE: token.file, ...env });
 
-const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 const allUnknown = {
   status: 502,
   body: {

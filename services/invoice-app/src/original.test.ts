@@ -5,8 +5,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { startVictim } from '../../../tests/payments/start-victim.ts';
 import { startOriginal, type Original } from '../../../tests/support/original.ts';
-import { ask, post, type RunningService } from '../../../tests/support/start-service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
+import { ask, until, type RunningService } from '../../../tests/support/start-service.ts';
+import { connect, pay, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 let original: Original;
 beforeEach(async () => {
@@ -14,11 +14,7 @@ beforeEach(async () => {
 });
 afterEach(() => original[Symbol.asyncDispose]());
 
-const pay = ({ url }: { url: string }) => post(`${url}/invoices/pay`);
 const chargedTwice = () => [...original.charges].filter(([, count]) => count > 1);
-async function until(condition: () => Promise<boolean> | boolean): Promise<void> {
-  while (!(await condition())) await sleep(20);
-}
 
 /** Runs a statement in the database of a service, bypassing its API. */
 async function query({ databaseUrl }: Pick<RunningService, 'databaseUrl'>, text: string): Promise<any[]> {

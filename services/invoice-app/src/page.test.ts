@@ -3,7 +3,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import * as paymentProvider from '../../payment-provider/src/service.ts';
 import { EventStream } from '../../../tests/support/events.ts';
 import { ask, post, startService, type RunningService } from '../../../tests/support/start-service.ts';
-import { connect, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
+import { connect, pay, startApp, startProvider } from '../../../tests/support/app-and-provider.ts';
 
 let provider: RunningService;
 let app: RunningService;
@@ -18,7 +18,6 @@ afterAll(async () => {
 });
 
 const rowsOf = async ({ url }: RunningService, query = '') => (await ask(`${url}/rows${query}`)).body as any;
-const pay = ({ url }: RunningService) => post(`${url}/invoices/pay`);
 
 const none = { count: 0, amount: '0.00' };
 const nothing = {
