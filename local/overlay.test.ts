@@ -28,6 +28,67 @@ test.each(['prod', 'prod-local', 'nonsense', '', '../overlays/flaky'])('rejects 
   );
 });
 
+const variable = { name: 'SEED_INVOICES', value: '9' };
+const deployment = (name: string, env: unknown[], others = {}) => ({
+  apiVersion: 'apps/v1',
+  kind: 'Deployment',
+  metadata: { name },
+  spec: { template: { spec: { containers: [{ name: 'app', env }] } }, ...others },
+});
+const inline = (value: unknown, others = {}) => ({ patch: stringify(value), ...others });
+const target = { kind: 'Deployment', name: 'invoice-app' };
+
+/** Reads overlay `mine`: dev plus a component with these fields. */
+function readMine(component: object) {
+  const folder = mkdtempSync(path.join(os.tmpdir(), 'payloop-overlay-'));
+  onTestFinished(() => rmSync(folder, { recursive: true }));
+  const kustomizations = {
+    'overlays/mine': { resources: ['../dev'], components: ['../../components/mine'] },
+    'components/mine': { kind: 'Component', ...component },
+  };
+  for (const [at, kustomization] of Object.entries(kustomizations)) {
+    mkdirSync(path.join(folder, 'kustomize', at), { recursive: true });
+    writeFileSync(path.join(folder, 'kustomize', at, 'kustomization.yaml'), stringify(kustomization));
+  }
+  mkdirSync(path.join(folder, 'kustomize/overlays/dev'));
+  return readOverlay('mine', folder);
+}
+
+test.each([{}, { target }])('reads the variables of a component, with %j', (others) => {
+  const patches = [inline(deployment('invoice-app', [variable]), others)];
+  expect(readMine({ patches })).toEqual({ 'invoice-app': { SEED_INVOICES: '9' } });
+});
+
+test.each<[string, object]>([
+  ['images', { images: [{ name: 'invoice-app', newTag: '2' }] }],
+  ['replicas too', { patches: [inline(deployment('invoice-app', [variable], { replicas: 2 }))] }],
+  ['only replicas', { patches: [inline({ ...deployment('invoice-app', []), spec: { replicas: 2 } })] }],
+  [
+    'only volumes',
+    {
+      patches: [inline({ ...deployment('invoice-app', []), spec: { template: { spec: { volumes: [] } } } })],
+    },
+  ],
+  ['another object', { patches: [inline({ kind: 'Service', metadata: { name: 'invoice-app' } })] }],
+  [
+    'every Deployment',
+    { patches: [inline(deployment('any', [variable]), { target: { kind: 'Deployment' } })] },
+  ],
+  [
+    'what another target selects',
+    { patches: [inline(deployment('invoice-app', [variable]), { target: { ...target, name: '.*' } })] },
+  ],
+  [
+    'a value from elsewhere',
+    { patches: [inline(deployment('invoice-app', [{ name: 'NODE', valueFrom: { fieldRef: {} } }]))] },
+  ],
+  ['a JSON patch', { patches: [{ patch: '- op: remove\n  path: /spec/replicas\n', target }] }],
+])('rejects an overlay whose component changes %s', (_name, component) => {
+  expect(() => readMine(component)).toThrow(
+    new OverlayError('OVERLAY=mine does not work with local processes: use dev, or set MODE=cluster'),
+  );
+});
+
 const services = [
   { name: 'shop', port: 8081, localPort: 18_081 },
   { name: 'bank-a', port: 8082, localPort: 18_082 },
@@ -52,6 +113,7 @@ function addresses(variables: Record<string, string>, isInline = false): Record<
   writeFileSync(path.join(deploy, 'deployment.yaml'), patch);
   const patches = [
     isInline ? { patch } : { path: 'deployment.yaml' },
+    { patch: stringify({ kind: 'Deployment', spec: { replicas: 2 } }) },
     { patch: '- op: remove\n  path: /metadata/labels\n' },
   ];
   writeFileSync(path.join(deploy, 'kustomization.yaml'), stringify({ patches }));

@@ -1,6 +1,7 @@
 // Reads the environment of each service from the manifests, for local processes.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { parse } from 'yaml';
 import { readServices, type Service } from '../scripts/services.ts';
 
@@ -13,19 +14,26 @@ export class OverlayError extends Error {}
 interface Kustomization {
   resources?: string[];
   components?: string[];
-  patches?: { patch?: string; path?: string }[];
+  patches?: { patch?: string; path?: string; target?: unknown }[];
 }
-interface Deployment {
-  kind: string;
-  metadata?: { name: string };
-  spec: { template: { spec: { containers: { name: string; env?: { name: string; value?: string }[] }[] } } };
+/** What is read of a patch. It may patch any object and any part of it, and may be a JSON patch: an array. */
+interface Patch {
+  kind?: string;
+  metadata?: { name?: string };
+  spec?: { template?: { spec?: { containers?: { name: string; env?: Variable[] }[] } } };
+}
+interface Variable {
+  name: string;
+  /** Undefined if the value comes from elsewhere, with `valueFrom`. */
+  value?: string;
 }
 
 const root = path.resolve(import.meta.dirname, '..');
 
 /**
  * Reads the variables with addresses of other services from a service's folder, and translates them to this machine.
- * The other variables, such as the paths of tokens, only make sense in a cluster.
+ * It skips all other variables: some, such as the paths of tokens, only make sense in a cluster, and the user exports
+ * the rest.
  * @param services all services, each with its port in a cluster and its port here
  * @throws {OverlayError} if an address has another port than the service it names
  */
@@ -35,7 +43,7 @@ export function readAddresses(
   folder = root,
 ): Record<string, string> {
   const deploy = path.join(folder, 'services', service, 'deploy');
-  const variables = readPatches(deploy).flatMap((patch) => environmentOf(patch) ?? []);
+  const variables = readPatches(deploy).flatMap(({ patch }) => environmentOf(patch) ?? []);
   const addresses: Record<string, string> = {};
   for (const { name, value = '' } of variables) {
     const [origin = '', host, port] = /^http:\/\/([^./]+)\.\1:(\d+)(?=\/|$)/.exec(value) ?? [];
@@ -54,50 +62,71 @@ export function readAddresses(
  * Reads the variables that an overlay sets in addition to dev.
  * @throws {OverlayError} if there is no such overlay, or it changes more than the services' environment
  */
-export function readOverlay(name: string): Environments {
+export function readOverlay(name: string, folder = root): Environments {
   if (name === 'dev') return {};
-  const environments = /^[\w-]+$/.test(name) ? read(name) : undefined;
+  const environments = /^[\w-]+$/.test(name) ? readVariables(name, folder) : undefined;
   if (environments !== undefined) return environments;
-  const overlays = readdirSync(path.join(root, 'kustomize/overlays'));
-  const possible = overlays.filter((each) => each === 'dev' || read(each) !== undefined);
+  const overlays = readdirSync(path.join(folder, 'kustomize/overlays'));
+  const possible = overlays.filter((each) => each === 'dev' || readVariables(each, folder) !== undefined);
   throw new OverlayError(
     `OVERLAY=${name} does not work with local processes: use ${possible.join(' or ')}, or set MODE=cluster`,
   );
 }
 
-/** Returns undefined unless the overlay is dev plus components that set variables. */
-function read(name: string): Environments | undefined {
-  const folder = path.join(root, 'kustomize/overlays', name);
+/** Returns undefined unless the overlay is dev plus components that do nothing but set variables of services. */
+function readVariables(name: string, base: string): Environments | undefined {
+  const folder = path.join(base, 'kustomize/overlays', name);
   if (!existsSync(path.join(folder, 'kustomization.yaml'))) return undefined;
-  const { resources, components = [], ...others } = readKustomization(folder);
-  const isDev = resources?.join() === '../dev';
-  if (!isDev || Object.keys(others).some((key) => key !== 'apiVersion' && key !== 'kind')) return undefined;
+  const overlay = readKustomization(folder);
+  if (overlay.resources?.join() !== '../dev' || !hasOnly(overlay, 'resources', 'components'))
+    return undefined;
   const services = readServices();
   const environments: Environments = {};
-  for (const component of components) {
+  for (const component of overlay.components ?? []) {
     const componentFolder = path.join(folder, component);
-    if (readKustomization(componentFolder).resources !== undefined) return undefined;
-    for (const patch of readPatches(componentFolder)) {
-      const env = environmentOf(patch);
+    if (!hasOnly(readKustomization(componentFolder), 'patches')) return undefined;
+    for (const { patch, target } of readPatches(componentFolder)) {
       const service = services.find((each) => each.name === patch.metadata?.name)?.name;
-      // A patch with any other name applies to every Deployment.
-      if (env === undefined || service === undefined) return undefined;
-      const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value ?? '']));
+      const env = environmentOf(patch);
+      if (service === undefined || env === undefined || !setsOnly(env, service, patch, target))
+        return undefined;
+      const variables = Object.fromEntries(env.map((variable) => [variable.name, variable.value]));
       environments[service] = { ...environments[service], ...variables };
     }
   }
   return environments;
 }
 
-function readPatches(folder: string): Deployment[] {
+/** Whether a patch sets these variables of this service, and nothing else. */
+function setsOnly(env: Variable[], name: string, patch: Patch, target: unknown): env is Required<Variable>[] {
+  const kind = 'Deployment';
+  const containers = [
+    { name: 'app', env: env.map((each) => ({ name: each.name, value: String(each.value) })) },
+  ];
+  const spec = { template: { spec: { containers } } };
+  return (
+    isDeepStrictEqual(patch, { apiVersion: 'apps/v1', kind, metadata: { name }, spec }) &&
+    // Without a target the patch is for the object that it names, and with one for what the target selects.
+    (target === undefined || isDeepStrictEqual(target, { kind, name }))
+  );
+}
+
+function hasOnly(kustomization: Kustomization, ...fields: string[]): boolean {
+  return Object.keys(kustomization).every((key) => ['apiVersion', 'kind', ...fields].includes(key));
+}
+
+function readPatches(folder: string): { patch: Patch; target: unknown }[] {
   const { patches = [] } = readKustomization(folder);
-  return patches.map((each) => parse(each.patch ?? readFileSync(path.join(folder, each.path ?? ''), 'utf8')));
+  return patches.map(({ patch, path: file = '', target }) => ({
+    patch: parse(patch ?? readFileSync(path.join(folder, file), 'utf8')),
+    target,
+  }));
 }
 
 /** The variables that a patch sets; undefined if it does not patch a Deployment's environment. */
-function environmentOf(patch: Deployment) {
+function environmentOf(patch: Patch): Variable[] | undefined {
   if (patch.kind !== 'Deployment') return undefined;
-  return patch.spec.template.spec.containers.find(({ name }) => name === 'app')?.env;
+  return patch.spec?.template?.spec?.containers?.find(({ name }) => name === 'app')?.env;
 }
 
 function readKustomization(folder: string): Kustomization {
