@@ -42,8 +42,8 @@ ci: install ## run the cluster tests; if there is no cluster, create one and rem
 	@scripts/ci.sh
 
 prove: sweep load model ## run the long tests: kills, load, and in a cluster chaos, restarts, drained nodes, each rule removed in turn, a third service
-	@PROVE=yes OVERLAY=flaky scripts/ci.sh
-	@PROVE=yes OVERLAY=prod scripts/ci.sh
+	@TESTS=prove OVERLAY=flaky scripts/ci.sh
+	@TESTS=prove OVERLAY=prod scripts/ci.sh
 	@node --run ci-service
 
 bench: install ## measure invoices paid per second, compared with plain implementations
@@ -69,7 +69,7 @@ down: install ## remove the cluster
 	@scripts/down.sh
 
 # Scripts of package.json. model takes RUNS=10000 SEED=1, and AT=… from a printed failure; bench-loop takes ROUNDS=50.
-PARTS := check test-slow test-install test-page test-service ci-service screenshots model sweep load mutants bench-loop bench-start bench-image
+PARTS := check test-slow test-install test-page test-service ci-loop ci-service screenshots model sweep load mutants bench-loop bench-start bench-image
 .PHONY: install $(PARTS)
 install:
 	@PATH="$$HOST_PATH" NODE_OPTIONS="$$HOST_NODE_OPTIONS" scripts/install.sh

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Runs the tests in a cluster, for `make ci` and pipelines: creates the cluster, runs `tilt ci` and the tests of
-# tests/cluster, and removes the cluster. OVERLAY is dev or prod. On failure it prints why pods are not ready. With
-# PROVE=yes it runs the long tests in tests/cluster/prove/OVERLAY instead, and OVERLAY is flaky or prod.
+# tests/cluster, and removes the cluster. OVERLAY is dev or prod. On failure it prints why pods are not ready.
+#
+# With TESTS=loop it runs the tests in tests/cluster/loop instead, which start `tilt up` themselves. With TESTS=prove it
+# runs the long tests in tests/cluster/prove/OVERLAY, and OVERLAY is flaky or prod.
 #
 # A cluster that already existed stays, with its volumes and Secrets; `tilt down` removes the objects of `tilt ci`. The
 # script refuses to start while `tilt up` runs, since both would change the same pods. It queries Tilt's API for a
@@ -11,6 +13,7 @@ unset CDPATH
 
 readonly context=kind-payloop
 overlay=${OVERLAY:-dev}
+tests=${TESTS:-quick}
 made_cluster=''
 
 say() { printf 'ci: %s\n' "$*"; }
@@ -70,7 +73,7 @@ two_nodes() {
 }
 
 make_cluster() {
-  if [[ -n ${PROVE:-} && $overlay == prod && -n $made_cluster ]]; then
+  if [[ $tests == prove && $overlay == prod && -n $made_cluster ]]; then
     timed ctlptl apply -f - < <(two_nodes)
     # With the taint all pods would run on the worker, and could not move when it is drained.
     kube taint nodes --selector=node-role.kubernetes.io/control-plane node-role.kubernetes.io/control-plane-
@@ -117,7 +120,7 @@ finish() {
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  export PATH=$PWD/.payloop/bin:$PWD/node_modules/.bin:$PATH OVERLAY=$overlay
+  export PATH=$PWD/.payloop/bin:$PWD/node_modules/.bin:$PATH OVERLAY=$overlay TESTS=$tests
   check_machine
   local clusters
   clusters=$(kind get clusters 2>&1) || fail "kind cannot list the clusters: $clusters"
@@ -125,13 +128,13 @@ main() {
   trap finish EXIT
   trap 'exit 130' INT TERM
   local scan=''
-  if [[ $overlay == prod && -z ${PROVE:-} ]]; then
+  if [[ $overlay == prod && $tests == quick ]]; then
     # The scanners need no cluster: they run while it starts.
     timed scripts/scan.sh manifests &
     scan=$!
   fi
   make_cluster
-  timed tilt ci -- --overlay="$overlay"
+  [[ $tests == loop ]] || timed tilt ci -- --overlay="$overlay"
   if [[ -n $scan ]]; then
     wait "$scan"
     timed scripts/scan.sh server

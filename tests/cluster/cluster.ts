@@ -5,6 +5,7 @@ import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { Agent, setGlobalDispatcher } from 'undici';
 import { readServices } from '../../scripts/services.ts';
+import { exec, list, request } from './api.ts';
 
 export { paying } from '../support/paying.ts';
 
@@ -45,45 +46,49 @@ export async function kubectlWith(input: object | readonly object[], ...args: st
 }
 
 /** Reads the registry that the cluster announces: https://github.com/kubernetes/enhancements, KEP 1755. */
-export function readRegistry(): Promise<string> {
-  const output = '--output=jsonpath={.data.localRegistryHosting\\.v1}';
-  return kubectl('get', 'configmap', 'local-registry-hosting', '--namespace=kube-public', output);
+export async function readRegistry(): Promise<string> {
+  const { data } = await request('/api/v1/namespaces/kube-public/configmaps/local-registry-hosting');
+  return data['localRegistryHosting.v1'];
 }
 
-/** Runs a command in a container and returns its output. @throws {Error} with the message if it fails */
-export function inContainer(namespace: string, target: string, command: string[]): Promise<string> {
-  return kubectl('exec', `--namespace=${namespace}`, target, '--', ...command);
+/** Returns the name of a ready pod of a service. */
+export async function readyPod(service: string): Promise<string> {
+  const ready = (await pods(service)).find(isReady);
+  if (!ready) throw new Error(`no pod of ${service} is ready`);
+  return ready.metadata.name;
 }
 
-/** Runs a script in a service's container and returns its output. Node may be the only program in the container. */
-export function runScript(service: string, target: string, script: string): Promise<string> {
+/** Runs a script in a pod of a service and returns its output. Node may be the only program in the container. */
+export async function runScript(service: string, script: string, pod?: string): Promise<string> {
   const node = overlay === 'prod' ? '/nodejs/bin/node' : 'node';
-  return inContainer(service, target, [node, '--input-type=module', '--eval', script]);
+  return exec(service, pod ?? (await readyPod(service)), [node, '--input-type=module', '--eval', script]);
+}
+
+/** Returns the pod spec of a service's Deployment. */
+export async function readPodSpec(service: string): Promise<any> {
+  return (await request(`/apis/apps/v1/namespaces/${service}/deployments/${service}`)).spec.template.spec;
 }
 
 /** Runs a statement as the superuser and returns the rows, one per line. */
 export async function sql(database: string, statement: string): Promise<string> {
   const psql = ['psql', '--username=postgres', '--quiet', '--tuples-only', '--no-align'];
-  return await inContainer('postgres', 'postgres-0', [
-    ...psql,
-    `--dbname=${database}`,
-    `--command=${statement}`,
-  ]);
+  return await exec('postgres', 'postgres-0', [...psql, `--dbname=${database}`, `--command=${statement}`]);
 }
 
 /** The parts of a Pod that the tests use. */
 export interface Pod {
   metadata: { name: string; uid: string; deletionTimestamp?: string };
   status: {
+    podIP?: string;
     conditions?: { type: string; status: string }[];
     containerStatuses?: { restartCount: number; imageID: string }[];
   };
 }
 
-/** Returns the pods of a namespace, except those that are terminating. */
+/** Returns the pods of a namespace, except those that are terminating and those of probes.ts. */
 export async function pods(namespace: string): Promise<Pod[]> {
-  const { items } = JSON.parse(await kubectl('get', 'pods', `--namespace=${namespace}`, '--output=json'));
-  return (items as Pod[]).filter((pod) => pod.metadata.deletionTimestamp === undefined);
+  const found: Pod[] = await list(`/api/v1/namespaces/${namespace}/pods`, '!payloop/probe');
+  return found.filter((pod) => pod.metadata.deletionTimestamp === undefined);
 }
 
 export function isReady(pod: Pod): boolean {

@@ -3,7 +3,7 @@ import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { freePort } from '../../local/ports.ts';
 import { statusOf } from '../support/start-service.ts';
-import { kubectl, overlay, services } from './cluster.ts';
+import { overlay, readPodSpec, services } from './cluster.ts';
 
 /** Properties of the production image itself, independent of the manifests. */
 
@@ -13,9 +13,8 @@ async function docker(...args: string[]): Promise<string> {
 }
 
 /** Returns the name of the image that the Deployment runs. */
-function imageOf(service: string): Promise<string> {
-  const output = '--output=jsonpath={.spec.template.spec.containers[0].image}';
-  return kubectl('get', 'deployment', service, `--namespace=${service}`, output);
+async function imageOf(service: string): Promise<string> {
+  return (await readPodSpec(service)).containers[0].image;
 }
 
 /** Returns the names of all files in an image. */

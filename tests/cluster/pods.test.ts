@@ -1,16 +1,6 @@
 import { expect, test } from 'vitest';
-import {
-  inContainer,
-  isReady,
-  kubectl,
-  kubectlWith,
-  overlay,
-  pods,
-  services,
-  sql,
-  until,
-  url,
-} from './cluster.ts';
+import { exec, list, request } from './api.ts';
+import { isReady, overlay, pods, readPodSpec, runScript, services, sql, until, url } from './cluster.ts';
 
 const replicas = overlay === 'prod' ? 3 : 1;
 
@@ -28,7 +18,7 @@ test.each([...services.map((service) => [service, replicas] as const), ['postgre
 
 /** Reports the rights of its process and the folders it can write to. Written for Node: the prod image has no shell. */
 const selfReport = `
-  const { existsSync, readFileSync, writeFileSync, rmSync } = require('node:fs');
+  import { existsSync, readFileSync, writeFileSync, rmSync } from 'node:fs';
   const status = readFileSync('/proc/self/status', 'utf8');
   const field = (name) => status.match(new RegExp('^' + name + ':\\\\s*(\\\\S+)', 'm'))[1];
   const canWrite = (folder) => {
@@ -50,9 +40,7 @@ const selfReport = `
   }))`;
 
 test.each(services)('%s runs with the restrictions of its manifest', async (service) => {
-  const node = overlay === 'dev' ? 'node' : '/nodejs/bin/node';
-  const report = await inContainer(service, `deployment/${service}`, [node, '--eval', selfReport]);
-  expect(JSON.parse(report)).toEqual({
+  expect(JSON.parse(await runScript(service, selfReport))).toEqual({
     user: [65532, 65532],
     capabilities: [0, 0],
     gainsPrivileges: false,
@@ -68,25 +56,32 @@ test.each(services)('%s runs with the restrictions of its manifest', async (serv
 
 test('Postgres runs as its own user on a read-only root', async () => {
   const script = 'id -u; touch /probe 2>&1 || true';
-  const report = await inContainer('postgres', 'postgres-0', ['sh', '-c', script]);
+  const report = await exec('postgres', 'postgres-0', ['sh', '-c', script]);
   expect(report).toMatch(/^999\n.*Read-only file system/);
 });
 
 test.each(services)('%s can connect only to its own database', async (service) => {
-  const list = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'";
-  const all = (await sql('postgres', `${list} ORDER BY 1`)).trim().split('\n');
+  const databases = "SELECT datname FROM pg_database WHERE NOT datistemplate AND datname <> 'postgres'";
+  const all = (await sql('postgres', `${databases} ORDER BY 1`)).trim().split('\n');
   const own = service.replaceAll('-', '_');
   expect(all).toEqual(expect.arrayContaining(services.map((each) => each.replaceAll('-', '_'))));
-  const open = await sql('postgres', `${list} AND has_database_privilege('${own}', datname, 'CONNECT')`);
+  const open = await sql('postgres', `${databases} AND has_database_privilege('${own}', datname, 'CONNECT')`);
   expect(open.trim()).toBe(own);
 });
+
+/** Creates an object without keeping it: every rule of the cluster applies. */
+function tryToCreate(kind: 'Pod' | 'Service', namespace: string, spec: object): Promise<any> {
+  return request(`/api/v1/namespaces/${namespace}/${kind.toLowerCase()}s?dryRun=All`, {
+    method: 'POST',
+    body: { apiVersion: 'v1', kind, metadata: { name: 'probe' }, spec },
+  });
+}
 
 /** The service that development exposes on a port of the node. */
 const exposedService = 'invoice-app';
 
 test('the only entry point is the Ingress, or in development a port of invoice-app', async () => {
-  const { items } = JSON.parse(await kubectl('get', 'services', '--all-namespaces', '--output=json'));
-  const open = items
+  const open = (await list('/api/v1/services'))
     .filter(({ spec }: { spec: { type: string } }) => spec.type !== 'ClusterIP')
     .map(({ metadata }: { metadata: { name: string } }) => metadata.name);
   expect(open).toEqual([overlay === 'prod' ? 'traefik' : exposedService]);
@@ -101,23 +96,18 @@ test.runIf(overlay === 'prod')('the entry point accepts only TLS for the certifi
 });
 
 test.each([
-  ...[...services, 'postgres'].map((namespace) => [namespace, 'loadbalancer']),
+  ...[...services, 'postgres'].map((namespace) => [namespace, 'LoadBalancer']),
   ...[...services, 'postgres']
     .filter((name) => name !== exposedService)
-    .map((namespace) => [namespace, 'nodeport']),
-])('the quota of %s forbids a Service of type %s', async (namespace, kind) => {
-  const service = [kind, 'way-in', '--tcp=80', `--namespace=${namespace}`];
-  await expect(kubectl('create', 'service', ...service, '--dry-run=server')).rejects.toThrow(
-    /exceeded quota/,
-  );
+    .map((namespace) => [namespace, 'NodePort']),
+] as const)('the quota of %s forbids a Service of type %s', async (namespace, type) => {
+  const create = tryToCreate('Service', namespace, { type, ports: [{ port: 80 }] });
+  await expect(create).rejects.toThrow(/exceeded quota/);
 });
 
 test.each([...services, 'postgres'])('the quota and limits of %s bound its resources', async (namespace) => {
-  const probe = (resources: object) => ({
-    apiVersion: 'v1',
-    kind: 'Pod',
-    metadata: { name: 'large', namespace },
-    spec: {
+  const create = (resources: object) =>
+    tryToCreate('Pod', namespace, {
       securityContext: { runAsNonRoot: true, runAsUser: 65532, seccompProfile: { type: 'RuntimeDefault' } },
       // Eight containers exceed the quota while each is within its own limit.
       containers: Array.from({ length: 8 }, (_, n) => ({
@@ -126,11 +116,8 @@ test.each([...services, 'postgres'])('the quota and limits of %s bound its resou
         resources: { requests: resources, limits: resources },
         securityContext: { allowPrivilegeEscalation: false, capabilities: { drop: ['ALL'] } },
       })),
-    },
-  });
-  const create = (resources: object) =>
-    kubectlWith(probe(resources), 'create', '--dry-run=server', '--filename=-');
-  await expect(create({ cpu: '10m', memory: '8Mi' })).resolves.toContain('created');
+    });
+  await expect(create({ cpu: '10m', memory: '8Mi' })).resolves.toMatchObject({ kind: 'Pod' });
   await expect(create({ cpu: '1', memory: '8Mi' })).rejects.toThrow(/exceeded quota: .*requests.cpu=2/);
   await expect(create({ cpu: '10m', memory: '1Gi' })).rejects.toThrow(
     /exceeded quota: .*requests.memory=2Gi/,
@@ -142,8 +129,7 @@ test.each([...services, 'postgres'])('the quota and limits of %s bound its resou
 });
 
 test.runIf(overlay === 'prod').each(services)('%s has a separate path for each probe', async (service) => {
-  const output = '--output=jsonpath={.spec.template.spec.containers[0]}';
-  const container = JSON.parse(await kubectl('get', 'deployment', service, `--namespace=${service}`, output));
+  const [container] = (await readPodSpec(service)).containers;
   const paths = [container.startupProbe, container.livenessProbe, container.readinessProbe].map(
     (probe) => probe.httpGet.path,
   );
@@ -151,10 +137,7 @@ test.runIf(overlay === 'prod').each(services)('%s has a separate path for each p
 });
 
 test.runIf(overlay === 'prod').each(services)('%s is spread over nodes and zones', async (service) => {
-  const output = '--output=jsonpath={.spec.template.spec}';
-  const { affinity, topologySpreadConstraints } = JSON.parse(
-    await kubectl('get', 'deployment', service, `--namespace=${service}`, output),
-  );
+  const { affinity, topologySpreadConstraints } = await readPodSpec(service);
   const [{ podAffinityTerm }] = affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution;
   const wishes = [podAffinityTerm, ...topologySpreadConstraints];
   expect(wishes.map(({ topologyKey }) => topologyKey)).toEqual([
@@ -170,15 +153,14 @@ test.runIf(overlay === 'prod').each(services)('%s is spread over nodes and zones
 
 // With different priorities, one more replica of a service could preempt the pods that it depends on.
 test.runIf(overlay === 'prod')('every pod has the same priority', async () => {
-  const selector = '--selector=app.kubernetes.io/part-of=payloop';
-  const output = '--output=jsonpath={.items[*].spec.priorityClassName}';
-  const classes = (await kubectl('get', 'pods', '--all-namespaces', selector, output)).split(' ');
+  const all = await list('/api/v1/pods', 'app.kubernetes.io/part-of=payloop,!payloop/probe');
+  const classes = all.map(({ spec }) => spec.priorityClassName);
   // Three replicas of each service, and the pods of Postgres, the ingress controller and metrics-server.
   expect(classes.length).toBeGreaterThanOrEqual(3 * services.length + 3);
   expect(new Set(classes)).toEqual(new Set(['payloop-service']));
 });
 
 test.each(services)('a pod in %s that violates restricted Pod Security is refused', async (service) => {
-  const create = kubectl('run', 'root', `--namespace=${service}`, '--image=postgres:18', '--dry-run=server');
+  const create = tryToCreate('Pod', service, { containers: [{ name: 'root', image: 'postgres:18' }] });
   await expect(create).rejects.toThrow(/violates PodSecurity "restricted/);
 });

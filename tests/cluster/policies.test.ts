@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { kubectl, kubectlWith, until } from './cluster.ts';
+import { list } from './api.ts';
+import { kubectlWith, until } from './cluster.ts';
 import { describeFlow, type Flow } from './flows.ts';
 import { closed, flows } from './policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from './probes.ts';
@@ -43,22 +44,12 @@ test.each(flows.map(describeFlow))('%s', (flow) => {
 });
 
 test('every namespace blocks traffic by default and has a quota and limits', async () => {
-  const list = async (kind: string) => {
-    const text = await kubectl(
-      'get',
-      kind,
-      '--all-namespaces',
-      '--no-headers',
-      '--output=custom-columns=N:.metadata.namespace,M:.metadata.name',
-    );
-    return text
-      .trim()
-      .split('\n')
-      .map((line) => line.split(/\s+/).join('/'));
-  };
-  expect(await list('networkpolicies')).toEqual(
-    expect.arrayContaining(closed.map((name) => `${name}/default-deny`)),
-  );
-  expect(await list('resourcequotas')).toEqual(expect.arrayContaining(closed.map((name) => `${name}/quota`)));
-  expect(await list('limitranges')).toEqual(expect.arrayContaining(closed.map((name) => `${name}/limits`)));
+  for (const [path, own] of [
+    ['/apis/networking.k8s.io/v1/networkpolicies', 'default-deny'],
+    ['/api/v1/resourcequotas', 'quota'],
+    ['/api/v1/limitranges', 'limits'],
+  ] as const) {
+    const found = (await list(path)).map(({ metadata }) => `${metadata.namespace}/${metadata.name}`);
+    expect(found).toEqual(expect.arrayContaining(closed.map((name) => `${name}/${own}`)));
+  }
 });

@@ -1,9 +1,10 @@
-import { kubectl, overlay, url } from './cluster.ts';
+import { list } from './api.ts';
+import { overlay, url } from './cluster.ts';
 import { closedNamespaces, readFlows } from './flows.ts';
 
 /** The matrix of flows.ts for the current cluster. */
 
-export const nodes = (await kubectl('get', 'nodes', '--output=name')).trim().split('\n').length;
+export const nodes = (await list('/api/v1/nodes')).length;
 
 export const closed = closedNamespaces(overlay);
 

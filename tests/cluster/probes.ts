@@ -1,6 +1,7 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { inContainer, kubectl, kubectlWith, readRegistry, services, url } from './cluster.ts';
+import { exec, list } from './api.ts';
+import { kubectl, kubectlWith, pods, readRegistry, services, url } from './cluster.ts';
 import { bystander, probeId, thisMachine, type Flow, type Probe } from './flows.ts';
 import { closed, flows } from './policies.ts';
 
@@ -34,7 +35,7 @@ const worker = {
   },
 };
 
-function pod(probe: Probe): object {
+function podFor(probe: Probe): object {
   return {
     apiVersion: 'v1',
     kind: 'Pod',
@@ -98,17 +99,18 @@ const probes = new Map(
 
 /** Starts the probes, and creates the namespaces that this cluster lacks. */
 export async function startProbes(): Promise<void> {
-  // An interrupted run may have left probes.
-  await stopProbes({ wait: true });
+  // An interrupted run may have left some.
+  const left = await Promise.all(['pods', 'namespaces'].map((kind) => list(`/api/v1/${kind}`, label)));
+  if (left.flat().length > 0) await stopProbes({ wait: true });
   const namespaces = [...new Set([...probes.values()].map(({ namespace }) => namespace))];
-  const existing = (await kubectl('get', 'namespaces', '--output=name')).split('\n');
-  const missing = namespaces.filter((name) => !existing.includes(`namespace/${name}`));
+  const existing = new Set((await list('/api/v1/namespaces')).map(({ metadata }) => metadata.name));
+  const missing = namespaces.filter((name) => !existing.has(name));
   const labels = { [label]: 'yes' };
   await kubectlWith(
     [
       ...missing.map((name) => ({ apiVersion: 'v1', kind: 'Namespace', metadata: { name, labels } })),
       ...namespaces.map(openPolicy),
-      ...[...probes.values()].map(pod),
+      ...[...probes.values()].map(podFor),
     ],
     'apply',
     '--filename=-',
@@ -139,46 +141,31 @@ export async function stopProbes({ wait = false } = {}): Promise<void> {
   await kubectl('delete', 'namespaces', selector, `--wait=${wait}`);
 }
 
-interface ProbePod {
-  metadata: { name: string; namespace: string };
-  status: { podIP?: string };
-}
-
-async function readProbes(): Promise<ProbePod[]> {
-  const selector = `--selector=${label}`;
-  return JSON.parse(await kubectl('get', 'pods', '--all-namespaces', selector, '--output=json')).items;
-}
-
 /** Returns the address of each target by name, mostly as `address:port`. */
 export async function findTargets(): Promise<Map<string, string>> {
-  const service = async (namespace: string, name: string) => {
-    const output = '--output=jsonpath={.spec.clusterIP}:{.spec.ports[0].port}';
-    return await kubectl('get', 'service', name, `--namespace=${namespace}`, output);
+  const found = await list('/api/v1/services');
+  const service = (namespace: string, name: string) => {
+    const { spec } = found.find(({ metadata }) => metadata.namespace === namespace && metadata.name === name);
+    return `${spec.clusterIP}:${spec.ports[0].port}`;
   };
-  const metrics = async (name: string) => {
-    const selector = `--selector=${app}=${name},!${label}`;
-    const output = '--output=jsonpath={.items[0].status.podIP}';
-    return `${await kubectl('get', 'pods', `--namespace=${name}`, selector, output)}:9091`;
-  };
-  const controlPlane = '--selector=node-role.kubernetes.io/control-plane';
-  const dns = await service('kube-system', 'kube-dns');
+  const [controlPlane] = await list('/api/v1/nodes', 'node-role.kubernetes.io/control-plane');
+  const node: string = controlPlane.status.addresses[0].address;
+  const dns = service('kube-system', 'kube-dns');
   const targets = new Map([
-    ['postgres', await service('postgres', 'postgres')],
-    ['api-server', await service('default', 'kubernetes')],
+    ['postgres', service('postgres', 'postgres')],
+    ['api-server', service('default', 'kubernetes')],
     ['dns over TCP', dns],
     ['dns', `udp:${dns}`],
-    [
-      'kubelet',
-      `${await kubectl('get', 'nodes', controlPlane, '--output=jsonpath={.items[0].status.addresses[0].address}')}:10250`,
-    ],
-    ['outside the cluster', await findOutsider()],
+    ['kubelet', `${node}:10250`],
+    ['outside the cluster', await findOutsider(node)],
     [url, url],
   ]);
   for (const name of services) {
-    targets.set(`${name}:http`, await service(name, name));
-    targets.set(`${name}:metrics`, await metrics(name));
+    const [pod] = await pods(name);
+    targets.set(`${name}:http`, service(name, name));
+    targets.set(`${name}:metrics`, `${pod?.status.podIP}:9091`);
   }
-  for (const { metadata, status } of await readProbes()) {
+  for (const { metadata, status } of await list('/api/v1/pods', label)) {
     const at = `${status.podIP}:${port}`;
     if (metadata.namespace === 'elsewhere' && metadata.name !== 'probe-anyone') targets.set('elsewhere', at);
     if (metadata.name === 'probe-bystander') targets.set(`bystander in ${metadata.namespace}`, at);
@@ -186,8 +173,11 @@ export async function findTargets(): Promise<Map<string, string>> {
   return targets;
 }
 
-/** Finds a target outside the cluster's nodes: its registry, which answers even on a machine without a network. */
-async function findOutsider(): Promise<string> {
+/**
+ * Finds a target outside the cluster's nodes: its registry, which answers even on a machine without a network.
+ * @param node the address of a node
+ */
+async function findOutsider(node: string): Promise<string> {
   const text = await readRegistry();
   const [, host = '', itsPort = ''] =
     /hostFromContainerRuntime: "?([^:"\s]+):(\d+)/.exec(text) ??
@@ -200,7 +190,6 @@ async function findOutsider(): Promise<string> {
   ]);
   // The registry is in Docker's default network, which pods cannot reach, and in kind's.
   const addresses = stdout.trim().split(/\s+/);
-  const node = await kubectl('get', 'nodes', '--output=jsonpath={.items[0].status.addresses[0].address}');
   const near = addresses.find((address) => address.split('.')[1] === node.split('.')[1]);
   return `${near ?? addresses[0]}:${itsPort}`;
 }
@@ -240,7 +229,7 @@ export async function wrongFlows(targets: Map<string, string>, tried = flows): P
 
 async function connectFrom(probe: Probe, targets: string[]): Promise<string[]> {
   const command = ['bash', '-c', connect, 'bash', ...targets];
-  return (await inContainer(probe.namespace, podName(probe), command)).split('\n');
+  return (await exec(probe.namespace, podName(probe), command)).split('\n');
 }
 
 /**

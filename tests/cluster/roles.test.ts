@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { kubectl } from './cluster.ts';
+import { list } from './api.ts';
 import {
   allowed,
   emptyRights,
@@ -42,8 +42,10 @@ test('every resource of the matrix exists', async () => {
 });
 
 test('no team or pipeline has a cluster-wide right', async () => {
-  const { items } = JSON.parse(await kubectl('get', 'clusterrolebindings', '--output=json'));
-  const bound = (items as { subjects?: { kind: string; name: string }[] }[])
+  const bindings: { subjects?: { kind: string; name: string }[] }[] = await list(
+    '/apis/rbac.authorization.k8s.io/v1/clusterrolebindings',
+  );
+  const bound = bindings
     .flatMap(({ subjects }) => subjects ?? [])
     .filter(({ kind, name }) => kind === 'Group' && groups.includes(name));
   expect(bound).toEqual([]);

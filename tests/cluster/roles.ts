@@ -1,5 +1,5 @@
 import { readServices, teamOf } from '../../scripts/services.ts';
-import { kubectl, kubectlWith } from './cluster.ts';
+import { list, request } from './api.ts';
 
 /** The matrix of access rights that k8s/platform/roles.yaml and k8s/tenant must grant or refuse. */
 
@@ -119,32 +119,25 @@ export const refused = groups.flatMap((group) =>
     .concat(cases(forbiddenEverywhere, '', group, false)),
 );
 
-function impersonating(group: string): string[] {
-  return ['--as=somebody', `--as-group=${group}`];
+/** Asks the API server about a user of a group, and returns its answer. The empty group means no group. */
+async function review(kind: 'AccessReview' | 'RulesReview', group: string, spec: object): Promise<any> {
+  const path = `/apis/authorization.k8s.io/v1/selfsubject${kind.toLowerCase()}s`;
+  const body = { apiVersion: 'authorization.k8s.io/v1', kind: `SelfSubject${kind}`, spec };
+  return (await request(path, { method: 'POST', body, group })).status;
 }
 
 /**
- * Checks rights as `kubectl auth can-i` does. Sends many reviews in one process, because a process for each would take
- * minutes.
+ * Checks rights as `kubectl auth can-i` does.
  * @returns the cases where the cluster differs from the matrix
  */
 export async function findWrongCases(matrix: readonly Case[]): Promise<Case[]> {
-  const answers = await Promise.all(groups.map((group) => review(matrix, group)));
-  return answers.flat();
-}
-
-async function review(matrix: readonly Case[], group: string): Promise<Case[]> {
-  const own = matrix.filter((each) => each.group === group);
-  if (own.length === 0) return [];
-  const reviews = own.map(({ verb, resource, namespace }) => ({
-    apiVersion: 'authorization.k8s.io/v1',
-    kind: 'SelfSubjectAccessReview',
-    spec: { resourceAttributes: { verb, namespace, ...nameParts(resource) } },
-  }));
-  const output = '--output=jsonpath={.status.allowed}{"\\n"}';
-  const text = await kubectlWith(reviews, 'create', '--filename=-', output, ...impersonating(group));
-  const answers = text.split('\n');
-  return own.filter((each, n) => answers[n] !== String(each.allowed));
+  const answers = await Promise.all(
+    matrix.map(async ({ verb, resource, namespace, group }) => {
+      const resourceAttributes = { verb, namespace, ...nameParts(resource) };
+      return (await review('AccessReview', group, { resourceAttributes })).allowed;
+    }),
+  );
+  return matrix.filter((each, n) => answers[n] !== each.allowed);
 }
 
 /** Splits a name such as `deployments.apps` or `pods/log`. */
@@ -156,10 +149,10 @@ function nameParts(name: string): { group: string; resource: string; subresource
 
 /** Lists the verbs per resource that the API server allows a group in a namespace, except those of every user. */
 export async function listRights(group: string, namespace: string): Promise<Record<string, string[]>> {
-  const [common, own] = await Promise.all([readRules(), readRules(group)]);
-  const ofEveryone = new Set(common.get(namespace)!.map((rule) => JSON.stringify(rule)));
+  const [common, own] = await Promise.all([readRules('', namespace), readRules(group, namespace)]);
+  const ofEveryone = new Set(common.map((rule) => JSON.stringify(rule)));
   const found: Record<string, string[]> = {};
-  for (const rule of own.get(namespace)!.filter((each) => !ofEveryone.has(JSON.stringify(each)))) {
+  for (const rule of own.filter((each) => !ofEveryone.has(JSON.stringify(each)))) {
     const resources = (rule.apiGroups ?? []).flatMap((apiGroup) =>
       (rule.resources ?? []).map((resource) => (apiGroup ? `${resource}.${apiGroup}` : resource)),
     );
@@ -170,29 +163,10 @@ export async function listRights(group: string, namespace: string): Promise<Reco
   return found;
 }
 
-const rulesOfGroup = new Map<string, Promise<Map<string, Rule[]>>>();
-
-/** Reads the rules that apply to a user of a group, or of no group, by namespace. One process reads all namespaces. */
-function readRules(group = ''): Promise<Map<string, Rule[]>> {
-  const found = rulesOfGroup.get(group) ?? fetchRules(group ? impersonating(group) : ['--as=somebody']);
-  rulesOfGroup.set(group, found);
-  return found;
-}
-
-async function fetchRules(as: string[]): Promise<Map<string, Rule[]>> {
-  const reviews = namespaces.map((namespace) => ({
-    apiVersion: 'authorization.k8s.io/v1',
-    kind: 'SelfSubjectRulesReview',
-    spec: { namespace },
-  }));
-  const output = '--output=jsonpath={.status}{"\\n"}';
-  const lines = (await kubectlWith(reviews, 'create', '--filename=-', output, ...as)).trim().split('\n');
-  return new Map(
-    namespaces.map((namespace, n) => {
-      const { resourceRules, nonResourceRules } = JSON.parse(lines[n]!);
-      return [namespace, [...resourceRules, ...nonResourceRules]];
-    }),
-  );
+/** Reads the rules that apply to a user of a group, or of no group. */
+async function readRules(group: string, namespace: string): Promise<Rule[]> {
+  const { resourceRules, nonResourceRules } = await review('RulesReview', group, { namespace });
+  return [...resourceRules, ...nonResourceRules];
 }
 
 /** Returns the same rights according to the matrix. */
@@ -221,9 +195,15 @@ export interface Role {
 
 /** Reads the project's own roles from the cluster. */
 export async function readRoles(): Promise<Role[]> {
-  const selector = '--selector=app.kubernetes.io/part-of=payloop';
-  const text = await kubectl('get', 'clusterroles,roles', '--all-namespaces', selector, '--output=json');
-  return JSON.parse(text).items;
+  const found = await Promise.all(
+    ['ClusterRole', 'Role'].map(async (kind) => {
+      const path = `/apis/rbac.authorization.k8s.io/v1/${kind.toLowerCase()}s`;
+      // The objects of a list do not name their kind.
+      const roles = await list(path, 'app.kubernetes.io/part-of=payloop');
+      return roles.map(({ metadata, rules }): Role => ({ kind, metadata, rules }));
+    }),
+  );
+  return found.flat();
 }
 
 /** Returns the parts of a rule that the API server does not know, as `group/resource verb`. */
@@ -256,34 +236,35 @@ export async function unknownResources(): Promise<string[]> {
   return found;
 }
 
-const resourcesOfGroup = new Map<string, Promise<Map<string, string[]>>>();
+let discovery: Promise<ApiGroup[]> | undefined;
 
-/** Returns the resources of an API group with their verbs. */
-function readResources(apiGroup: string): Promise<Map<string, string[]>> {
-  const found = resourcesOfGroup.get(apiGroup) ?? fetchResources(apiGroup);
-  resourcesOfGroup.set(apiGroup, found);
-  return found;
+/** The parts of an APIGroupDiscovery that the tests use. */
+interface ApiGroup {
+  metadata: { name?: string };
+  versions: { resources: { resource: string; verbs: string[]; subresources?: Subresource[] }[] }[];
+}
+interface Subresource {
+  subresource: string;
+  verbs: string[];
 }
 
-async function fetchResources(apiGroup: string): Promise<Map<string, string[]>> {
-  const apiGroups = JSON.parse(await kubectl('get', '--raw=/apis')).groups as {
-    name: string;
-    versions: { groupVersion: string }[];
-  }[];
-  const paths = apiGroup
-    ? (apiGroups.find(({ name }) => name === apiGroup)?.versions ?? []).map(
-        ({ groupVersion }) => `/apis/${groupVersion}`,
-      )
-    : ['/api/v1'];
-  const lists = await Promise.all(paths.map((path) => kubectl('get', `--raw=${path}`)));
-  return new Map(
-    lists.flatMap((text) =>
-      (JSON.parse(text).resources as { name: string; verbs: string[] }[]).map(({ name, verbs }) => [
-        name,
-        verbs,
-      ]),
-    ),
-  );
+/** Returns the resources of an API group with their verbs. */
+async function readResources(apiGroup: string): Promise<Map<string, string[]>> {
+  const apiGroups = await (discovery ??= discover());
+  const found = apiGroups.find(({ metadata: { name = '' } }) => name === apiGroup);
+  const resources = (found?.versions ?? []).flatMap((version) => version.resources);
+  const verbsOf = new Map(resources.map(({ resource, verbs }) => [resource, verbs]));
+  for (const { resource, subresources = [] } of resources) {
+    for (const { subresource, verbs } of subresources) verbsOf.set(`${resource}/${subresource}`, verbs);
+  }
+  return verbsOf;
+}
+
+/** Reads all API groups: https://kubernetes.io/docs/concepts/overview/kubernetes-api/#aggregated-discovery */
+async function discover(): Promise<ApiGroup[]> {
+  const headers = { Accept: 'application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList' };
+  const lists = await Promise.all(['/api', '/apis'].map((path) => request(path, { headers })));
+  return lists.flatMap(({ items }) => items);
 }
 
 /** Returns whether a rule grants a right. */

@@ -7,29 +7,25 @@ interface Project {
   maxWorkers: number;
 }
 
-/**
- * These save files, restart pods or deploy again, so they run one at a time, after the others. The last one leaves pods
- * with an open inspector.
- */
-const disturbing: Project[] = ['postgres-restart', 'live-update', 'debugger'].map((name) => ({
-  name,
-  include: [`tests/cluster/${name}.test.ts`],
-  maxWorkers: 1,
-}));
+/** Services are not ready while it runs. */
+const disturbing = 'tests/cluster/postgres-restart.test.ts';
+const oneByOne = (folder: string): Project[] => [
+  { name: folder, include: [`tests/cluster/${folder}/*.test.ts`], maxWorkers: 1 },
+];
 
-// The tests that need the cluster with an overlay running in it. scripts/ci.sh runs the quick ones in this folder. With
-// PROVE=yes it runs those in the folder of the overlay below prove/.
-const projects: Project[] = process.env.PROVE
-  ? [{ name: 'prove', include: [`tests/cluster/prove/${process.env.OVERLAY}/*.test.ts`], maxWorkers: 1 }]
-  : [
-      {
-        name: 'side by side',
-        include: ['tests/cluster/*.test.ts'],
-        exclude: disturbing.flatMap(({ include }) => include),
-        maxWorkers: 3,
-      },
-      ...disturbing,
-    ];
+// The tests that need the cluster. TESTS names the set: `make ci` runs the tests of an overlay that runs already,
+// `make ci-loop` and `make prove` those of a folder, which deploy or disturb one after the other.
+const sets: Record<string, Project[]> = {
+  quick: [
+    // Each of them waits most of the time, but for the cluster.
+    { name: 'side by side', include: ['tests/cluster/*.test.ts'], exclude: [disturbing], maxWorkers: 8 },
+    { name: 'alone', include: [disturbing], maxWorkers: 1 },
+  ],
+  loop: oneByOne('loop'),
+  prove: oneByOne(`prove/${process.env.OVERLAY}`),
+};
+const projects = sets[process.env.TESTS ?? 'quick'];
+if (!projects) throw new Error(`TESTS must be ${Object.keys(sets).join(', ')}, not ${process.env.TESTS}`);
 
 export default defineConfig({
   test: {

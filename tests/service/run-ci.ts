@@ -17,7 +17,7 @@ function hasCluster(): boolean {
   return execFileSync('docker', args, { encoding: 'utf8' }) !== '';
 }
 
-const env = withoutMake(process.env, ['PROVE']);
+const env = withoutMake(process.env, ['TESTS']);
 
 async function runCi(copy: string): Promise<void> {
   const make = spawn('make', ['ci', 'OVERLAY=prod'], {

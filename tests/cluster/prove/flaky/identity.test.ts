@@ -18,7 +18,7 @@ async function readToken({ metadata }: Pod): Promise<{ iat: number; exp: number 
     import { readFileSync } from 'node:fs';
     const token = readFileSync('/run/secrets/identity/token', 'utf8');
     console.log(Buffer.from(token.split('.')[1], 'base64url').toString());`;
-  return JSON.parse(await runScript('invoice-app', `pod/${metadata.name}`, script));
+  return JSON.parse(await runScript('invoice-app', script, metadata.name));
 }
 
 async function pay(): Promise<number> {

@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, expect, onTestFailed, test } from 'vitest';
+import { exec } from '../../api.ts';
 import {
-  inContainer,
   isReady,
   kubectl,
   nodeContainer,
@@ -13,6 +13,7 @@ import {
   pods,
   restarts,
   paying,
+  readyPod,
   until,
   type Pod,
 } from '../../cluster.ts';
@@ -43,8 +44,8 @@ async function waitForNewPods(before: (Pod | undefined)[]): Promise<void> {
   });
 }
 
-function inService(...command: string[]): Promise<string> {
-  return inContainer('payment-provider', 'deployment/payment-provider', command);
+async function inService(...command: string[]): Promise<string> {
+  return exec('payment-provider', await readyPod('payment-provider'), command);
 }
 
 async function replace(file: string, from: string, to: string): Promise<() => Promise<void>> {

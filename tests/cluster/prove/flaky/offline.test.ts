@@ -13,7 +13,7 @@ import { cutOff, Offline, whyNotOffline } from './offline.ts';
 const root = resolve(import.meta.dirname, '../../../..');
 const nowhere = '192.0.2.1';
 /** The inherited variables to unset. With the variables of our make, the child make would join it. */
-const inherited = [...makeVariables, 'OVERLAY', 'PROVE'];
+const inherited = [...makeVariables, 'OVERLAY', 'TESTS'];
 const make = ['env', ...inherited.flatMap((name) => ['-u', name]), 'make'];
 const obstacle = await whyNotOffline();
 

@@ -45,7 +45,7 @@ describe('the autoscalers', () => {
     const start = performance.now();
     const seconds = () => Math.round((performance.now() - start) / 1_000);
     await startLoad(load);
-    const onProvider = runScript('invoice-app', 'deployment/invoice-app', providerLoad);
+    const onProvider = runScript('invoice-app', providerLoad);
     const most = paying.map(() => 3);
     await until('each service has more than three replicas', load.seconds, async () => {
       (await readReplicas()).forEach((replicas, n) => (most[n] = Math.max(most[n]!, replicas)));

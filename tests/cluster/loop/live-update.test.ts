@@ -13,7 +13,8 @@ import {
   onTestFinished,
   test,
 } from 'vitest';
-import { inContainer, overlay, pods, restarts, paying, until, url } from './cluster.ts';
+import { exec } from '../api.ts';
+import { pods, restarts, paying, until, url } from '../cluster.ts';
 import {
   append,
   containers,
@@ -22,19 +23,19 @@ import {
   runningSources,
   waitUntilServed,
   waitUntilTested,
-} from './saves.ts';
-import { Tilt } from './tilt.ts';
-import { trickleOfAll } from './trickle.ts';
+} from '../saves.ts';
+import { Tilt } from '../tilt.ts';
+import { trickleOfAll } from '../trickle.ts';
 
 const run = promisify(execFile);
 const built = /Building image|STEP 1/;
 
-// In prod, a save rebuilds the image.
-describe.runIf(overlay === 'dev')('under tilt up', () => {
+describe('under tilt up', () => {
   let tilt: Tilt;
   beforeAll(async () => {
-    tilt = await Tilt.up();
-  });
+    // The first start may have to build the images.
+    tilt = await Tilt.up({ seconds: 280 });
+  }, 300_000);
   afterAll(() => tilt?.down());
   beforeEach(() => onTestFailed(() => void process.stdout.write(`End of Tilt's log:\n${tilt.tail()}\n`)));
 
@@ -158,7 +159,7 @@ describe.runIf(overlay === 'dev')('under tilt up', () => {
     await waitUntilServed(tilt);
     const [before] = await pods('invoice-app');
     // The image has no kill program, but the shell has the command built in.
-    await inContainer('invoice-app', 'deployment/invoice-app', ['sh', '-c', 'kill -TERM 1']);
+    await exec('invoice-app', before!.metadata.name, ['sh', '-c', 'kill -TERM 1']);
     await until('the container is restarted', 30, async () => {
       const [now] = await pods('invoice-app');
       return now && before && restarts(now) === restarts(before) + 1;

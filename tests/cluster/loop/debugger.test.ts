@@ -1,16 +1,13 @@
-import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
-import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { inspectPortOf, readServices } from '../../scripts/services.ts';
-import { Debugger } from '../support/debugger.ts';
-import { isReady, overlay, paying, pods, restarts, runScript, until, url } from './cluster.ts';
-import { Tilt } from './tilt.ts';
+import { inspectPortOf, readServices } from '../../../scripts/services.ts';
+import { Debugger } from '../../support/debugger.ts';
+import { isReady, paying, pods, restarts, runScript, until, url } from '../cluster.ts';
+import { Tilt } from '../tilt.ts';
 
-const run = promisify(execFile);
-const root = resolve(import.meta.dirname, '../..');
+const root = resolve(import.meta.dirname, '../../..');
 
 interface Attach {
   name: string;
@@ -36,13 +33,13 @@ const breakpoints = {
         const url = process.env.PAYMENT_PROVIDER_URL;
         const { status } = await fetch(url, { method: 'POST', headers, body: '"stop"' });
         console.log(status);`;
-      return Number(await runScript('invoice-app', 'deployment/invoice-app', script));
+      return Number(await runScript('invoice-app', script));
     },
     answer: 400,
   },
 };
 
-describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
+describe('under tilt up -- --debug', () => {
   let tilt: Tilt;
   let configurations: Attach[];
   beforeAll(async () => {
@@ -116,42 +113,5 @@ describe.runIf(overlay === 'dev')('under tilt up -- --debug', () => {
     await attached.resume();
     expect(await answer).toBe(200);
     await attached.close();
-  });
-});
-
-test('no production manifest opens an inspector', async () => {
-  const { stdout } = await run('kustomize', ['build', join(root, 'kustomize/overlays/prod')]);
-  expect(stdout).toContain('kind: Deployment');
-  expect(stdout).not.toMatch(/inspect/i);
-});
-
-test('Tilt refuses --debug with a production overlay', async () => {
-  const args = ['alpha', 'tiltfile-result', '--', '--overlay=prod', '--debug'];
-  const output = await run('tilt', args, { cwd: root }).then(
-    ({ stdout }) => stdout,
-    ({ stdout, stderr }: { stdout: string; stderr: string }) => stdout + stderr,
-  );
-  expect(output).toContain('--debug is for development, --overlay=prod is not');
-});
-
-/** Reports the files of a production container, and the ports that are open in it 2 s after SIGUSR1. */
-const probe = `
-  const { readdirSync, readFileSync } = process.getBuiltinModule('node:fs');
-  const listening = () => ['tcp', 'tcp6']
-    .flatMap((table) => readFileSync('/proc/net/' + table, 'utf8').split('\\n').slice(1))
-    .map((line) => line.trim().split(/\\s+/))
-    .filter(([, , , state]) => state === '0A')
-    .map(([, address]) => parseInt(address.split(':')[1], 16));
-  process.kill(1, 'SIGUSR1');
-  setTimeout(() => console.log(JSON.stringify({ files: readdirSync('/app'), ports: listening() })), 2_000);`;
-
-describe.runIf(overlay === 'prod')('in production', () => {
-  test.each(readServices())('$name has no inspector, and no signal opens one', async ({ name, port }) => {
-    const { files, ports } = JSON.parse(await runScript(name, `deployment/${name}`, probe));
-    const page = name === 'invoice-app' ? ['page'] : [];
-    expect(files.toSorted()).toEqual(['main.js', 'main.js.map', ...page]);
-    expect(ports).toContain(port);
-    // Node's default inspector port.
-    expect(ports).not.toContain(9229);
   });
 });
