@@ -3,7 +3,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['{services,libraries,tests,scripts,local}/**/*.test.ts'],
-    // These tests need a cluster, a browser or minutes: make ci, make test-page, make test-install, make test-service.
+    // These tests need a cluster, a browser or minutes: make ci, ci-loop, test-page, test-install, test-service.
     exclude: [
       '**/node_modules/**',
       'tests/{cluster,install,service}/**',

@@ -82,6 +82,9 @@ test.each<[string, object]>([
     'a value from elsewhere',
     { patches: [inline(deployment('invoice-app', [{ name: 'NODE', valueFrom: { fieldRef: {} } }]))] },
   ],
+  ['two objects with one patch', { patches: [{ patch: 'kind: Service\n---\nkind: Service\n' }] }],
+  ['nothing, with an empty patch', { patches: [{ patch: '' }] }],
+  ['what is in a missing file', { patches: [{ path: 'missing.yaml' }] }],
   ['a JSON patch', { patches: [{ patch: '- op: remove\n  path: /spec/replicas\n', target }] }],
 ])('rejects an overlay whose component changes %s', (_name, component) => {
   expect(() => readMine(component)).toThrow(

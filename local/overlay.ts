@@ -16,7 +16,7 @@ interface Kustomization {
   components?: string[];
   patches?: { patch?: string; path?: string; target?: unknown }[];
 }
-/** What is read of a patch. It may patch any object and any part of it, and may be a JSON patch: an array. */
+/** The parts of a patch that are read. A patch may be for any object. A JSON patch is an array. */
 interface Patch {
   kind?: string;
   metadata?: { name?: string };
@@ -73,8 +73,19 @@ export function readOverlay(name: string, folder = root): Environments {
   );
 }
 
-/** Returns undefined unless the overlay is dev plus components that do nothing but set variables of services. */
+/**
+ * Returns undefined unless the overlay is dev plus components that do nothing but set variables of services. Also for
+ * what only kustomize can read, such as a component at a URL or a patch of several documents.
+ */
 function readVariables(name: string, base: string): Environments | undefined {
+  try {
+    return readComponents(name, base);
+  } catch {
+    return undefined;
+  }
+}
+
+function readComponents(name: string, base: string): Environments | undefined {
   const folder = path.join(base, 'kustomize/overlays', name);
   if (!existsSync(path.join(folder, 'kustomization.yaml'))) return undefined;
   const overlay = readKustomization(folder);
@@ -100,13 +111,14 @@ function readVariables(name: string, base: string): Environments | undefined {
 /** Whether a patch sets these variables of this service, and nothing else. */
 function setsOnly(env: Variable[], name: string, patch: Patch, target: unknown): env is Required<Variable>[] {
   const kind = 'Deployment';
+  // A value from elsewhere and a number differ from their text.
   const containers = [
     { name: 'app', env: env.map((each) => ({ name: each.name, value: String(each.value) })) },
   ];
   const spec = { template: { spec: { containers } } };
   return (
     isDeepStrictEqual(patch, { apiVersion: 'apps/v1', kind, metadata: { name }, spec }) &&
-    // Without a target the patch is for the object that it names, and with one for what the target selects.
+    // A patch without a target is for the object that it names. One with a target is for all that the target selects.
     (target === undefined || isDeepStrictEqual(target, { kind, name }))
   );
 }

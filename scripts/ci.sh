@@ -5,7 +5,7 @@
 # With TESTS=loop it runs the tests in tests/cluster/loop instead, which start `tilt up` themselves. With TESTS=prove it
 # runs the long tests in tests/cluster/prove/OVERLAY, and OVERLAY is flaky or prod.
 #
-# A cluster that already existed stays, with its volumes and Secrets; `tilt down` removes the objects of `tilt ci`. The
+# A cluster that already existed stays, with its volumes and Secrets; `tilt down` removes the objects of Tilt. The
 # script refuses to start while `tilt up` runs, since both would change the same pods. It queries Tilt's API for a
 # session at its usual port.
 set -o errexit -o nounset -o pipefail
@@ -38,6 +38,11 @@ check_machine() {
   done
   docker info >/dev/null 2>&1 || fail "Docker does not answer. Start it; \`docker info\` prints the reason."
   [[ -f kustomize/overlays/$overlay/kustomization.yaml ]] || fail "OVERLAY must be a folder of kustomize/overlays, not $overlay"
+  case $tests in
+    quick | prove) ;;
+    loop) [[ $overlay == dev ]] || fail "the tests of the inner loop need OVERLAY=dev, not $overlay" ;;
+    *) fail "TESTS must be quick, loop or prove, not $tests" ;;
+  esac
   ! tilt get session >/dev/null 2>&1 || fail "Tilt is running: stop \`tilt up\` first"
 }
 

@@ -17,8 +17,11 @@ export interface Local {
   stop: () => Promise<void>;
 }
 
-/** Starts it and waits until the payment test has passed. */
-export async function startLocal(): Promise<Local> {
+/**
+ * Starts `make up MODE=local` in a copy of the tree, and waits until the payment test has passed.
+ * @param interrupted stops it if it rejects meanwhile
+ */
+export async function startLocal(interrupted: Promise<never>): Promise<Local> {
   const temporary = await mkdtemp(join(tmpdir(), 'payloop-'));
   // Postgres does not run as root, and has to reach its files in this folder.
   await chmod(temporary, 0o711);
@@ -49,7 +52,8 @@ export async function startLocal(): Promise<Local> {
     await rm(temporary, { recursive: true });
   };
   try {
-    await until('make up passes the payment test', 100, () => / ok 8 /.test(log));
+    const passed = until('make up passes the payment test', 100, () => / ok 8 /.test(log));
+    await Promise.race([passed, interrupted]);
   } catch (error) {
     await stop();
     throw new Error(`make up did not pass the payment test. It printed:\n${log}`, { cause: error });

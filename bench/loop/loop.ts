@@ -121,7 +121,7 @@ async function runChanges(tilt: Tilt, proxy: CountingProxy): Promise<Changes> {
 
 /** Measures saves of each service in local mode. */
 async function measureLocal(): Promise<Rounds> {
-  const local = await orInterrupted(startLocal());
+  const local = await startLocal(interrupted);
   try {
     const ways = services.map((service) => serviceWay(local.folder, service, local.url));
     return await orInterrupted(runRounds(rounds, { ...local, ways, say }));

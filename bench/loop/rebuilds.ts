@@ -28,7 +28,7 @@ async function sentWhile(proxy: CountingProxy, act: () => Promise<unknown>): Pro
   return proxy.sent - before;
 }
 
-/** Returns a new value, so that no layer comes from the build cache of an earlier run. */
+/** Returns a new value each time, so that the build cache does not have the change from an earlier run. */
 const unique = () => `changed-${Date.now()}`;
 
 export interface Rebuild {
@@ -67,7 +67,10 @@ export function changeDockerfile(tilt: Tilt, url: string): Promise<Rebuild> {
   });
 }
 
-/** Waits until both services answer from new pods. Pod names tell, since the sources stay the same. */
+/**
+ * Waits until both services answer from new pods. Recognizes them by their names, because the hash in `/version` covers
+ * only the sources, which stay the same.
+ */
 async function rebuild(what: string, tilt: Tilt, url: string, change: () => Promise<void>): Promise<Rebuild> {
   const before = await pods(url);
   const from = tilt.log.length;

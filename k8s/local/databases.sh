@@ -8,7 +8,7 @@ unset CDPATH
 statements() { # ROLE; the URL of its database on standard input
   local password
   password=$(sed 's|^postgres://[^:]*:\([^@]*\)@.*|\1|')
-  [[ $password =~ ^[0-9a-f]+$ ]] || { echo "databases: the Secret of $1 has no password created by secrets.sh" >&2 && return 1; }
+  [[ $password =~ ^[0-9a-f]+$ ]] || { echo "databases: the Secret of ${1//_/-} has no password created by secrets.sh" >&2 && return 1; }
   cat <<SQL
 SET log_min_error_statement = panic;
 SELECT 'CREATE ROLE "$1" LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '$1') \gexec

@@ -51,17 +51,20 @@ export async function readRegistry(): Promise<string> {
   return data['localRegistryHosting.v1'];
 }
 
-/** Returns the name of a ready pod of a service. */
-export async function readyPod(service: string): Promise<string> {
-  const ready = (await pods(service)).find(isReady);
-  if (!ready) throw new Error(`no pod of ${service} is ready`);
-  return ready.metadata.name;
+/** Waits for a ready pod of a service. */
+export function readyPod(service: string): Promise<Pod> {
+  return until(`a pod of ${service} is ready`, 20, async () => (await pods(service)).find(isReady));
 }
 
 /** Runs a script in a pod of a service and returns its output. Node may be the only program in the container. */
 export async function runScript(service: string, script: string, pod?: string): Promise<string> {
   const node = overlay === 'prod' ? '/nodejs/bin/node' : 'node';
-  return exec(service, pod ?? (await readyPod(service)), [node, '--input-type=module', '--eval', script]);
+  return exec(service, pod ?? (await readyPod(service)).metadata.name, [
+    node,
+    '--input-type=module',
+    '--eval',
+    script,
+  ]);
 }
 
 /** Returns the pod spec of a service's Deployment. */
@@ -101,8 +104,8 @@ export function restarts(pod: Pod): number {
 }
 
 /**
- * Polls until the answer is neither undefined nor false. An error counts as no answer. Polls less and less often: a poll
- * may start kubectl, which takes CPU from what it waits for.
+ * Polls until the answer is neither undefined nor false. An error counts as no answer. Polls less and less often, because
+ * a poll takes CPU from what it waits for.
  */
 export async function until<T>(
   description: string,

@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { beforeAll, expect, test } from 'vitest';
 import { request } from './api.ts';
 import { runScript } from './cluster.ts';
 
@@ -31,7 +31,7 @@ const requests = [
     { status: 200, body: [] },
   ],
   ['refuses a payment without a token', payNothing(), unauthorized],
-  ['refuses a token that is not one', payNothing('garbage'), unauthorized],
+  ['refuses garbage as a token', payNothing('garbage'), unauthorized],
   ['refuses a reset without a token', { path: '/reset', method: 'POST' }, unauthorized],
   [
     'refuses invoice-app’s token for another audience',
@@ -60,21 +60,23 @@ const requests = [
   ],
 ] as const;
 
-/** Sends all requests from a pod of invoice-app, by one script: each start of Node takes half a second. */
-const answers = runScript(
-  'invoice-app',
-  `console.log(JSON.stringify(await Promise.all(
+/** What the provider answers to each of them, sent from a pod of invoice-app. */
+let answers: unknown[];
+beforeAll(async () => {
+  // One script sends all of them, because each start of Node takes half a second.
+  const script = `console.log(JSON.stringify(await Promise.all(
     ${JSON.stringify(requests.map(([, sent]) => sent))}.map(async ({ path, ...init }) => {
       const response = await fetch('http://payment-provider.payment-provider:8082' + path, init);
       return { status: response.status, body: await response.json() };
     }),
-  )))`,
-).then((text) => JSON.parse(text) as unknown[]);
+  )))`;
+  answers = JSON.parse(await runScript('invoice-app', script));
+});
 
 test.each(requests.map(([title, , expected], n) => [title, expected, n] as const))(
   'the provider %s',
-  async (_title, expected, n) => {
-    expect((await answers)[n]).toEqual(expected);
+  (_title, expected, n) => {
+    expect(answers[n]).toEqual(expected);
   },
 );
 

@@ -2,10 +2,13 @@ import { expect, test } from 'vitest';
 import { paying, runScript, services } from './cluster.ts';
 
 const script = `console.log(await (await fetch('http://127.0.0.1:9091/metrics')).text())`;
-const read = Promise.all(
-  services.map(async (service) => [service, await runScript(service, script)] as const),
-);
-const metricsOf = async (service: string) => new Map(await read).get(service)!;
+const read = new Map<string, Promise<string>>();
+
+function metricsOf(service: string): Promise<string> {
+  const metrics = read.get(service) ?? runScript(service, script);
+  read.set(service, metrics);
+  return metrics;
+}
 
 test.each(services)('%s serves metrics on a separate port', async (service) => {
   const metrics = await metricsOf(service);

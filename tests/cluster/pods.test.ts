@@ -128,6 +128,16 @@ test.each([...services, 'postgres'])('the quota and limits of %s bound its resou
   );
 });
 
+test.runIf(overlay === 'prod').each(services)('the autoscaler of %s works', async (service) => {
+  const path = `/apis/autoscaling/v2/namespaces/${service}/horizontalpodautoscalers/${service}`;
+  const { desiredReplicas, conditions } = await until('it has looked at the Deployment', 50, async () => {
+    const { status } = await request(path);
+    return status.desiredReplicas > 0 && status;
+  });
+  expect(desiredReplicas).toBeGreaterThanOrEqual(replicas);
+  expect(conditions).toContainEqual(expect.objectContaining({ type: 'AbleToScale', status: 'True' }));
+});
+
 test.runIf(overlay === 'prod').each(services)('%s has a separate path for each probe', async (service) => {
   const [container] = (await readPodSpec(service)).containers;
   const paths = [container.startupProbe, container.livenessProbe, container.readinessProbe].map(

@@ -1,7 +1,7 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { exec, list } from './api.ts';
-import { kubectl, kubectlWith, pods, readRegistry, services, url } from './cluster.ts';
+import { kubectl, kubectlWith, readRegistry, readyPod, services, url } from './cluster.ts';
 import { bystander, probeId, thisMachine, type Flow, type Probe } from './flows.ts';
 import { closed, flows } from './policies.ts';
 
@@ -145,7 +145,10 @@ export async function stopProbes({ wait = false } = {}): Promise<void> {
 export async function findTargets(): Promise<Map<string, string>> {
   const found = await list('/api/v1/services');
   const service = (namespace: string, name: string) => {
-    const { spec } = found.find(({ metadata }) => metadata.namespace === namespace && metadata.name === name);
+    const { spec } =
+      found.find(({ metadata }) => metadata.namespace === namespace && metadata.name === name) ?? {};
+    // Every unknown target would count as blocked.
+    if (spec === undefined) throw new Error(`namespace ${namespace} has no Service ${name}`);
     return `${spec.clusterIP}:${spec.ports[0].port}`;
   };
   const [controlPlane] = await list('/api/v1/nodes', 'node-role.kubernetes.io/control-plane');
@@ -161,9 +164,9 @@ export async function findTargets(): Promise<Map<string, string>> {
     [url, url],
   ]);
   for (const name of services) {
-    const [pod] = await pods(name);
+    const { status } = await readyPod(name);
     targets.set(`${name}:http`, service(name, name));
-    targets.set(`${name}:metrics`, `${pod?.status.podIP}:9091`);
+    targets.set(`${name}:metrics`, `${status.podIP}:9091`);
   }
   for (const { metadata, status } of await list('/api/v1/pods', label)) {
     const at = `${status.podIP}:${port}`;

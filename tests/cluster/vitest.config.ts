@@ -13,11 +13,11 @@ const oneByOne = (folder: string): Project[] => [
   { name: folder, include: [`tests/cluster/${folder}/*.test.ts`], maxWorkers: 1 },
 ];
 
-// The tests that need the cluster. TESTS names the set: `make ci` runs the tests of an overlay that runs already,
-// `make ci-loop` and `make prove` those of a folder, which deploy or disturb one after the other.
+// The tests that need the cluster. TESTS names the set. `make ci` runs the tests of an overlay that runs already.
+// `make ci-loop` and `make prove` run those of a folder, one file at a time, because they deploy or disturb the services.
 const sets: Record<string, Project[]> = {
   quick: [
-    // Each of them waits most of the time, but for the cluster.
+    // They mostly wait for the cluster, so more of them run than there are cores.
     { name: 'side by side', include: ['tests/cluster/*.test.ts'], exclude: [disturbing], maxWorkers: 8 },
     { name: 'alone', include: [disturbing], maxWorkers: 1 },
   ],

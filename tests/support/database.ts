@@ -19,7 +19,7 @@ export async function createDatabase(postgresUrl = inject('postgresUrl')): Promi
   await run(
     postgresUrl,
     `CREATE ROLE ${name} LOGIN PASSWORD '${password}'`,
-    `CREATE DATABASE ${name} OWNER ${name}`,
+    `CREATE DATABASE ${name} OWNER ${name} STRATEGY FILE_COPY`,
   );
   return {
     url: `postgres://${name}:${password}@${url.host}/${name}`,

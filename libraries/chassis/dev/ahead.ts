@@ -2,7 +2,10 @@ import { readFileSync, realpathSync, statSync } from 'node:fs';
 import { registerHooks, stripTypeScriptTypes, type ResolveHookSync } from 'node:module';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
-/** The suffix of URLs of modules linked ahead. Files changed since then have plain URLs, as in a cold start. */
+/**
+ * The suffix of the URLs of modules that `linkAhead` has linked. A file that has changed since it was linked, or that
+ * imports such a file, is loaded again under its plain URL, as in a cold start.
+ */
 const mark = '?ahead';
 
 /**
@@ -20,8 +23,8 @@ interface Module {
 }
 
 /**
- * Links modules and their imports ahead: reads and compiles them. Evaluates none, so they open nothing, and old code
- * leaves no state behind. If they do not link, or one is neither TypeScript nor JSON, everything is loaded later as in
+ * Links modules and their imports before the save that will run them: reads and compiles them. Evaluates none, so they
+ * open nothing, and code that the save replaces leaves no state behind. If they do not link, or one is neither TypeScript nor JSON, everything is loaded later as in
  * a cold start, with the same errors. Import no source file before the promise resolves.
  * @param urls of files, before symlinks are resolved
  * @returns a function to call before the code is imported. From then on, a linked module is used if it and all its
@@ -41,8 +44,9 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
   const entry = `data:text/javascript,${encodeURIComponent(imports.join(''))}`;
 
   /**
-   * Resolves a package. Node remembers the results for a linked file under its URL with the mark. If the file is loaded
-   * again, that URL finds them without a new search. If a file found has been deleted since, Node searches again.
+   * Resolves an import of a package. Node caches each result under the URL of the importing file, which had the mark
+   * while it was linked. If that file is loaded again under its plain URL, this asks with the mark, and Node answers from
+   * its cache. If the result is a source file that no longer exists, it asks with the plain URL, and Node searches.
    */
   const resolvePackage: ResolveHookSync = (specifier, context, next) => {
     const { parentURL = '' } = context;
@@ -71,7 +75,7 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
     },
     load(url, context, next) {
       if (!isLinking || !url.endsWith(mark)) return next(url, context);
-      // Before it is read: a change in between must differ from this state.
+      // Taken before the file is read, so that a change between the two leaves the file in another state than this.
       const before = Date.now();
       const { state, changedAt } = stateOf(withoutMark(url));
       const loaded = next(url, context);
@@ -143,8 +147,9 @@ function fileOf(specifier: string, parentURL: string): string | undefined {
 }
 
 /**
- * Resolves symlinks, which Node does only once for each path. Returns undefined if there is no file, or if the URL has
- * a query or a fragment: then Node resolves it and reports the error.
+ * Resolves symlinks on each call. Node does so only once for each path, and would miss a symlink that has changed.
+ * Returns undefined if there is no file, or if the URL has a query or a fragment: then Node resolves it, and reports the
+ * error if there is one.
  */
 function follow(url: string): string | undefined {
   try {

@@ -40,7 +40,7 @@ await linking;
 // Ignores errors: the service reports them when it starts.
 await warmUp().catch(() => {});
 
-/** Runs the service. The reloader checks the hash once more when the service is ready. */
+/** Runs the service. The reloader checks the hash once more before the service gets requests. */
 async function start({ source }: Load): Promise<void> {
   isStarting = true;
   Object.assign(globalThis, { KNOWN_SOURCE: source });

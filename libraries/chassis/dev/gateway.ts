@@ -7,8 +7,8 @@ import {
 } from 'node:http';
 import { pipeline } from 'node:stream';
 
-/** As in the chassis's server, in milliseconds: clients and load balancers close idle connections sooner. */
-const keepAliveTimeout = 65_000;
+/** How long idle connections stay open, in milliseconds: as in the chassis's server. */
+const keepAliveTimeout = 95_000;
 
 /**
  * How long a half-closed connection stays open, in milliseconds: its client may still read the response, or may be

@@ -9,7 +9,7 @@ import { compileCache } from './compile-cache.ts';
  * the process has not accepted yet. The process still answers requests on those that it has accepted.
  */
 const holdTimeout = 2_000;
-/** How long after SIGTERM a process is killed, in milliseconds: longer than the 30 s that the chassis allows itself. */
+/** How long after SIGTERM a process is killed, in milliseconds: longer than the 33 s that the chassis allows itself. */
 const killTimeout = 35_000;
 /** How long to wait for the rest of standard error once a process has exited, in milliseconds. */
 const stderrTimeout = 100;

@@ -57,8 +57,8 @@ const shared = {
   /** The port that Prometheus scrapes. */
   METRICS_PORT: integer(0, 65_535).default(9091),
   /**
-   * How long to keep serving after readiness fails, in milliseconds, so that load balancers notice first. The limit is
-   * `exitTimeout` (30 s, run.ts) minus `drainTimeout` (20 s, server.ts).
+   * How long to keep serving after readiness fails, in milliseconds, so that load balancers notice first. The limit
+   * leaves `drainTimeout` (20 s, server.ts) and 3 s of `exitTimeout` (33 s, run.ts).
    */
   SHUTDOWN_DELAY_MS: integer(0, 10_000).default(0),
 };

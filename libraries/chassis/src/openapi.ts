@@ -148,24 +148,25 @@ export function describeAll(app: Express, addition: Addable): void {
 export function createDocument(app: Express, title: string): object {
   const paths: Record<string, object> = {};
   const securitySchemes: Record<string, object> = {};
-  const document = new Schemas();
+  const schemas = new Schemas();
   for (const { path, describe, additions } of descriptionOf(app).routes) {
     const operations = Object.entries(describe()).map(([method, operation]) => {
       const added = additions.map((addition) => addition(method as Method));
       for (const { security } of added) Object.assign(securitySchemes, security);
-      return [method, toOperation(document, operation, added, operationId(method, path))];
+      return [method, toOperation(schemas, operation, added, operationId(method, path))];
     });
     paths[path.replaceAll(/:(\w+)/g, '{$1}')] = Object.fromEntries(operations);
   }
-  // Optional here: paths registered before the middleware do not have these headers.
-  const anywhere = descriptionOf(app).additions.flatMap(
+  // The headers that middleware adds, for the three responses below. They are optional: a path registered before the
+  // middleware has none of them, and a response to a POST lacks those that only GET gets.
+  const addedHeaders = descriptionOf(app).additions.flatMap(
     (addition) => addition('get').responseHeaders?.partial() ?? [],
   );
   const notAllowed = error('No such method at this path.', z.object({ Allow: z.string() }));
   const responses = {
-    NotFound: toResponse(document, error('No such path.'), anywhere),
-    MethodNotAllowed: toResponse(document, notAllowed, anywhere),
-    Misdirected: toResponse(document, error('In development, `Host` names another service.'), anywhere),
+    NotFound: toResponse(schemas, error('No such path.'), addedHeaders),
+    MethodNotAllowed: toResponse(schemas, notAllowed, addedHeaders),
+    Misdirected: toResponse(schemas, error('In development, `Host` names another service.'), addedHeaders),
   };
   return {
     openapi: '3.1.1',
@@ -175,10 +176,11 @@ export function createDocument(app: Express, title: string): object {
       description:
         'HEAD is answered like GET, without the body. Any other method of a path gets 405 with `Allow` (see the ' +
         'response `MethodNotAllowed`), and an unknown path gets 404 (`NotFound`). In development, a request gets 421 ' +
-        '(`Misdirected`) if its `Host` is neither an IP address nor a name of loopback or of this service.',
+        '(`Misdirected`) if its `Host` is neither an IP address nor a name of loopback or of this service; the probes ' +
+        'answer for any `Host`.',
     },
     paths,
-    components: { schemas: document.named, responses, securitySchemes },
+    components: { schemas: schemas.named, responses, securitySchemes },
   };
 }
 
@@ -188,13 +190,13 @@ function operationId(method: string, path: string): string {
   return method + words.map((word) => word[0]!.toUpperCase() + word.slice(1)).join('');
 }
 
-function toOperation(document: Schemas, operation: Operation, added: Addition[], id: string): object {
+function toOperation(schemas: Schemas, operation: Operation, added: Addition[], id: string): object {
   const { summary, description, path, query, headers, body } = operation;
   const parameters = [
-    ...toParameters(document, 'path', path),
-    ...toParameters(document, 'query', query),
+    ...toParameters(schemas, 'path', path),
+    ...toParameters(schemas, 'query', query),
     ...[headers, ...added.map((each) => each.headers)].flatMap((each) =>
-      toParameters(document, 'header', each),
+      toParameters(schemas, 'header', each),
     ),
   ];
   const all: Responses = Object.assign({}, operation.responses, ...added.map((each) => each.responses));
@@ -202,7 +204,7 @@ function toOperation(document: Schemas, operation: Operation, added: Addition[],
   const responseHeaders = added.flatMap((each) => each.responseHeaders ?? []);
   const responses = Object.entries(all).map(([status, response]) => [
     status,
-    toResponse(document, response, responseHeaders),
+    toResponse(schemas, response, responseHeaders),
   ]);
   const security = added.flatMap((each) => Object.keys(each.security ?? {}));
   return {
@@ -210,39 +212,39 @@ function toOperation(document: Schemas, operation: Operation, added: Addition[],
     summary,
     ...(description !== undefined && { description }),
     ...(parameters.length > 0 && { parameters }),
-    ...(body && { requestBody: toRequestBody(document, body) }),
+    ...(body && { requestBody: toRequestBody(schemas, body) }),
     responses: Object.fromEntries(responses),
     ...(security.length > 0 && { security: security.map((name) => ({ [name]: [] })) }),
   };
 }
 
-function toParameters(document: Schemas, place: string, schema: z.ZodObject | undefined): object[] {
+function toParameters(schemas: Schemas, place: string, schema: z.ZodObject | undefined): object[] {
   return Object.entries(schema?.shape ?? {}).map(([name, each]) => ({
     name,
     in: place,
     required: isRequired(each as z.ZodType),
-    schema: document.add(each as z.ZodType, 'input'),
+    schema: schemas.add(each as z.ZodType, 'input'),
   }));
 }
 
-function toRequestBody(document: Schemas, { description, required, content }: Body): object {
+function toRequestBody(schemas: Schemas, { description, required, content }: Body): object {
   const types = Object.entries(content).map(([type, schema]) => [
     type,
-    schema === null ? {} : { schema: document.add(schema, 'input') },
+    schema === null ? {} : { schema: schemas.add(schema, 'input') },
   ]);
   return { description, required, content: Object.fromEntries(types) };
 }
 
-function toResponse(document: Schemas, response: ResponseDescription, more: z.ZodObject[]): object {
+function toResponse(schemas: Schemas, response: ResponseDescription, more: z.ZodObject[]): object {
   const { description, content = {}, headers } = response;
   const types = Object.entries(content).map(([type, schema]) => [
     type,
-    { schema: document.add(schema, 'output') },
+    { schema: schemas.add(schema, 'output') },
   ]);
   const named = [...(headers ? [headers] : []), ...more].flatMap(({ shape }) => Object.entries(shape));
   const described = named.map(([name, schema]) => [
     name,
-    { required: isRequired(schema as z.ZodType), schema: document.add(schema as z.ZodType, 'output') },
+    { required: isRequired(schema as z.ZodType), schema: schemas.add(schema as z.ZodType, 'output') },
   ]);
   return {
     description,

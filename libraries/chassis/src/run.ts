@@ -15,16 +15,17 @@ export interface Service {
 
 /**
  * The hash of the sources, if it is known before they are loaded. The build embeds it in the bundle. In development,
- * `dev/child.ts` sets it, and the reloader hashes the sources again once the service is ready.
+ * `dev/child.ts` sets it, and the reloader hashes the sources again before the service gets requests.
  */
 declare const KNOWN_SOURCE: string | undefined;
 
 /**
  * How long the process may take to exit after a signal, in milliseconds. After that it exits with code 1. Covers the
- * maximum of SHUTDOWN_DELAY_MS (10 s) and the `drainTimeout` of server.ts (20 s). Together with the preStop hook (5 s),
- * it stays below terminationGracePeriodSeconds (40 s), after which Kubernetes kills the process.
+ * maximum of SHUTDOWN_DELAY_MS (10 s), the `drainTimeout` of server.ts (20 s), and 3 s to close the database. Together
+ * with the preStop hook (5 s), it stays below terminationGracePeriodSeconds (40 s), after which Kubernetes kills the
+ * process.
  */
-const exitTimeout = 30_000;
+const exitTimeout = 33_000;
 
 /**
  * Runs a service in this process until SIGTERM or SIGINT, then stops it and exits. Resolves once the service is ready

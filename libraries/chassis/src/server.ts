@@ -26,12 +26,15 @@ import {
 import type { Self, Version } from './self.ts';
 import { startRequest } from './tracing.ts';
 
-/** How long requests in flight may still take after the server begins to stop, in milliseconds. */
+/** How long requests in flight may still take once the server accepts no more connections, in milliseconds. */
 const drainTimeout = 20_000;
-/** How long a connection may stay open without a first request after the server begins to stop, in milliseconds. */
+/** How long a connection may then stay open without a first request, in milliseconds. */
 const unusedTimeout = 1_000;
-/** How long idle connections stay open, in milliseconds: longer than clients and load balancers keep them. */
-const keepAliveTimeout = 65_000;
+/**
+ * How long idle connections stay open, in milliseconds. Longer than proxies keep theirs, Traefik for 90 s: one that is
+ * closed while a proxy sends a request on it fails the request.
+ */
+const keepAliveTimeout = 95_000;
 
 /** Fields that a service adds to the response of `GET /version`. */
 export interface VersionAddition {
@@ -80,7 +83,7 @@ export async function startServer(options: ServerOptions, routes: (app: Express)
   app.disable('x-powered-by').disable('etag');
   const unanswered = new Set<Response>();
   app.use((_request, response, next) => {
-    // A connection that a client keeps open would keep this process from exiting.
+    // Tells the client to send no more on this connection: `close` ends idle ones, and a request at that moment fails.
     if (stopping) response.set('Connection', 'close');
     unanswered.add(response);
     response.on('close', () => unanswered.delete(response));

@@ -253,7 +253,7 @@ describe('failures', () => {
     const { page } = window;
     await shows(page, '#headline', '0 of 3 invoices paid.');
     await setConnectable(app, false);
-    await shows(page, '#connection', 'invoice-app is up, but its database is down');
+    await shows(page, '#connection', 'invoice-app is up, but cannot read the totals: database unavailable.');
     expect(await page.locator('#pay').getAttribute('aria-disabled')).toBe('true');
     await shows(page, '#headline', '0 of 3 invoices paid.');
     await setConnectable(app, true);
@@ -406,7 +406,7 @@ describe('accessibility', () => {
     await clickPay(page);
     await shows(page, '#notice', 'no definite answer');
     await setConnectable(app, false);
-    await shows(page, '#connection', 'its database is down');
+    await shows(page, '#connection', 'cannot read the totals: database unavailable.');
     expect(await violations(page)).toEqual([]);
     await setConnectable(app, true);
   });

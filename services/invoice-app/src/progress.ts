@@ -25,8 +25,8 @@ export const describeProgress = () => ({
   get: {
     summary: 'The totals of all invoices, sent again whenever they change',
     description:
-      'Server-sent events: `progress` with `Totals` as its data, and `unavailable` with an error while the database ' +
-      'is down. The stream ends with the process, and clients reconnect.',
+      'Server-sent events: `progress` with `Totals` as its data, and `unavailable` with an error while they ' +
+      'cannot be read. The stream ends with the process, and clients reconnect.',
     responses: {
       200: {
         description: 'An endless stream.',
@@ -60,7 +60,7 @@ interface News {
 
 /**
  * Sends the totals of all invoices as server-sent events: `progress` with the totals, and `unavailable` while the
- * database is down. While a client watches, each process polls Postgres once for all of its watchers.
+ * totals cannot be read. While a client watches, each process polls Postgres once for all of its watchers.
  */
 export class Progress {
   readonly #overview: Overview;

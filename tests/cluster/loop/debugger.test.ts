@@ -44,8 +44,9 @@ describe('under tilt up -- --debug', () => {
   let configurations: Attach[];
   beforeAll(async () => {
     ({ configurations } = JSON.parse(await readFile(join(root, '.vscode/launch.json'), 'utf8')));
-    tilt = await Tilt.up({ args: ['--', '--debug'] });
-  });
+    // The first start may have to build the images.
+    tilt = await Tilt.up({ args: ['--', '--debug'], seconds: 280 });
+  }, 300_000);
   afterAll(() => tilt?.down());
 
   /** Attaches as an editor does, and sends a request that pauses at the breakpoint. */
@@ -62,7 +63,8 @@ describe('under tilt up -- --debug', () => {
     expect(await attached.breakAt(breakpoint.url, line, condition)).toEqual([line]);
     const paused = attached.paused();
     const answer = ask();
-    const pause = await paused;
+    // Rejects if the request fails before it pauses.
+    const pause = await Promise.race([paused, answer.then(() => paused)]);
     expect(pause).toMatchObject(breakpoint);
     expect(await pause.evaluate(condition)).toBe(true);
     return { attached, answer };

@@ -308,6 +308,6 @@ follow({
   onOpen() {
     if (totals) rows.refresh();
   },
-  onUnavailable: (reason) => lose(`invoice-app is up, but its database is down (${reason}).`),
+  onUnavailable: (reason) => lose(`invoice-app is up, but cannot read the totals: ${reason}.`),
   onLost: () => lose('Connection lost, reconnecting.'),
 });

@@ -2,7 +2,7 @@
 
 /** How long the connection may be lost before the page reports it, in milliseconds: a save takes less. */
 const patience = 1_500;
-/** The wait before a rejected stream is retried, in milliseconds. */
+/** The mean wait before a rejected stream is opened again, in milliseconds. It varies by half. */
 const delay = { first: 1_000, most: 10_000 };
 
 /**
@@ -10,7 +10,7 @@ const delay = { first: 1_000, most: 10_000 };
  * @param {object} handlers
  * @param {(totals: Totals) => void} handlers.onProgress
  * @param {() => void} handlers.onOpen each time it is connected
- * @param {(reason: string) => void} handlers.onUnavailable the database is down
+ * @param {(reason: string) => void} handlers.onUnavailable the totals cannot be read
  * @param {() => void} handlers.onLost the connection is lost
  */
 export function follow({ onProgress, onOpen, onUnavailable, onLost }) {
@@ -18,35 +18,35 @@ export function follow({ onProgress, onOpen, onUnavailable, onLost }) {
   let source;
   let wait = delay.first;
   /** @type {number | undefined} */
-  let again;
+  let retryTimer;
   /** @type {number | undefined} */
-  let losing;
+  let lossTimer;
 
   function open() {
-    clearTimeout(again);
+    clearTimeout(retryTimer);
     source?.close();
     source = new EventSource('/progress');
     source.addEventListener('open', () => {
-      clearTimeout(losing);
-      losing = undefined;
+      clearTimeout(lossTimer);
+      lossTimer = undefined;
       wait = delay.first;
       onOpen();
     });
     source.addEventListener('progress', (event) => onProgress(JSON.parse(event.data)));
     source.addEventListener('unavailable', (event) => onUnavailable(JSON.parse(event.data).error));
     source.addEventListener('error', () => {
-      losing ??= window.setTimeout(onLost, patience);
+      lossTimer ??= window.setTimeout(onLost, patience);
       // EventSource reconnects by itself after a broken connection, but gives up after any answer but a stream.
       if (source?.readyState !== EventSource.CLOSED) return;
-      again = window.setTimeout(open, wait * (0.5 + Math.random()));
+      retryTimer = window.setTimeout(open, wait * (0.5 + Math.random()));
       wait = Math.min(wait * 2, delay.most);
     });
   }
 
   function close() {
-    clearTimeout(again);
-    clearTimeout(losing);
-    losing = undefined;
+    clearTimeout(retryTimer);
+    clearTimeout(lossTimer);
+    lossTimer = undefined;
     source?.close();
   }
 

@@ -45,7 +45,7 @@ async function waitForNewPods(before: (Pod | undefined)[]): Promise<void> {
 }
 
 async function inService(...command: string[]): Promise<string> {
-  return exec('payment-provider', await readyPod('payment-provider'), command);
+  return exec('payment-provider', (await readyPod('payment-provider')).metadata.name, command);
 }
 
 async function replace(file: string, from: string, to: string): Promise<() => Promise<void>> {
