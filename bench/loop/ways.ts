@@ -16,7 +16,10 @@ export async function version(url: string): Promise<Version> {
   return JSON.parse(await bodyOf(`${url}/version`));
 }
 
-/** Returns the way to save a service, in a copy of the tree. */
+/**
+ * Returns the `Way` that saves `src/service.ts` of a service in `folder`, a copy of the tree.
+ * @param url of invoice-app, whose `/version` has the hashes of both services
+ */
 export function serviceWay(folder: string, service: Service, url: string): Way {
   return {
     ...fileIn(folder, `services/${service}/src/service.ts`),
@@ -30,7 +33,10 @@ export function serviceWay(folder: string, service: Service, url: string): Way {
   };
 }
 
-/** Returns the way to save the file that the server in floor/ reads for each request. */
+/**
+ * Returns the `Way` that saves the file that floor/server.ts reads for each request. No process restarts, so the other
+ * ways in the cluster cannot be faster.
+ */
 export function floorWay(folder: string, url: string): Way {
   const file = fileIn(folder, 'bench/loop/floor/served/code.txt');
   return {
@@ -42,7 +48,7 @@ export function floorWay(folder: string, url: string): Way {
   };
 }
 
-/** Returns the way to save invoice-app, in the copy of the tree that nodemon and tsx run. */
+/** Returns the `Way` that saves invoice-app in the copy of the tree that nodemon and tsx run. */
 export function plainWay(folder: string, url: string): Way {
   return { ...serviceWay(join(folder, 'plain'), 'invoice-app', url), name: 'plain', mend: killServers };
 }

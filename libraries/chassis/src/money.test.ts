@@ -20,7 +20,7 @@ test.each([
 test.each(['EUR', 'JPY', 'KWD', 'CLF'])('every amount in %s survives being written and read', (currency) => {
   fc.assert(
     fc.property(fc.maxSafeInteger(), (minor) => {
-      // A JSON number cannot hold every amount of more than 15 significant digits.
+      // A double cannot hold every amount of more than 15 significant digits.
       fc.pre(Math.abs(minor) < 1e15);
       expect(toMinorUnits(toMajorUnits(minor, currency), currency)).toBe(BigInt(minor));
     }),

@@ -50,7 +50,7 @@ export interface PaymentsOptions {
   holder: string;
   step: Step;
   log: Log;
-  /** Counts the outcomes of each request, also those of retries. */
+  /** Counts payments by their outcome, again for each retry. */
   countOutcomes?: (outcome: Outcome, payments: number) => void;
   /** Counts a claim by the state in which it found the batch. */
   countClaim?: (found: BatchState) => void;

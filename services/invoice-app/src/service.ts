@@ -96,7 +96,7 @@ export async function start(self: Self): Promise<Running> {
   );
   const countOutcomes = metrics.createCounter(
     'payments_total',
-    'Outcomes of payment requests, retries included.',
+    'Payments by outcome, counted again for each retry.',
     'outcome',
     everyOutcome,
   );

@@ -1,6 +1,9 @@
 /** @import { Totals } from '../overview.ts' */
 
-/** How long the connection may be lost before the page reports it, in milliseconds: a save takes less. */
+/**
+ * How long the connection may be lost before the page reports it, in milliseconds. Longer than the loss when a developer
+ * saves code and a new process takes over.
+ */
 const patience = 1_500;
 /** The mean wait before a rejected stream is opened again, in milliseconds. It varies by half. */
 const delay = { first: 1_000, most: 10_000 };
