@@ -1,6 +1,6 @@
 // Measures how long `make up` takes until the payment test has passed, by phase: `make bench-start`. The first run
 // starts from nothing, the second with everything there. From nothing means a fresh clone without packages or cluster,
-// with empty caches of npm and of image builds. Third-party images (Node, Postgres, kind's node) are there.
+// with empty caches of npm and of image builds. The images of Node and of kind's node are there, and that of Postgres is in kind's node.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { appendFile, readFile, rm, writeFile } from 'node:fs/promises';
@@ -8,6 +8,7 @@ import { cpus, loadavg } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { nodeContainer } from '../tests/cluster/cluster.ts';
+import { installUnsuitable } from '../scripts/tools.ts';
 import { copyProject } from '../tests/cluster/tilt.ts';
 import { withoutMake } from '../tests/support/make.ts';
 
@@ -40,7 +41,10 @@ const postgres: [RegExp, RegExp] = [
 
 const say = (text: string) => process.stderr.write(`${text}\n`);
 
-/** Keeps this copy from using caches of earlier builds: the layer cache, by a comment in .npmrc, and npm's own. */
+/**
+ * Keeps the image builds of this copy from using caches of earlier builds. A unique comment in .npmrc invalidates the
+ * cached layers. A unique id of the Dockerfile's cache mount gives npm an empty cache.
+ */
 async function avoidCaches(folder: string): Promise<void> {
   const unique = `bench-${process.pid}-${Date.now()}`;
   await appendFile(join(folder, '.npmrc'), `# ${unique}\n`);
@@ -120,6 +124,7 @@ function print(cold: Line[], warm: Line[]): void {
 }
 
 async function main(): Promise<void> {
+  await installUnsuitable(['kind', 'ctlptl'], process.env);
   const clusters = execFileSync('kind', ['get', 'clusters'], { encoding: 'utf8' }).split('\n');
   if (clusters.some((name) => `${name}-control-plane` === nodeContainer)) {
     say('make bench-start measures a start without a cluster. Remove yours, with its data: `make down`.');

@@ -12,6 +12,7 @@ import { CountingProxy } from './counting-proxy.ts';
 import { startLocal } from './local.ts';
 import { draw } from './picture.ts';
 import { changeDependency, changeDockerfile, countBytes, type Rebuild } from './rebuilds.ts';
+import { installUnsuitable } from '../../scripts/tools.ts';
 import { runRounds, type Figures, type Rounds } from './rounds.ts';
 import { floorWay, plainWay, services, serviceWay } from './ways.ts';
 
@@ -36,6 +37,7 @@ const orInterrupted = <T>(work: Promise<T>) => Promise.race([work, interrupted])
 async function findCluster(): Promise<boolean> {
   if (process.platform !== 'linux')
     throw new Refusal('runs only on Linux, where this machine reaches the address of the cluster node');
+  await installUnsuitable(['tilt', 'kind', 'ctlptl', 'kubectl', 'kustomize'], process.env);
   if (spawnSync('tilt', ['get', 'session']).status === 0) {
     throw new Refusal('Tilt is running. Stop `tilt up` first.');
   }

@@ -9,7 +9,7 @@ export interface TestDatabase {
 }
 
 /**
- * Creates an empty database for one test file. As in the cluster, its owner is a role without other rights.
+ * Creates an empty database. As in the cluster, its owner is a role without other rights.
  * @param postgresUrl the superuser's connection URL; required outside vitest
  */
 export async function createDatabase(postgresUrl = inject('postgresUrl')): Promise<TestDatabase> {

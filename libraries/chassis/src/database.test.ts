@@ -75,7 +75,7 @@ test('an invalid statement does not count as an unavailable database', async () 
 });
 
 test.each(['9007199254740993', '-9007199254740992', '9223372036854775807'])(
-  'a number that a double cannot hold exactly is an error: %s',
+  'a bigint outside the range of safe integers is an error: %s',
   async (number) => {
     const database = openDatabase();
     await database.opened;
@@ -150,7 +150,7 @@ test('sessions that the server closes are replaced by new ones', async () => {
   await database.check();
 });
 
-/** A proxy to Postgres that can be cut, as seen by a client when the pod is deleted. */
+/** A proxy in front of Postgres. To a client, `cut` looks as if the pod of Postgres were deleted. */
 class Link {
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();

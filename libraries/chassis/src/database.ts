@@ -236,7 +236,7 @@ export class Database {
       return await result;
     } catch (error) {
       if (this.#isBusy(error)) throw new DatabaseBusy(error);
-      // A number that JavaScript cannot hold, see `parseInt8`. A retry would not help.
+      // A number outside the range of safe integers, see `parseInt8`. A retry would not help.
       if (error instanceof RangeError) throw error;
       if (error instanceof pg.DatabaseError && !unavailable.test(error.code ?? '')) throw error;
       throw new DatabaseUnavailable(error);
@@ -286,7 +286,7 @@ function getTypeParser(...args: Parameters<typeof pg.types.getTypeParser>) {
   return args[0] === pg.types.builtins.INT8 ? parseInt8 : pg.types.getTypeParser(...args);
 }
 
-/** @throws {RangeError} if a double cannot hold the number exactly */
+/** @throws {RangeError} outside the range of safe integers */
 function parseInt8(text: string): number {
   const value = Number(text);
   if (Number.isSafeInteger(value)) return value;

@@ -74,7 +74,7 @@ test('counts payments by outcome and reports the number of unpaid invoices', asy
   ]);
 });
 
-test('counts declined payments, and payments with an unknown outcome, again for each retry', async () => {
+test('counts declined payments, and each attempt with an unknown outcome, retries included', async () => {
   await using declining = await startService(paymentProvider, { FAILURE_RATE: '1' });
   await using unlucky = await startService(invoiceApp, {
     PAYMENT_PROVIDER_URL: `${declining.url}/payments/pay`,

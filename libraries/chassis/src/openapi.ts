@@ -166,7 +166,11 @@ export function createDocument(app: Express, title: string): object {
   const responses = {
     NotFound: toResponse(schemas, error('No such path.'), addedHeaders),
     MethodNotAllowed: toResponse(schemas, notAllowed, addedHeaders),
-    Misdirected: toResponse(schemas, error('In development, `Host` names another service.'), addedHeaders),
+    Misdirected: toResponse(
+      schemas,
+      error('In development, the service does not accept this `Host`.'),
+      addedHeaders,
+    ),
   };
   return {
     openapi: '3.1.1',

@@ -115,7 +115,7 @@ test('without its database, a service is live but not ready, and logs why once, 
   expect(stdout).not.toContain('verysecret');
 });
 
-test('logs one line and no error when a client disconnects in the middle of a list', async () => {
+test('logs one line for each request, and no error, when clients disconnect before or during the response', async () => {
   const port = await freePort();
   const env = { PORT: `${port}`, METRICS_PORT: '0', SEED_INVOICES: '50000' };
   const { child, ended } = start('invoice-app', env);

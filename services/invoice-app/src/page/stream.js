@@ -5,7 +5,10 @@
  * saves code and a new process takes over.
  */
 const patience = 1_500;
-/** The mean wait before a rejected stream is opened again, in milliseconds. It varies by half. */
+/**
+ * The mean wait before a rejected stream is opened again, in milliseconds. It doubles from `first` up to `most`. Each wait
+ * is random, from half to one and a half times the mean.
+ */
 const delay = { first: 1_000, most: 10_000 };
 
 /**

@@ -1,6 +1,6 @@
 import { setTimeout } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { kubectl, kubectlWith, until } from '../../cluster.ts';
+import { kubectl, kubectlWith, pods, services, until } from '../../cluster.ts';
 import { describeFlow, type Flow } from '../../flows.ts';
 import { closed, flows, nodes, notShown } from '../../policies.ts';
 import { findTargets, startProbes, stopProbes, wrongFlows } from '../../probes.ts';
@@ -23,10 +23,15 @@ const notTried = new Set(['metrics-server/from-api-server', ...notShown]);
 
 let targets: Map<string, string>;
 beforeAll(async () => {
+  // A target must not be a pod that the autoscaler is about to remove after the load of another test.
+  await until('each service has three pods', 400, async () => {
+    const counts = await Promise.all(services.map(async (service) => (await pods(service)).length));
+    return counts.every((count) => count === 3);
+  });
   await startProbes();
   targets = await findTargets();
   await until('every flow matches the matrix', 60, async () => (await wrongFlows(targets)).length === 0);
-}, 240_000);
+}, 640_000);
 afterAll(() => stopProbes(), 120_000);
 
 /** @returns the flows that differ from the matrix while these policies are removed */
