@@ -1,6 +1,7 @@
 // Measures how long `make up` takes until the payment test has passed, by phase: `make bench-start`. The first run
 // starts from nothing, the second with everything there. From nothing means a fresh clone without packages or cluster,
-// with empty caches of npm and of image builds. The images of Node and of kind's node are there, and that of Postgres is in kind's node.
+// with empty caches of npm and of image builds. The images of Node and of kind's node are there, and that of Postgres is
+// in kind's node.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { appendFile, readFile, rm, writeFile } from 'node:fs/promises';

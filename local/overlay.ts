@@ -78,20 +78,24 @@ export function readOverlay(name: string, folder = root): Environments {
  * what only kustomize can read, such as a component at a URL or a patch of several documents.
  */
 function readVariables(name: string, base: string): Environments | undefined {
+  const services = readServices();
   try {
-    return readComponents(name, base);
+    return readComponents(name, base, services);
   } catch {
     return undefined;
   }
 }
 
-function readComponents(name: string, base: string): Environments | undefined {
+function readComponents(
+  name: string,
+  base: string,
+  services: readonly Pick<Service, 'name'>[],
+): Environments | undefined {
   const folder = path.join(base, 'kustomize/overlays', name);
   if (!existsSync(path.join(folder, 'kustomization.yaml'))) return undefined;
   const overlay = readKustomization(folder);
   if (overlay.resources?.join() !== '../dev' || !hasOnly(overlay, 'resources', 'components'))
     return undefined;
-  const services = readServices();
   const environments: Environments = {};
   for (const component of overlay.components ?? []) {
     const componentFolder = path.join(folder, component);

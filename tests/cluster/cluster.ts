@@ -104,8 +104,8 @@ export function restarts(pod: Pod): number {
 }
 
 /**
- * Polls until the answer is neither undefined nor false. An error counts as no answer. Polls less and less often, because
- * a poll takes CPU from what it waits for.
+ * Polls until the answer is neither undefined nor false. An error counts as no answer. Polls less and less often,
+ * because a poll takes CPU from what it waits for.
  */
 export async function until<T>(
   description: string,

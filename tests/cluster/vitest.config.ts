@@ -14,7 +14,8 @@ const oneByOne = (folder: string): Project[] => [
 ];
 
 // The tests that need the cluster. TESTS names the set. `make ci` runs the tests of an overlay that runs already.
-// `make ci-loop` and `make prove` run those of a folder, one file at a time, because they deploy or disturb the services.
+// `make ci-loop` and `make prove` run those of a folder, one file at a time, because they deploy or disturb the
+// services.
 const sets: Record<string, Project[]> = {
   quick: [
     // They mostly wait for the cluster, so more of them run than there are cores.

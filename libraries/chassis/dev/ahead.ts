@@ -24,8 +24,8 @@ interface Module {
 
 /**
  * Links modules and their imports before the save that will run them: reads and compiles them. Evaluates none, so they
- * open nothing, and code that the save replaces leaves no state behind. If they do not link, or one is neither TypeScript nor JSON, everything is loaded later as in
- * a cold start, with the same errors. Import no source file before the promise resolves.
+ * open nothing, and code that the save replaces leaves no state behind. If they do not link, or one is neither
+ * TypeScript nor JSON, everything is loaded later as in a cold start, with the same errors. Import no source file before the promise resolves.
  * @param urls of files, before symlinks are resolved
  * @returns a function to call before the code is imported. From then on, a linked module is used if it and all its
  * imports are unchanged on disk. All others are loaded again.
@@ -45,8 +45,8 @@ export async function linkAhead(urls: string[]): Promise<() => void> {
 
   /**
    * Resolves an import of a package. Node caches each result under the URL of the importing file, which had the mark
-   * while it was linked. If that file is loaded again under its plain URL, this asks with the mark, and Node answers from
-   * its cache. If the result is a source file that no longer exists, it asks with the plain URL, and Node searches.
+   * while it was linked. If that file is loaded again under its plain URL, this asks with the mark, and Node answers
+   * from its cache. If the result is a source file that no longer exists, it asks with the plain URL, and Node searches.
    */
   const resolvePackage: ResolveHookSync = (specifier, context, next) => {
     const { parentURL = '' } = context;
@@ -148,8 +148,8 @@ function fileOf(specifier: string, parentURL: string): string | undefined {
 
 /**
  * Resolves symlinks on each call. Node does so only once for each path, and would miss a symlink that has changed.
- * Returns undefined if there is no file, or if the URL has a query or a fragment: then Node resolves it, and reports the
- * error if there is one.
+ * Returns undefined if there is no file, or if the URL has a query or a fragment: then Node resolves it, and reports
+ * the error if there is one.
  */
 function follow(url: string): string | undefined {
   try {

@@ -40,6 +40,12 @@ function gateway(serving: () => Promise<number>): Promise<number> {
   return start(createGateway(async () => ({ port: await serving(), hold: () => () => {} })));
 }
 
+test('keeps idle connections as long as the chassis', async () => {
+  const port = await gateway(() => behind((_request, response) => void response.end()));
+  const { headers } = await fetch(`http://127.0.0.1:${port}`);
+  expect(headers.get('keep-alive')).toBe('timeout=95');
+});
+
 interface Ask {
   port: number;
   method?: string;

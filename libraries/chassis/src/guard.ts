@@ -32,8 +32,8 @@ export type HostRule = (host: string | undefined) => boolean;
 /**
  * In development a service accepts loopback names, IP addresses and its own names in the cluster. This prevents DNS
  * rebinding: an attacker could point any other name here, and the browser would let the attacker's page read the
- * responses. IP addresses are safe, because they do not depend on DNS, and Prometheus uses them. In
- * production the Ingress decides which names reach the service.
+ * responses. IP addresses are safe, because they do not depend on DNS, and Prometheus uses them. In production the
+ * Ingress decides which names reach the service.
  * @param service the name of the service and of its namespace
  */
 export function hostRule(environment: 'dev' | 'prod', service: string): HostRule {
@@ -41,8 +41,8 @@ export function hostRule(environment: 'dev' | 'prod', service: string): HostRule
   const inCluster = [service, `${service}.${service}`, `${service}.${service}.svc`];
   const names = new Set(['localhost', ...inCluster, `${service}.${service}.svc.cluster.local`]);
   return (host) => {
-    // Every browser sends a `Host`. An HTTP/1.0 request may lack one. In
-    // development, the proxy in libraries/chassis/dev/gateway.ts forwards such a request with an empty one.
+    // Every browser sends a `Host`. An HTTP/1.0 request may lack one. In development, the proxy in
+    // libraries/chassis/dev/gateway.ts forwards such a request with an empty one.
     if (!host) return true;
     const name = URL.parse(`http://${host}`)?.hostname ?? '';
     return names.has(name) || name.endsWith('.localhost') || isIP(name.replace(/^\[(.*)\]$/, '$1')) > 0;

@@ -26,6 +26,11 @@ const noId = 'could not retrieve payment id';
 const noValue = 'could not retrieve payment value';
 const noCurrency = 'could not retrieve payment currency';
 
+test('idle connections stay open longer than the 90 s of Traefik', async () => {
+  const { headers } = await fetch(`${service.url}/livez`);
+  expect(headers.get('keep-alive')).toBe('timeout=95');
+});
+
 describe('a payment', () => {
   test('is charged and stored in minor units', async () => {
     expect(await pay('{"id":"I1","value":12.15,"currency":"EUR"}')).toEqual({

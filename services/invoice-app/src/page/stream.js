@@ -1,13 +1,13 @@
 /** @import { Totals } from '../overview.ts' */
 
 /**
- * How long the connection may be lost before the page reports it, in milliseconds. Longer than the loss when a developer
- * saves code and a new process takes over.
+ * How long the connection may be lost before the page reports it, in milliseconds. Longer than the loss when a
+ * developer saves code and a new process takes over.
  */
 const patience = 1_500;
 /**
- * The mean wait before a rejected stream is opened again, in milliseconds. It doubles from `first` up to `most`. Each wait
- * is random, from half to one and a half times the mean.
+ * The mean wait before a rejected stream is opened again, in milliseconds. It doubles from `first` up to `most`. Each
+ * wait is random, from half to one and a half times the mean.
  */
 const delay = { first: 1_000, most: 10_000 };
 
